@@ -1,0 +1,191 @@
+"""The base classes of distillation losses: checks, precision, temperature."""
+
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_distill.losses import checks
+from keras_distill.schedules import Hyperparameter
+
+Tensor = Any
+
+# Stands in for infinite logits (classes masked with -inf), because 0 * inf is NaN;
+# small enough that quotients and differences of it stay finite in float32.
+_INFINITE_LOGIT = 1e30
+
+
+class DistillationLoss(keras.losses.Loss, ABC):
+    """A Keras loss whose `y_true` is the teacher's output.
+
+    Subclasses implement `compare(teacher_output, student_output)`, which returns a
+    value per example. Everything else is `keras.losses.Loss`: reductions, sample
+    weights, masks. The maths is done in float32 at least, whatever the dtype of the
+    outputs, and no gradient reaches the teacher's.
+
+    Args:
+        axis: The class axis. Defaults to -1.
+        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the loss's result. Defaults to `keras.config.floatx()`.
+    """
+
+    def __init__(
+        self,
+        *,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.axis = axis
+
+    @abstractmethod
+    def compare(self, teacher_output: Tensor, student_output: Tensor) -> Tensor:
+        """Return the loss per example from outputs of one shape."""
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the loss per example; `y_true` is the teacher's output."""
+        checks.check_same_shape(y_true, y_pred)
+        # also in `Distiller`, for any Keras loss; here for custom training loops
+        teacher_output = ops.stop_gradient(_at_least_float32(y_true))
+        return self.compare(teacher_output, _at_least_float32(y_pred))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        config: dict[str, Any] = super().get_config()
+        return {**config, "axis": self.axis, "dtype": self.dtype}
+
+
+class TemperedLoss(DistillationLoss):
+    """A divergence of tempered distributions, times the squared temperature.
+
+    Gradients of tempered divergences shrink with `1 / temperature**2`; the factor
+    keeps the balance with the label loss when the temperature changes (Hinton,
+    Vinyals, Dean 2015, section 2.1). It is applied here and nowhere else.
+
+    Args:
+        temperature: Divides the logits; positive. A float, which a callback may
+            assign while `fit` runs, or a `LearningRateSchedule` of the optimiser's
+            step. Defaults to 1.
+        from_logits: Whether both outputs are logits (default) or probabilities. Of
+            probabilities the logarithm is taken; a 0 counts as the smallest positive
+            number of its dtype.
+        axis: The class axis. Defaults to -1.
+        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the loss's result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError: If `temperature` isn't positive, or, when called, if the outputs'
+            shapes differ or the class axis has one unit only.
+    """
+
+    # False for divergences that are bounded whatever the temperature
+    times_squared_temperature = True
+
+    def __init__(
+        self,
+        temperature: float | LearningRateSchedule = 1.0,
+        *,
+        from_logits: bool = True,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(axis=axis, reduction=reduction, name=name, dtype=dtype)
+        self.tempering = Hyperparameter(
+            "temperature",
+            temperature,
+            requirement="positive and finite",
+            accepts=lambda value: 0.0 < value < np.inf,
+        )
+        self.from_logits = from_logits
+        # The trainer sets it around each call; a scheduled temperature is read there.
+        self.step: Any = 0
+        self._warned: set[str] = set()
+
+    @property
+    def temperature(self) -> float | LearningRateSchedule:
+        """The temperature as given or last assigned."""
+        return self.tempering.value
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.tempering.value = value
+
+    @abstractmethod
+    def divergence(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the divergence per example, without the squared temperature."""
+
+    def compare(self, teacher_output: Tensor, student_output: Tensor) -> Tensor:
+        """Return `temperature**2` times the divergence, per example."""
+        temperature = ops.cast(self.tempering.at(self.step), student_output.dtype)
+        values = self.divergence(
+            self._logits(teacher_output, "teacher"),
+            self._logits(student_output, "student"),
+            temperature,
+        )
+        if self.times_squared_temperature:
+            values = values * temperature**2
+        return values
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        temperature = self.temperature
+        if isinstance(temperature, LearningRateSchedule):
+            temperature = keras.saving.serialize_keras_object(temperature)
+        return {
+            **super().get_config(),
+            "temperature": temperature,
+            "from_logits": self.from_logits,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "TemperedLoss":
+        """Build the loss from `get_config`'s result."""
+        if isinstance(config["temperature"], dict):
+            temperature = keras.saving.deserialize_keras_object(config["temperature"])
+            config = {**config, "temperature": temperature}
+        return cls(**config)
+
+    def _logits(self, output: Tensor, whose: str) -> Tensor:
+        if self.from_logits:
+            self._warn_once_if_probabilities(output, whose)
+        else:
+            output = self.logits_of_probabilities(output)
+        return ops.clip(output, -_INFINITE_LOGIT, _INFINITE_LOGIT)
+
+    def _warn_once_if_probabilities(self, output: Tensor, whose: str) -> None:
+        if whose in self._warned or not checks.are_probabilities(output, self.axis):
+            return
+        self._warned.add(whose)
+        warnings.warn(
+            f"The {whose}'s output looks like probabilities: all rows lie in [0, 1] and "
+            f"sum to 1. `{self.name}` was told `from_logits=True` and takes their "
+            "softmax once more. Remove the model's final softmax, or pass "
+            "`from_logits=False`.",
+            stacklevel=2,
+        )
+
+    def logits_of_probabilities(self, probabilities: Tensor) -> Tensor:
+        """Return logits whose softmax is `probabilities`."""
+        return ops.log(ops.maximum(probabilities, smallest(probabilities)))
+
+
+def smallest(x: Tensor) -> float:
+    """Return the smallest positive normal number of the tensor's dtype."""
+    return float(np.finfo(keras.backend.standardize_dtype(x.dtype)).tiny)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    narrow = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
+    return ops.cast(x, "float32") if narrow else x

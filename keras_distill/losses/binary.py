@@ -1,0 +1,96 @@
+"""Soft targets for sigmoid heads: binary and multi-label outputs."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_distill.losses import divergences
+from keras_distill.losses.base import TemperedLoss, smallest
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class BinarySoftTargets(TemperedLoss):
+    r"""Binary cross-entropy of each unit under the teacher's soft target.
+
+    `T**2 * (-p * log(q) - (1 - p) * log(1 - q))`, `p = sigmoid(t / T)`,
+    `q = sigmoid(s / T)`, averaged over the units of an example as
+    `keras.losses.BinaryCrossentropy` does. For click and conversion heads keep
+    `temperature=1`: higher ones spoil the calibration of the student.
+
+    Args:
+        temperature: Divides the logits; positive; float or schedule. Defaults to 1.
+        subtract_entropy: Whether to subtract the teacher's entropy: the KL
+            divergence, which is 0 where the student equals the teacher, with the same
+            gradient. Defaults to False.
+        from_logits: Whether outputs are logits (default) or probabilities.
+        axis: The axis of the units, averaged over. Defaults to -1. Outputs of shape
+            `(batch,)` have one unit an example.
+        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError: If the temperature isn't positive or the outputs' shapes differ.
+
+    Example:
+        >>> loss = BinarySoftTargets()
+        >>> round(float(loss([[0.0]], [[2.0]])), 4)
+        1.1269
+
+    Reference:
+        Xu et al. 2020, "Privileged Features Distillation at Taobao
+        Recommendations", https://arxiv.org/abs/1907.05171, equation 2.
+    """
+
+    def __init__(
+        self,
+        temperature: float | LearningRateSchedule = 1.0,
+        *,
+        subtract_entropy: bool = False,
+        from_logits: bool = True,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            temperature,
+            from_logits=from_logits,
+            axis=axis,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
+        self.subtract_entropy = subtract_entropy
+
+    def divergence(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the mean over the units of each example."""
+        per_unit = (
+            divergences.binary_kl
+            if self.subtract_entropy
+            else divergences.binary_cross_entropy
+        )
+        values = per_unit(teacher_logits, student_logits, temperature)
+        return values if len(values.shape) == 1 else ops.mean(values, axis=self.axis)
+
+    def logits_of_probabilities(self, probabilities: Tensor) -> Tensor:
+        """Return logits whose sigmoid is `probabilities`."""
+        # 1 - p is known no better than to the spacing of floats below 1
+        epsneg = float(
+            np.finfo(keras.backend.standardize_dtype(probabilities.dtype)).epsneg
+        )
+        complement = ops.maximum(1.0 - probabilities, epsneg)
+        return ops.log(ops.maximum(probabilities, smallest(probabilities))) - ops.log(
+            complement
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {**super().get_config(), "subtract_entropy": self.subtract_entropy}

@@ -1,0 +1,85 @@
+"""What can be said about a pair of outputs before a divergence is taken."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+Tensor = Any
+
+# Operations that a softmax shows through, and which of their inputs carries it.
+_TRANSPARENT_OPS = {
+    "Cast": 0,
+    "CheckNumerics": 0,
+    "Identity": 0,
+    "Reshape": 0,
+    "SelectV2": 1,
+    "StopGradient": 0,
+}
+
+
+def check_same_shape(teacher_output: Tensor, student_output: Tensor) -> None:
+    """Raise ValueError unless both shapes agree wherever both are known."""
+    teacher_shape, student_shape = teacher_output.shape, student_output.shape
+    agree = len(teacher_shape) == len(student_shape) and all(
+        t == s or t is None or s is None
+        for t, s in zip(teacher_shape, student_shape, strict=True)
+    )
+    if not agree:
+        raise ValueError(
+            "The teacher's and the student's output must have the same shape; the "
+            "last dimension is usually the number of classes. Received: teacher "
+            f"output {tuple(teacher_shape)}, student output {tuple(student_shape)}"
+        )
+
+
+def check_classes(output: Tensor, axis: int) -> None:
+    """Raise ValueError where a softmax along `axis` would be constant."""
+    rank = len(output.shape)
+    if not -rank <= axis < rank:
+        raise ValueError(
+            f"`axis` must be an axis of the outputs. Received: axis={axis} for outputs "
+            f"of shape {tuple(output.shape)}"
+        )
+    if output.shape[axis] == 1:
+        raise ValueError(
+            "A softmax over one unit is always 1, so this loss would be 0 whatever the "
+            "student says. Use `keras_distill.losses.BinarySoftTargets` for one-unit "
+            f"heads. Received: outputs of shape {tuple(output.shape)}, axis={axis}"
+        )
+
+
+def are_probabilities(output: Tensor, axis: int) -> bool:
+    """Return whether `output` is found to be probabilities, where looking is cheap.
+
+    By value in eager calls; while TensorFlow traces a graph, by the operation that
+    made the tensor.
+    """
+    return _is_softmax_op(output) or _rows_are_probabilities(output, axis)
+
+
+def _is_softmax_op(output: Tensor) -> bool:
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    if not tf.is_symbolic_tensor(output):
+        return False
+    operation = output.op
+    while operation.type in _TRANSPARENT_OPS:
+        operation = operation.inputs[_TRANSPARENT_OPS[operation.type]].op
+    return bool(operation.type == "Softmax")
+
+
+def _rows_are_probabilities(output: Tensor, axis: int) -> bool:
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if not isinstance(output, tf.__internal__.EagerTensor):
+            return False
+    values = ops.convert_to_numpy(output).astype("float32")
+    if values.size == 0 or values.min() < 0.0 or values.max() > 1.0:
+        return False
+    # bfloat16 and float16 outputs sum to 1 only so far
+    return bool(np.allclose(values.sum(axis=axis), 1.0, atol=1e-2))

@@ -1,0 +1,141 @@
+"""Divergences between the tempered distributions of a teacher and a student.
+
+Pure functions of logits; `p = softmax(teacher_logits / temperature)` and
+`q = softmax(student_logits / temperature)`. All stay in log space and none is scaled
+by the squared temperature. Logits must be finite (`DistillationLoss` sees to it).
+Each returns one value per example: the shape of the logits without `axis`.
+
+Each sum below may carry a term `- p + q`, which adds 0 to the value because both
+sum to 1. It makes every summand non-negative, so that small divergences don't drown
+in rounding, and the gradient exactly 0 where both distributions are equal.
+"""
+
+import math
+from typing import Any
+
+from keras import ops
+
+Tensor = Any
+
+
+def log_probabilities(logits: Tensor, temperature: Tensor, axis: int) -> Tensor:
+    """Return `log softmax(logits / temperature)`.
+
+    The largest logit is subtracted before the division: exact where it matters,
+    whatever offset the logits have in common.
+    """
+    top = ops.stop_gradient(ops.max(logits, axis=axis, keepdims=True))
+    return ops.log_softmax((logits - top) / temperature, axis=axis)
+
+
+def soft_target_cross_entropy(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor, axis: int
+) -> Tensor:
+    """Return `-sum p log q` (Hinton, Vinyals, Dean 2015, equation 2)."""
+    log_p = log_probabilities(teacher_logits, temperature, axis)
+    log_q = log_probabilities(student_logits, temperature, axis)
+    p, q = ops.exp(log_p), ops.exp(log_q)
+    # stop_gradient leaves the value alone: here -p + q serves the gradient only
+    balance = q - ops.stop_gradient(q)
+    return ops.sum(balance - p * log_q, axis=axis)
+
+
+def forward_kl(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor, axis: int
+) -> Tensor:
+    """Return `KL(p || q) = sum p (log p - log q)`."""
+    log_p = log_probabilities(teacher_logits, temperature, axis)
+    log_q = log_probabilities(student_logits, temperature, axis)
+    p, q = ops.exp(log_p), ops.exp(log_q)
+    return ops.sum(p * (log_p - log_q) - p + q, axis=axis)
+
+
+def reverse_kl(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor, axis: int
+) -> Tensor:
+    """Return `KL(q || p) = sum q (log q - log p)`.
+
+    Where the teacher rules out all that the student believes in, `log q - log p` is
+    a large number common to those classes, and the gradient, which lives on the
+    differences between them, would be lost in its rounding. So the log ratio is
+    taken relative to that of the student's top class, from differences of raw
+    logits.
+    """
+    log_p = log_probabilities(teacher_logits, temperature, axis)
+    log_q = log_probabilities(student_logits, temperature, axis)
+    q = ops.exp(log_q)
+    top = ops.expand_dims(ops.argmax(student_logits, axis=axis), axis)
+
+    def above_top(values: Tensor) -> Tensor:
+        return values - ops.take_along_axis(values, top, axis=axis)
+
+    ratio = (above_top(student_logits) - above_top(teacher_logits)) / temperature
+    # the value of `ratio`, the gradient of `log q`
+    ratio = ops.stop_gradient(ratio - log_q) + log_q
+    top_ratio = ops.take_along_axis(log_q - log_p, top, axis=axis)
+    return ops.sum(q * ratio - q + ops.stop_gradient(q), axis=axis) + ops.squeeze(
+        ops.stop_gradient(top_ratio), axis
+    )
+
+
+def generalized_jsd(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    temperature: Tensor,
+    axis: int,
+    *,
+    beta: float,
+) -> Tensor:
+    """Return `beta KL(p || m) + (1 - beta) KL(q || m)`, `m = beta p + (1 - beta) q`.
+
+    `beta` = 0 is taken as the forward and 1 as the reverse KL (Agarwal et al. 2024,
+    https://arxiv.org/abs/2306.13649, equation 1 and the text below it).
+    """
+    if beta == 0.0:
+        return forward_kl(teacher_logits, student_logits, temperature, axis)
+    if beta == 1.0:
+        return reverse_kl(teacher_logits, student_logits, temperature, axis)
+    log_p = log_probabilities(teacher_logits, temperature, axis)
+    log_q = log_probabilities(student_logits, temperature, axis)
+    log_m = ops.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    teacher_term = ops.exp(log_p) * (log_p - log_m)
+    student_term = ops.exp(log_q) * (log_q - log_m)
+    return ops.sum(beta * teacher_term + (1.0 - beta) * student_term, axis=axis)
+
+
+def jeffreys(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor, axis: int
+) -> Tensor:
+    """Return `KL(p || q) + KL(q || p)`."""
+    return forward_kl(teacher_logits, student_logits, temperature, axis) + reverse_kl(
+        teacher_logits, student_logits, temperature, axis
+    )
+
+
+def total_variation(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor, axis: int
+) -> Tensor:
+    """Return `1/2 sum |p - q|`, in [0, 1]."""
+    p = ops.exp(log_probabilities(teacher_logits, temperature, axis))
+    q = ops.exp(log_probabilities(student_logits, temperature, axis))
+    return 0.5 * ops.sum(ops.abs(p - q), axis=axis)
+
+
+def binary_cross_entropy(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+) -> Tensor:
+    """Return, per unit, `-p log q - (1 - p) log(1 - q)` of tempered sigmoids."""
+    t, s = teacher_logits / temperature, student_logits / temperature
+    return -(
+        ops.sigmoid(t) * ops.log_sigmoid(s) + ops.sigmoid(-t) * ops.log_sigmoid(-s)
+    )
+
+
+def binary_kl(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+) -> Tensor:
+    """Return, per unit, `p log(p/q) + (1 - p) log((1 - p)/(1 - q))`."""
+    t, s = teacher_logits / temperature, student_logits / temperature
+    positive = ops.sigmoid(t) * (ops.log_sigmoid(t) - ops.log_sigmoid(s))
+    negative = ops.sigmoid(-t) * (ops.log_sigmoid(-t) - ops.log_sigmoid(-s))
+    return positive + negative

@@ -1,0 +1,282 @@
+"""Losses between the tempered softmax distributions of teacher and student."""
+
+from typing import Any
+
+import keras
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_distill.losses import checks, divergences
+from keras_distill.losses.base import TemperedLoss
+
+Tensor = Any
+
+_register = keras.saving.register_keras_serializable(package="keras_distill")
+
+
+class SoftmaxLoss(TemperedLoss):
+    """A tempered loss over a class axis of two units or more."""
+
+    def compare(self, teacher_output: Tensor, student_output: Tensor) -> Tensor:
+        """Return `temperature**2` times the divergence, per example."""
+        checks.check_classes(student_output, self.axis)
+        return super().compare(teacher_output, student_output)
+
+
+@_register
+class SoftTargets(SoftmaxLoss):
+    r"""Cross-entropy of the student under the teacher's soft targets.
+
+    `T**2 * -sum(p * log(q))`, `p = softmax(t / T)`, `q = softmax(s / T)`. It has the
+    gradient of `ForwardKL` and exceeds it by `T**2` times the entropy of `p`.
+
+    Args:
+        temperature: Divides the logits; positive; float or schedule. Defaults to 1.
+        from_logits: Whether outputs are logits (default) or probabilities.
+        axis: The class axis. Defaults to -1.
+        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError: If the temperature isn't positive, the outputs' shapes differ, or
+            the class axis has one unit only.
+
+    Example:
+        >>> loss = SoftTargets(temperature=2.0)
+        >>> round(float(loss([[2.0, 0.0]], [[0.0, 2.0]])), 4)
+        4.1772
+
+    Reference:
+        Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network",
+        https://arxiv.org/abs/1503.02531, section 2.
+    """
+
+    def divergence(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the cross-entropy per example."""
+        return divergences.soft_target_cross_entropy(
+            teacher_logits, student_logits, temperature, self.axis
+        )
+
+
+@_register
+class ForwardKL(SoftmaxLoss):
+    r"""Forward KL divergence, KL(teacher || student): covers the teacher's modes.
+
+    `T**2 * sum(p * (log(p) - log(q)))`, `p = softmax(t / T)`, `q = softmax(s / T)`.
+
+    Args:
+        temperature: Divides the logits; positive; float or schedule. Defaults to 1.
+        from_logits: Whether outputs are logits (default) or probabilities.
+        axis: The class axis. Defaults to -1.
+        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError: If the temperature isn't positive, the outputs' shapes differ, or
+            the class axis has one unit only.
+
+    Example:
+        >>> loss = ForwardKL(temperature=2.0)
+        >>> round(float(loss([[2.0, 0.0]], [[0.0, 2.0]])), 4)
+        1.8485
+
+    Reference:
+        Hinton, Vinyals, Dean 2015, https://arxiv.org/abs/1503.02531, section 2.
+    """
+
+    def divergence(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the divergence per example."""
+        return divergences.forward_kl(
+            teacher_logits, student_logits, temperature, self.axis
+        )
+
+
+@_register
+class ReverseKL(SoftmaxLoss):
+    r"""Reverse KL divergence, KL(student || teacher): seeks the teacher's modes.
+
+    `T**2 * sum(q * (log(q) - log(p)))`, `p = softmax(t / T)`, `q = softmax(s / T)`.
+
+    Args:
+        temperature: Divides the logits; positive; float or schedule. Defaults to 1.
+        from_logits: Whether outputs are logits (default) or probabilities.
+        axis: The class axis. Defaults to -1.
+        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError: If the temperature isn't positive, the outputs' shapes differ, or
+            the class axis has one unit only.
+
+    Example:
+        >>> loss = ReverseKL(temperature=2.0)
+        >>> round(float(loss([[2.0, 0.0]], [[0.0, 2.0]])), 4)
+        1.8485
+
+    Reference:
+        Gu et al. 2024, "MiniLLM", https://arxiv.org/abs/2306.08543, section 2.1.
+    """
+
+    def divergence(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the divergence per example."""
+        return divergences.reverse_kl(
+            teacher_logits, student_logits, temperature, self.axis
+        )
+
+
+@_register
+class GeneralizedJSD(SoftmaxLoss):
+    r"""Generalised Jensen-Shannon divergence between forward and reverse KL.
+
+    `T**2 * (beta * KL(p || m) + (1 - beta) * KL(q || m))` with
+    `m = beta * p + (1 - beta) * q`. `beta` = 0 and 1 are taken as forward and reverse
+    KL; the plain form vanishes towards both ends, `normalize=True` divides by
+    `beta * (1 - beta)` so that both limits are continuous.
+
+    Args:
+        beta: In [0, 1]. Defaults to 0.5, the symmetric divergence.
+        temperature: Divides the logits; positive; float or schedule. Defaults to 1.
+        normalize: Whether to divide by `beta * (1 - beta)`. Defaults to False.
+        from_logits: Whether outputs are logits (default) or probabilities.
+        axis: The class axis. Defaults to -1.
+        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError: If `beta` is outside [0, 1], the temperature isn't positive, the
+            outputs' shapes differ, or the class axis has one unit only.
+
+    Example:
+        >>> loss = GeneralizedJSD(beta=0.5)
+        >>> round(float(loss([[9.0, -9.0]], [[-9.0, 9.0]])), 4)  # at most log 2
+        0.6931
+
+    Reference:
+        Agarwal et al. 2024, "On-Policy Distillation of Language Models",
+        https://arxiv.org/abs/2306.13649, section 2.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.5,
+        temperature: float | LearningRateSchedule = 1.0,
+        *,
+        normalize: bool = False,
+        from_logits: bool = True,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            temperature,
+            from_logits=from_logits,
+            axis=axis,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
+        if not 0.0 <= beta <= 1.0:
+            raise ValueError(f"`beta` must be in [0, 1]. Received: beta={beta}")
+        self.beta = float(beta)
+        self.normalize = normalize
+
+    def divergence(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the divergence per example."""
+        values = divergences.generalized_jsd(
+            teacher_logits, student_logits, temperature, self.axis, beta=self.beta
+        )
+        if self.normalize and 0.0 < self.beta < 1.0:
+            values = values / (self.beta * (1.0 - self.beta))
+        return values
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {**super().get_config(), "beta": self.beta, "normalize": self.normalize}
+
+
+@_register
+class Jeffreys(SoftmaxLoss):
+    r"""Jeffreys divergence: forward plus reverse KL.
+
+    `T**2 * (KL(p || q) + KL(q || p))`, `p = softmax(t / T)`, `q = softmax(s / T)`.
+
+    Args:
+        temperature: Divides the logits; positive; float or schedule. Defaults to 1.
+        from_logits: Whether outputs are logits (default) or probabilities.
+        axis: The class axis. Defaults to -1.
+        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError: If the temperature isn't positive, the outputs' shapes differ, or
+            the class axis has one unit only.
+
+    Example:
+        >>> loss = Jeffreys(temperature=2.0)
+        >>> round(float(loss([[2.0, 0.0]], [[0.0, 2.0]])), 4)
+        3.697
+
+    Reference:
+        Jeffreys 1946, "An invariant form for the prior probability in estimation
+        problems", https://doi.org/10.1098/rspa.1946.0056.
+    """
+
+    def divergence(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the divergence per example."""
+        return divergences.jeffreys(
+            teacher_logits, student_logits, temperature, self.axis
+        )
+
+
+@_register
+class TotalVariation(SoftmaxLoss):
+    r"""Total variation distance, in [0, 1] and so not scaled by the temperature.
+
+    `1/2 * sum(|p - q|)`, `p = softmax(t / T)`, `q = softmax(s / T)`.
+
+    Args:
+        temperature: Divides the logits; positive; float or schedule. Defaults to 1.
+        from_logits: Whether outputs are logits (default) or probabilities.
+        axis: The class axis. Defaults to -1.
+        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError: If the temperature isn't positive, the outputs' shapes differ, or
+            the class axis has one unit only.
+
+    Example:
+        >>> loss = TotalVariation()
+        >>> round(float(loss([[9.0, -9.0]], [[-9.0, 9.0]])), 4)
+        1.0
+
+    Reference:
+        Wen et al. 2023, "f-Divergence Minimization for Sequence-Level Knowledge
+        Distillation", https://arxiv.org/abs/2307.15190, section 3.
+    """
+
+    times_squared_temperature = False
+
+    def divergence(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the distance per example."""
+        return divergences.total_variation(
+            teacher_logits, student_logits, temperature, self.axis
+        )
