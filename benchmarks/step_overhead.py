@@ -1,0 +1,174 @@
+"""What a `Distiller` step costs beside what it must cost.
+
+Claim: a step costs at most 1.05 x (plain student step + teacher forward) and at most
+a step of `keras.distillation.Distiller`, with and without XLA; `evaluate` at most
+1.05 x the student's own. All sides run in one process, interleaved; the medians'
+ratios are printed.
+
+    python benchmarks/step_overhead.py [--rounds 30] [--steps 20]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_distill as kd
+
+CLASSES, SIZE, BATCH = 10, 16, 128
+
+
+def convnet(filters: int, seed: int) -> keras.Model:
+    """A conv net on 16x16 images that ends in logits."""
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input((SIZE, SIZE, 1)),
+            keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Conv2D(2 * filters, 3, padding="same", activation="relu"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(CLASSES),
+        ]
+    )
+
+
+def label_loss() -> keras.losses.Loss:
+    """Return the label loss of every side."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def training_step(model: keras.Model, data: tuple) -> Callable[[], object]:
+    """Return one call of the compiled train function, as `fit` makes it."""
+    dataset = tf.data.Dataset.from_tensors(data).repeat()
+    iterator = iter(dataset)
+    model.make_train_function()
+    return lambda: model.train_function(iterator)
+
+
+def sides(jit_compile: bool, data: tuple) -> dict[str, Callable[[], object]]:
+    """Return what is timed, by name."""
+    teacher = convnet(32, seed=0)
+    forward = tf.function(
+        lambda x: teacher(x, training=False), jit_compile=jit_compile
+    )
+    compiled = {"loss": label_loss(), "jit_compile": jit_compile}
+    plain = convnet(16, seed=1)
+    plain.compile("adam", **compiled)
+    ours = {}
+    for check in (True, False):
+        ours[check] = kd.Distiller(convnet(16, seed=1), teacher)
+        ours[check].compile("adam", check_teacher=check, **compiled)
+    rival = keras.distillation.Distiller(
+        convnet(32, seed=0),
+        convnet(16, seed=1),
+        keras.distillation.LogitsDistillation(
+            temperature=4.0, loss=keras.losses.KLDivergence()
+        ),
+    )
+    rival.compile("adam", **compiled)
+    x = tf.constant(data[0])
+    for model in (plain, ours[True], ours[False], rival):
+        model.train_on_batch(*data)  # builds the optimiser
+    return {
+        "student": training_step(plain, data),
+        "teacher forward": lambda: forward(x),
+        "ours": training_step(ours[True], data),
+        "ours, check_teacher=False": training_step(ours[False], data),
+        "keras.distillation": training_step(rival, data),
+    }
+
+
+def evaluations(data: tuple) -> dict[str, Callable[[], object]]:
+    """Return `evaluate` of a distiller and of its student."""
+    distiller = kd.Distiller(convnet(16, seed=1), convnet(32, seed=0))
+    distiller.compile("adam", label_loss(), metrics=["accuracy"])
+    student = convnet(16, seed=1)
+    student.compile("adam", label_loss(), metrics=["accuracy"])
+    x, y = np.repeat(data[0], 20, axis=0), np.repeat(data[1], 20, axis=0)
+    return {
+        "student": lambda: student.evaluate(x, y, batch_size=BATCH, verbose=0),
+        "ours": lambda: distiller.evaluate(x, y, batch_size=BATCH, verbose=0),
+    }
+
+
+def interleaved(
+    calls: dict[str, Callable[[], object]], rounds: int, steps: int
+) -> dict[str, list[float]]:
+    """Time each side in turn, `steps` calls a round; return ms a call by round."""
+    for call in calls.values():
+        for _ in range(3):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds):
+        names = list(calls)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            begin = time.perf_counter()
+            for _ in range(steps):
+                result = calls[name]()
+            keras.tree.map_structure(np.asarray, result)  # wait for the device
+            times[name].append((time.perf_counter() - begin) / steps * 1e3)
+    return times
+
+
+def show(title: str, times: dict[str, list[float]], ratios: dict[str, list]) -> None:
+    """Print medians, and for each claim the median of the rounds' ratios."""
+    print(f"\n{title}")
+    for name, values in times.items():
+        print(f"  {name:28s} {statistics.median(values):8.3f} ms")
+    for claim, values in ratios.items():
+        print(f"  {claim:52s} {statistics.median(values):.3f}")
+
+
+def ratio(numerator: list[float], *denominators: list[float]) -> list[float]:
+    """Return the ratio of each round: noise that both sides share cancels."""
+    sums = [sum(parts) for parts in zip(*denominators, strict=True)]
+    return [n / d for n, d in zip(numerator, sums, strict=True)]
+
+
+def main() -> None:
+    """Time all sides and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    generator = np.random.default_rng(0)
+    data = (
+        generator.normal(size=(BATCH, SIZE, SIZE, 1)).astype("float32"),
+        generator.integers(CLASSES, size=BATCH),
+    )
+    for jit_compile in (False, True):
+        times = interleaved(sides(jit_compile, data), options.rounds, options.steps)
+        must = (times["student"], times["teacher forward"])
+        unchecked = times["ours, check_teacher=False"]
+        show(
+            f"training step, jit_compile={jit_compile}, batch {BATCH}",
+            times,
+            {
+                "ours / (student + teacher forward)   (<= 1.05)": ratio(
+                    times["ours"], *must
+                ),
+                "ours / keras.distillation            (<= 1.00)": ratio(
+                    times["ours"], times["keras.distillation"]
+                ),
+                "ours / ours without check_teacher": ratio(times["ours"], unchecked),
+            },
+        )
+    times = interleaved(evaluations(data), options.rounds, 1)
+    show(
+        "evaluate, 20 batches",
+        times,
+        {
+            "ours / student                       (<= 1.05)": ratio(
+                times["ours"], times["student"]
+            )
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
