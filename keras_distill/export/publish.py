@@ -1,0 +1,168 @@
+"""A directory that is replaced as a whole, or left as it was."""
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from keras_distill.export import manifest
+
+# From the Linux headers: paths relative to the working directory; swap two paths.
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """Yield a scratch directory that takes the place of `directory` at the end.
+
+    The scratch directory lies beside `directory` under a name of its own; an error
+    inside removes it, and a killed process leaves it to the next export.
+
+    On Linux one system call swaps old and new, so that at every moment one of them is
+    whole at `directory`. Where the file system can't swap, the old one steps aside
+    first; a process killed between the two renames leaves it under the name of a
+    scratch directory, and the next export puts it back before anything else.
+
+    Raises:
+        OSError: `directory` can't be written, or holds what isn't an export.
+    """
+    check_replaceable(directory)
+    scratch, lock = _make_scratch(directory)
+    try:
+        yield scratch
+        _flush(scratch)
+        # It may have changed during a conversion of minutes.
+        check_replaceable(directory)
+        _swap(scratch, directory)
+        _flush_path(directory.parent)
+    finally:
+        # Holds the unfinished export, or after the swap the one that was replaced.
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
+
+
+def check_replaceable(directory: Path) -> None:
+    """Raise where replacing `directory` would lose what isn't an export of ours."""
+    if not os.path.lexists(directory):
+        return
+    if not directory.is_dir():
+        raise NotADirectoryError(
+            f"`directory` must be a directory. Received: directory={str(directory)!r}, "
+            "which is a file."
+        )
+    present = {
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if not path.is_dir() or path.is_symlink()
+    }
+    earlier = manifest.read(directory)
+    foreign = present - (manifest.listed_files(earlier) if earlier else set())
+    if foreign:
+        raise FileExistsError(
+            "`directory` must be absent, empty or an earlier export, as it is replaced "
+            f"as a whole. Received: directory={str(directory)!r}, which holds "
+            f"{', '.join(sorted(foreign)[:3])}. Choose another directory, or move "
+            "these files."
+        )
+
+
+def _make_scratch(directory: Path) -> tuple[Path, int]:
+    """Clean up after killed runs; make a scratch directory and lock it."""
+    scratch = directory.with_name(f"{_prefix(directory)}{secrets.token_hex(4)}")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _recover(directory)
+        # Not `mkdtemp`: a server of another user couldn't read what that makes.
+        scratch.mkdir()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            "`directory` must lie where this process can write. "
+            f"Received: directory={str(directory)!r} ({error.strerror})",
+        ) from error
+    lock = os.open(scratch, os.O_RDONLY)
+    _try_lock(lock)
+    return scratch, lock
+
+
+def _prefix(directory: Path) -> str:
+    return f".{directory.name}.keras-distill-"
+
+
+def _recover(directory: Path) -> None:
+    """Put back or remove what killed exports to `directory` left beside it."""
+    prefix = _prefix(directory)
+    for path in directory.parent.iterdir():
+        if not path.name.startswith(prefix) or not path.is_dir():
+            continue
+        lock = os.open(path, os.O_RDONLY)
+        try:
+            if not _try_lock(lock):
+                continue
+            if path.name.endswith(".old") and not directory.exists():
+                path.rename(directory)
+            else:
+                shutil.rmtree(path)
+        finally:
+            os.close(lock)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock a directory for as long as this process lives, unless another holds it."""
+    import fcntl  # absent on Windows, where the rest of the package works
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        # Held by a running export, or a file system without locks: hands off.
+        return False
+    return True
+
+
+def _swap(scratch: Path, directory: Path) -> None:
+    """Put `scratch` at `directory`, and what was there at `scratch`."""
+    if not directory.exists():
+        scratch.rename(directory)
+    elif not _exchange(scratch, directory):
+        aside = scratch.with_name(f"{scratch.name}.old")
+        directory.rename(aside)
+        try:
+            scratch.rename(directory)
+        except OSError:
+            aside.rename(directory)
+            raise
+        aside.rename(scratch)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one step; False where the system can't."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, TypeError):
+        return False
+    source, target = os.fsencode(first), os.fsencode(second)
+    if rename(_AT_FDCWD, source, _AT_FDCWD, target, _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV):
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def _flush(directory: Path) -> None:
+    """Bring a tree to the disk, so that a power cut can't swap in empty files."""
+    for path in [*directory.rglob("*"), directory]:
+        _flush_path(path)
+
+
+def _flush_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

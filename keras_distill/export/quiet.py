@@ -1,0 +1,36 @@
+"""Converters that talk less, with what they report as errors kept."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[list[str]]:
+    """Hold back what the loggers `names` say; yield the errors among it.
+
+    The levels are back at what they were afterwards, whatever happens inside.
+    """
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.level, logger.propagate, logger.handlers) for logger in loggers]
+    collector = _Collector()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+        logger.propagate = False
+        logger.handlers = [collector]
+    try:
+        yield collector.messages
+    finally:
+        for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+            logger.propagate = propagate
+            logger.handlers = handlers

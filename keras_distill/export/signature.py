@@ -1,0 +1,151 @@
+"""The signature of a served model: names, shapes and dtypes of inputs and outputs."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+Specs = dict[str, tf.TensorSpec]
+
+# TensorFlow rewrites any other input name, so that formats would disagree.
+_PORTABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+# What Keras calls an input that its author left unnamed. It counts upwards with every
+# layer of the process and changes when the model is saved and loaded.
+_AUTOMATIC = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
+
+
+def input_specs(model: keras.Model, example_batch: Any) -> Specs:
+    """Name the inputs of `model`, in its own order, with a batch size left open.
+
+    Functional and Sequential models know their inputs. Of any other model the example
+    batch tells: its keys, else `input`, or `input_0`, `input_1`, ... for a list; its
+    dtypes; and its shapes, of which only the batch size stays open.
+    """
+    tensors = _declared_inputs(model)
+    if tensors is None:
+        tensors = _named(_standardized(example_batch), "input")
+    for name in tensors:
+        if not isinstance(name, str) or not _PORTABLE.fullmatch(name):
+            raise ValueError(
+                "Input names must be a letter followed by letters, digits and "
+                "underscores, as the formats have no others in common. "
+                f"Received: {name!r}."
+            )
+    return {
+        name: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=name)
+        for name, tensor in tensors.items()
+    }
+
+
+def packing(model: keras.Model, example_batch: Any) -> Callable[[dict[str, Any]], Any]:
+    """Return the function from named inputs to the structure that `model` takes."""
+    structure = example_batch
+    if isinstance(model, keras.Sequential):
+        structure = None
+    elif _is_functional(model):
+        structure = model.input
+    if isinstance(structure, dict):
+        return dict
+    if isinstance(structure, list | tuple):
+        return lambda inputs: list(inputs.values())
+    return lambda inputs: next(iter(inputs.values()))
+
+
+def name_outputs(model: keras.Model, outputs: Any, taken: Specs) -> dict[str, Any]:
+    """Name the outputs of one call of `model`.
+
+    The keys of a dict; else the `output_names` of a Functional model or the last layer
+    of a Sequential one; else `output`, or `output_0`, `output_1`, ... for a list. A
+    name that an input or an earlier output has gets the suffix `_1`, `_2`, ...
+    """
+    named = _named(outputs, "output")
+    own = list(named)
+    if not isinstance(outputs, dict):
+        own = _declared_output_names(model) or own
+    result: dict[str, Any] = {}
+    for name, fallback, value in zip(
+        own, _fallbacks("output", len(own)), named.values(), strict=True
+    ):
+        wanted = fallback if _AUTOMATIC.fullmatch(str(name)) else str(name)
+        result[_free(wanted, {*taken, *result})] = value
+    return result
+
+
+def _is_functional(model: keras.Model) -> bool:
+    # Keras has no public name for the class of functional models.
+    inputs = getattr(model, "inputs", None)
+    return isinstance(inputs, list) and all(
+        isinstance(tensor, keras.KerasTensor) for tensor in inputs
+    )
+
+
+def _declared_inputs(model: keras.Model) -> dict[str, Any] | None:
+    if not _is_functional(model):
+        return None
+    if not isinstance(model, keras.Sequential) and isinstance(model.input, dict):
+        return _named(model.input, "input")
+    fallbacks = _fallbacks("input", len(model.inputs))
+    return {
+        fallback if _AUTOMATIC.fullmatch(tensor.name) else tensor.name: tensor
+        for fallback, tensor in zip(fallbacks, model.inputs, strict=True)
+    }
+
+
+def _declared_output_names(model: keras.Model) -> list[str] | None:
+    if isinstance(model, keras.Sequential):
+        return [model.layers[-1].name]
+    return list(model.output_names) if _is_functional(model) else None
+
+
+def _named(structure: Any, prefix: str) -> dict[str, Any]:
+    if isinstance(structure, dict):
+        named = structure
+    elif isinstance(structure, list | tuple):
+        names = _fallbacks(prefix, len(structure))
+        named = dict(zip(names, structure, strict=True))
+    else:
+        named = {prefix: structure}
+    for name, value in named.items():
+        if isinstance(value, dict | list | tuple) or value is None:
+            raise ValueError(
+                f"The {prefix}s of `model` must be a tensor, or a list or dict of "
+                "tensors, as the formats know no other structure. "
+                f"Received: {type(value).__name__} for {name!r}."
+            )
+    return dict(named)
+
+
+def _fallbacks(prefix: str, count: int) -> list[str]:
+    return [prefix] if count == 1 else [f"{prefix}_{i}" for i in range(count)]
+
+
+def _free(name: str, taken: set[str]) -> str:
+    candidates = [name, *(f"{name}_{i}" for i in range(1, len(taken) + 1))]
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def _standardized(batch: Any) -> Any:
+    if isinstance(batch, dict):
+        return {name: _standard_array(values) for name, values in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [_standard_array(values) for values in batch]
+    return _standard_array(batch)
+
+
+def _standard_array(values: Any) -> Any:
+    array = np.asarray(values)
+    if array.ndim == 0:
+        raise ValueError(
+            "`example_batch` must hold arrays whose first axis is the batch. "
+            f"Received: {values!r}."
+        )
+    if array.dtype.kind in "OSU":
+        return array.astype(object)
+    if array.dtype == np.float64:
+        # NumPy's default; `fit` and `predict` make the same of it.
+        return array.astype(keras.config.floatx())
+    return array

@@ -1,0 +1,255 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from keras_distill.export import manifest, publish
+from keras_distill.export.publish import replacing
+
+
+def fill(directory, word):
+    """Write the smallest directory that counts as an export."""
+    (directory / "model.onnx").write_text(word)
+    files = [{"path": "model.onnx"}]
+    manifest.write(
+        {"kind": "keras_distill.export", "artefacts": {"onnx": {"files": files}}},
+        directory,
+    )
+
+
+def publish_word(directory, word):
+    with replacing(directory) as scratch:
+        fill(scratch, word)
+
+
+def word_in(directory):
+    return (directory / "model.onnx").read_text()
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def swapping(request, monkeypatch):
+    """With the system call, and on file systems that lack it."""
+    if request.param == "two renames":
+        monkeypatch.setattr(publish, "_exchange", lambda first, second: False)
+    return request.param
+
+
+def test_new_and_replaced(tmp_path, swapping):
+    out = tmp_path / "deep" / "out"
+    publish_word(out, "old")
+    assert word_in(out) == "old"
+    publish_word(out, "new")
+    assert word_in(out) == "new"
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_an_empty_directory_is_taken(tmp_path, swapping):
+    publish_word(tmp_path, "first")
+    assert word_in(tmp_path) == "first"
+
+
+def test_others_may_read_it(tmp_path):
+    umask = os.umask(0o022)
+    try:
+        publish_word(tmp_path / "out", "x")
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_one(tmp_path, error):
+    publish_word(tmp_path / "out", "old")
+    with pytest.raises(error), replacing(tmp_path / "out") as scratch:
+        fill(scratch, "new")
+        raise error
+    assert word_in(tmp_path / "out") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_second_rename_that_fails_puts_the_old_one_back(tmp_path, monkeypatch):
+    publish_word(tmp_path / "out", "old")
+    monkeypatch.setattr(publish, "_exchange", lambda first, second: False)
+    with pytest.raises(OSError), replacing(tmp_path / "out") as scratch:
+        fill(scratch, "new")
+        real = type(scratch).rename
+
+        def rename(path, target):
+            if path == scratch:
+                raise OSError(5, "Input/output error")
+            return real(path, target)
+
+        monkeypatch.setattr(type(scratch), "rename", rename)
+    assert word_in(tmp_path / "out") == "old"
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_what_is_not_an_export_is_never_touched(tmp_path, ours):
+    out = tmp_path / "out"
+    out.mkdir()
+    if ours:
+        fill(out, "old")
+    (out / "thesis.txt").write_text("ten years")
+    with pytest.raises(FileExistsError, match="out', which holds thesis.txt. Choose"):
+        publish_word(out, "new")
+    assert (out / "thesis.txt").read_text() == "ten years"
+
+
+def test_what_came_in_during_the_conversion_is_kept(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(FileExistsError, match="thesis.txt"):
+        with replacing(out) as scratch:
+            fill(scratch, "new")
+            out.mkdir()
+            (out / "thesis.txt").write_text("ten years")
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_is_not_a_directory(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="out', which is a file"):
+        publish_word(tmp_path / "out", "new")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("parent", ["file", "/proc/self"])
+def test_where_nothing_can_be_written(tmp_path, parent):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="where this process can write.*out'") as caught:
+        publish_word(tmp_path / parent / "out", "new")
+    assert caught.value.errno
+
+
+def test_leftovers_of_killed_runs_are_cleaned(tmp_path):
+    out = tmp_path / "out"
+    leftover = tmp_path / ".out.keras-distill-0badf00d"
+    others = tmp_path / ".out2.keras-distill-0badf00d"
+    for path in (leftover, others):
+        path.mkdir()
+        (path / "half").write_text("x")
+    publish_word(out, "new")
+    assert not leftover.exists()
+    assert others.exists()
+
+
+def test_a_running_export_keeps_its_scratch_directory(tmp_path):
+    out = tmp_path / "out"
+    with replacing(out) as running:
+        fill(running, "slow")
+        publish_word(out, "fast")
+        assert word_in(out) == "fast"
+        assert running.exists()
+    assert word_in(out) == "slow"
+
+
+def test_killed_between_two_renames_the_old_one_comes_back(tmp_path):
+    out = tmp_path / "out"
+    aside = tmp_path / ".out.keras-distill-0badf00d.old"
+    aside.mkdir()
+    fill(aside, "old")
+    with pytest.raises(RuntimeError), replacing(out):
+        assert word_in(out) == "old"
+        raise RuntimeError
+    assert word_in(out) == "old"
+    assert not aside.exists()
+
+
+KILLED = """
+    import os, signal, sys, time
+    import numpy as np
+    import keras, tensorflow, tf2onnx, onnxruntime, ai_edge_litert.interpreter
+    from keras_distill.export import export, publish
+
+    def run(name, formats):
+        layers = [keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")]
+        model = keras.Sequential(layers, name=name)
+        export(model, sys.argv[1], formats, example_batch=np.ones((2, 4)))
+
+    def die(*arguments, **keywords):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def arm(moment):
+        if moment == "before the swap":
+            publish._swap = die
+        elif moment == "after the swap":
+            publish.shutil.rmtree = die
+
+    # A process an export; TensorFlow starts its threads after the fork.
+    def forked(name, formats, moment="", seconds=0):
+        child = os.fork()
+        if child == 0:
+            arm(moment)
+            run(name, formats)
+            os._exit(0)
+        if seconds:
+            time.sleep(seconds)
+            os.kill(child, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    everything = ["saved_model", "onnx", "litert"]
+    start = time.monotonic()
+    code = forked("old", everything)
+    whole = time.monotonic() - start
+    for moment in sys.argv[2:]:
+        print(code, flush=True)
+        sys.stdin.readline()
+        if moment[0].isdigit():
+            code = forked("newer", everything, seconds=float(moment) * whole)
+        else:
+            code = forked(moment, ["saved_model"], moment)
+    print(code, flush=True)
+"""
+
+
+def name_of_whole_export(directory):
+    """Check every file against the manifest; return the name of the model."""
+    described = json.loads((directory / "manifest.json").read_text())
+    for artefact in described["artefacts"].values():
+        for file in artefact["files"]:
+            data = (directory / file["path"]).read_bytes()
+            assert hashlib.sha256(data).hexdigest() == file["sha256"]
+    return described["model"]
+
+
+def step(process):
+    """Let the next export begin, wait until it is dead, return its exit code."""
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return int(process.stdout.readline())
+
+
+def test_sigkill_at_any_moment_leaves_one_whole_export(tmp_path):
+    out = tmp_path / "out"
+    times = ["0.2", "0.5", "0.75", "0.9"]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-c", textwrap.dedent(KILLED), str(out)),
+            *(*times, "before the swap", "after the swap"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    with process:
+        assert int(process.stdout.readline()) == 0
+        assert name_of_whole_export(out) == "old"
+        for time in times:
+            code = step(process)
+            # The last ones may have finished before their time.
+            assert code == -signal.SIGKILL or (code == 0 and time > "0.5")
+            assert name_of_whole_export(out) == ("old" if code else "newer")
+        before = name_of_whole_export(out)
+        assert step(process) == -signal.SIGKILL
+        assert name_of_whole_export(out) == before
+        assert step(process) == -signal.SIGKILL
+        assert name_of_whole_export(out) == "after the swap"
+    assert len(list(tmp_path.iterdir())) > 1
+    publish_word(out, "last")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
