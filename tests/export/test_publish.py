@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
+import numpy as np
 import pytest
 
-from keras_distill.export import manifest, publish
+from keras_distill.export import export, manifest, publish
 from keras_distill.export.publish import replacing
 
 
@@ -159,51 +161,60 @@ def test_killed_between_two_renames_the_old_one_comes_back(tmp_path):
     assert not aside.exists()
 
 
-KILLED = """
-    import os, signal, sys, time
+EXPORTING = """
+    import os, signal, sys
     import numpy as np
-    import keras, tensorflow, tf2onnx, onnxruntime, ai_edge_litert.interpreter
+    import keras
     from keras_distill.export import export, publish
 
-    def run(name, formats):
-        layers = [keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")]
-        model = keras.Sequential(layers, name=name)
-        export(model, sys.argv[1], formats, example_batch=np.ones((2, 4)))
+    directory, moment = sys.argv[1:]
+    layers = [keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")]
+    model = keras.Sequential(layers, name="new")
 
-    def die(*arguments, **keywords):
+    formats = ["saved_model", "onnx", "litert"]
+    swap = publish._swap
+
+    def die(*paths):
+        if moment == "after the swap":
+            swap(*paths)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def arm(moment):
-        if moment == "before the swap":
-            publish._swap = die
-        elif moment == "after the swap":
-            publish.shutil.rmtree = die
-
-    # A process an export; TensorFlow starts its threads after the fork.
-    def forked(name, formats, moment="", seconds=0):
-        child = os.fork()
-        if child == 0:
-            arm(moment)
-            run(name, formats)
-            os._exit(0)
-        if seconds:
-            time.sleep(seconds)
-            os.kill(child, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-    everything = ["saved_model", "onnx", "litert"]
-    start = time.monotonic()
-    code = forked("old", everything)
-    whole = time.monotonic() - start
-    for moment in sys.argv[2:]:
-        print(code, flush=True)
-        sys.stdin.readline()
-        if moment[0].isdigit():
-            code = forked("newer", everything, seconds=float(moment) * whole)
-        else:
-            code = forked(moment, ["saved_model"], moment)
-    print(code, flush=True)
+    if "the swap" in moment:
+        formats = formats[:1]
+        publish._swap = die
+    print("ready", flush=True)
+    sys.stdin.readline()
+    export(model, directory, formats, example_batch=np.ones((2, 4)))
 """
+
+# Files of an unfinished export: the process is killed as soon as the parent sees one.
+SIGHTS = ["saved_model/saved_model.pb", "model.onnx", "manifest.json"]
+
+
+def start(directory, moment):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(EXPORTING), str(directory), moment],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def kill_at(process, directory, sight):
+    """Let the export begin; kill it when `sight` is there; wait for its end."""
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("\n")
+    process.stdin.flush()
+    while process.poll() is None:
+        scratch = directory.parent.glob(".out.keras-distill-*")
+        if any((path / sight).exists() for path in scratch):
+            process.kill()
+            process.wait()
+        time.sleep(0.001)
+    process.stdin.close()
+    process.stdout.close()
+    return process.returncode
 
 
 def name_of_whole_export(directory):
@@ -216,40 +227,22 @@ def name_of_whole_export(directory):
     return described["model"]
 
 
-def step(process):
-    """Let the next export begin, wait until it is dead, return its exit code."""
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return int(process.stdout.readline())
-
-
-def test_sigkill_at_any_moment_leaves_one_whole_export(tmp_path):
+def test_sigkill_at_any_moment_leaves_one_whole_export(dense_model, tmp_path):
     out = tmp_path / "out"
-    times = ["0.2", "0.5", "0.75", "0.9"]
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-c", textwrap.dedent(KILLED), str(out)),
-            *(*times, "before the swap", "after the swap"),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-
-    with process:
-        assert int(process.stdout.readline()) == 0
-        assert name_of_whole_export(out) == "old"
-        for time in times:
-            code = step(process)
-            # The last ones may have finished before their time.
-            assert code == -signal.SIGKILL or (code == 0 and time > "0.5")
-            assert name_of_whole_export(out) == ("old" if code else "newer")
-        before = name_of_whole_export(out)
-        assert step(process) == -signal.SIGKILL
-        assert name_of_whole_export(out) == before
-        assert step(process) == -signal.SIGKILL
-        assert name_of_whole_export(out) == "after the swap"
-    assert len(list(tmp_path.iterdir())) > 1
+    export(dense_model, out, ["saved_model"], example_batch=np.ones((2, 4)))
+    # TensorFlow takes seconds to import: all at once.
+    points = [*SIGHTS, "before the swap", "after the swap"]
+    processes = {point: start(out, point) for point in points}
+    for sight in SIGHTS:
+        assert kill_at(processes[sight], out, sight) == -signal.SIGKILL
+        # Sight and kill are a moment apart; the manifest is the last file there is.
+        allowed = ["dense_model"] + ["new"] * (sight == "manifest.json")
+        assert name_of_whole_export(out) in allowed
+    before = name_of_whole_export(out)
+    assert kill_at(processes["before the swap"], out, "-") == -signal.SIGKILL
+    assert name_of_whole_export(out) == before
+    assert len(list(tmp_path.iterdir())) == 2  # and what the killed process left
+    assert kill_at(processes["after the swap"], out, "-") == -signal.SIGKILL
+    assert name_of_whole_export(out) == "new"
     publish_word(out, "last")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
