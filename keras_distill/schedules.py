@@ -4,6 +4,7 @@ A schedule is a `keras.optimizers.schedules.LearningRateSchedule` of the optimis
 step count, so any that Keras ships works in the same places.
 """
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,10 @@ from keras.optimizers.schedules import (
 
 
 def _check_steps(steps: int, minimum: int) -> int:
-    if isinstance(steps, bool) or int(steps) != steps or steps < minimum:
+    is_number = isinstance(steps, numbers.Real) and not isinstance(steps, bool)
+    if not is_number or steps % 1 != 0 or steps < minimum:
         raise ValueError(
-            f"`steps` must be an integer >= {minimum}. Received: steps={steps}"
+            f"`steps` must be an integer >= {minimum}. Received: steps={steps!r}"
         )
     return int(steps)
 
@@ -190,6 +192,8 @@ class Hyperparameter:
 
     def _check(self, value: float, received: str = "{}") -> float:
         try:
+            if isinstance(value, str | bool):  # float() would take "4" and True
+                raise TypeError
             number = float(value)
         except (TypeError, ValueError):
             raise TypeError(

@@ -14,9 +14,10 @@ from keras_distill.schedules import Hyperparameter
 
 Tensor = Any
 
-# Stands in for infinite logits (classes masked with -inf), because 0 * inf is NaN;
-# small enough that quotients and differences of it stay finite in float32.
-_INFINITE_LOGIT = 1e30
+# Stands in for infinite outputs (logits of classes masked with -inf), because 0 * inf
+# and inf - inf are NaN; small enough that quotients and differences of it stay finite
+# in float32.
+_INFINITE = 1e30
 
 
 class DistillationLoss(keras.losses.Loss, ABC):
@@ -51,10 +52,13 @@ class DistillationLoss(keras.losses.Loss, ABC):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the loss per example; `y_true` is the teacher's output."""
+        # Keras converts the leaves only, so nested lists of numbers are lists still
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         checks.check_same_shape(y_true, y_pred)
+        checks.check_axis(y_pred, self.axis)
         # also in `Distiller`, for any Keras loss; here for custom training loops
-        teacher_output = ops.stop_gradient(_at_least_float32(y_true))
-        return self.compare(teacher_output, _at_least_float32(y_pred))
+        teacher_output = ops.stop_gradient(_finite(_at_least_float32(y_true)))
+        return self.compare(teacher_output, _finite(_at_least_float32(y_pred)))
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -72,7 +76,8 @@ class TemperedLoss(DistillationLoss):
     Args:
         temperature: Divides the logits; positive. A float, which a callback may
             assign while `fit` runs, or a `LearningRateSchedule` of the optimiser's
-            step. Defaults to 1.
+            step, which `Distiller` reads; elsewhere, assign `loss.step`, or the
+            schedule stays at its step 0. Defaults to 1.
         from_logits: Whether both outputs are logits (default) or probabilities. Of
             probabilities the logarithm is taken; a 0 counts as the smallest positive
             number of its dtype.
@@ -88,6 +93,8 @@ class TemperedLoss(DistillationLoss):
 
     # False for divergences that are bounded whatever the temperature
     times_squared_temperature = True
+    # what makes probabilities of its logits
+    activation = "softmax"
 
     def __init__(
         self,
@@ -162,17 +169,18 @@ class TemperedLoss(DistillationLoss):
             self._warn_once_if_probabilities(output, whose)
         else:
             output = self.logits_of_probabilities(output)
-        return ops.clip(output, -_INFINITE_LOGIT, _INFINITE_LOGIT)
+        return output
 
     def _warn_once_if_probabilities(self, output: Tensor, whose: str) -> None:
-        if whose in self._warned or not checks.are_probabilities(output, self.axis):
+        if whose in self._warned or not checks.are_probabilities(
+            output, self.axis, self.activation
+        ):
             return
         self._warned.add(whose)
         warnings.warn(
-            f"The {whose}'s output looks like probabilities: all rows lie in [0, 1] and "
-            f"sum to 1. `{self.name}` was told `from_logits=True` and takes their "
-            "softmax once more. Remove the model's final softmax, or pass "
-            "`from_logits=False`.",
+            f"The {whose}'s output looks like probabilities, but `{self.name}` was "
+            f"told `from_logits=True` and takes their {self.activation} once more. "
+            f"Remove the model's final {self.activation}, or pass `from_logits=False`.",
             stacklevel=2,
         )
 
@@ -189,3 +197,7 @@ def smallest(x: Tensor) -> float:
 def _at_least_float32(x: Tensor) -> Tensor:
     narrow = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
     return ops.cast(x, "float32") if narrow else x
+
+
+def _finite(x: Tensor) -> Tensor:
+    return ops.clip(x, -_INFINITE, _INFINITE)

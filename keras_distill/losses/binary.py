@@ -47,6 +47,8 @@ class BinarySoftTargets(TemperedLoss):
         Recommendations", https://arxiv.org/abs/1907.05171, equation 2.
     """
 
+    activation = "sigmoid"
+
     def __init__(
         self,
         temperature: float | LearningRateSchedule = 1.0,

@@ -8,14 +8,17 @@ from keras import ops
 
 Tensor = Any
 
-# Operations that a softmax shows through, and which of their inputs carries it.
+# Operations that an activation shows through, and which of their inputs carries it.
 _TRANSPARENT_OPS = {
     "Cast": 0,
     "CheckNumerics": 0,
     "Identity": 0,
+    "Maximum": 0,
+    "Minimum": 0,
     "Reshape": 0,
     "SelectV2": 1,
     "StopGradient": 0,
+    "Transpose": 0,
 }
 
 
@@ -34,14 +37,18 @@ def check_same_shape(teacher_output: Tensor, student_output: Tensor) -> None:
         )
 
 
-def check_classes(output: Tensor, axis: int) -> None:
-    """Raise ValueError where a softmax along `axis` would be constant."""
+def check_axis(output: Tensor, axis: int) -> None:
+    """Raise ValueError unless `output` has the axis."""
     rank = len(output.shape)
     if not -rank <= axis < rank:
         raise ValueError(
             f"`axis` must be an axis of the outputs. Received: axis={axis} for outputs "
             f"of shape {tuple(output.shape)}"
         )
+
+
+def check_classes(output: Tensor, axis: int) -> None:
+    """Raise ValueError where a softmax along `axis` would be constant."""
     if output.shape[axis] == 1:
         raise ValueError(
             "A softmax over one unit is always 1, so this loss would be 0 whatever the "
@@ -50,16 +57,18 @@ def check_classes(output: Tensor, axis: int) -> None:
         )
 
 
-def are_probabilities(output: Tensor, axis: int) -> bool:
+def are_probabilities(output: Tensor, axis: int, activation: str) -> bool:
     """Return whether `output` is found to be probabilities, where looking is cheap.
 
-    By value in eager calls; while TensorFlow traces a graph, by the operation that
-    made the tensor.
+    While TensorFlow traces a graph, by the operation that made the tensor; in eager
+    calls by value, where it was a softmax: rows tell it by their sum.
     """
-    return _is_softmax_op(output) or _rows_are_probabilities(output, axis)
+    if activation == "softmax" and _rows_are_probabilities(output, axis):
+        return True
+    return _comes_from(output, activation.capitalize())
 
 
-def _is_softmax_op(output: Tensor) -> bool:
+def _comes_from(output: Tensor, operation_type: str) -> bool:
     if keras.backend.backend() != "tensorflow":
         return False
     import tensorflow as tf
@@ -69,7 +78,7 @@ def _is_softmax_op(output: Tensor) -> bool:
     operation = output.op
     while operation.type in _TRANSPARENT_OPS:
         operation = operation.inputs[_TRANSPARENT_OPS[operation.type]].op
-    return bool(operation.type == "Softmax")
+    return bool(operation.type == operation_type)
 
 
 def _rows_are_probabilities(output: Tensor, axis: int) -> bool:

@@ -3,7 +3,8 @@
 Pure functions of logits; `p = softmax(teacher_logits / temperature)` and
 `q = softmax(student_logits / temperature)`. All stay in log space and none is scaled
 by the squared temperature. Logits must be finite (`DistillationLoss` sees to it).
-Each returns one value per example: the shape of the logits without `axis`.
+Each returns one value per example: the shape of the logits without `axis`. Gradients
+are those with respect to the student's logits; the teacher's are not to be used.
 
 Each sum below may carry a term `- p + q`, which adds 0 to the value because both
 sum to 1. It makes every summand non-negative, so that small divergences don't drown
@@ -24,7 +25,9 @@ def log_probabilities(logits: Tensor, temperature: Tensor, axis: int) -> Tensor:
     The largest logit is subtracted before the division: exact where it matters,
     whatever offset the logits have in common.
     """
-    top = ops.stop_gradient(ops.max(logits, axis=axis, keepdims=True))
+    # `initial`, because a replica's share of the last batch may be empty
+    top = ops.max(logits, axis=axis, keepdims=True, initial=-math.inf)
+    top = ops.stop_gradient(top)
     return ops.log_softmax((logits - top) / temperature, axis=axis)
 
 
@@ -97,10 +100,28 @@ def generalized_jsd(
         return reverse_kl(teacher_logits, student_logits, temperature, axis)
     log_p = log_probabilities(teacher_logits, temperature, axis)
     log_q = log_probabilities(student_logits, temperature, axis)
-    log_m = ops.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
-    teacher_term = ops.exp(log_p) * (log_p - log_m)
-    student_term = ops.exp(log_q) * (log_q - log_m)
-    return ops.sum(beta * teacher_term + (1.0 - beta) * student_term, axis=axis)
+    p, q = ops.exp(log_p), ops.exp(log_q)
+    # what m adds to the gradient is 0 in sum; left to autodiff it isn't where p equals
+    # q, because the gradient of logaddexp is wrong between equal numbers
+    log_m_over_p = ops.stop_gradient(_log_mixed(log_q - log_p, 1.0 - beta))
+    log_m_over_q = ops.stop_gradient(_log_mixed(log_p - log_q, beta))
+    # as in `reverse_kl`, the gradient lives on differences between the classes
+    common = ops.stop_gradient(ops.sum(q * log_m_over_q, axis=axis, keepdims=True))
+    balance = common * (ops.stop_gradient(q) - q)
+    teacher_term, student_term = p * log_m_over_p, q * log_m_over_q + balance
+    return -ops.sum(beta * teacher_term + (1.0 - beta) * student_term, axis=axis)
+
+
+def _log_mixed(log_ratio: Tensor, weight: float) -> Tensor:
+    """Return `log(1 - weight + weight * exp(log_ratio))`.
+
+    Results near 0 keep their relative precision, also for weights near 0, so that the
+    divergence may be divided by its weights.
+    """
+    # 80: exp of it is finite in float32, and far from 0 times any weight
+    shift = weight * ops.expm1(ops.minimum(log_ratio, 80.0))
+    far = ops.logaddexp(log_ratio + math.log(weight), math.log1p(-weight))
+    return ops.where(ops.abs(shift) < 0.5, ops.log1p(shift), far)
 
 
 def jeffreys(

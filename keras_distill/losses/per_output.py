@@ -108,7 +108,8 @@ def _at(path: Sequence[Any], structure: Any, what: str) -> Any:
     leaf = structure
     try:
         for key in path:
-            leaf = leaf[key]
+            # rows of a tensor aren't outputs
+            leaf = leaf[key] if tree.is_nested(leaf) else None
         found = leaf is not None and not tree.is_nested(leaf)
     except (KeyError, IndexError, TypeError):
         found = False

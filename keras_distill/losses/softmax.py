@@ -44,7 +44,7 @@ class SoftTargets(SoftmaxLoss):
     Example:
         >>> loss = SoftTargets(temperature=2.0)
         >>> round(float(loss([[2.0, 0.0]], [[0.0, 2.0]])), 4)
-        4.1772
+        4.1773
 
     Reference:
         Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network",
@@ -227,7 +227,7 @@ class Jeffreys(SoftmaxLoss):
     Example:
         >>> loss = Jeffreys(temperature=2.0)
         >>> round(float(loss([[2.0, 0.0]], [[0.0, 2.0]])), 4)
-        3.697
+        3.6969
 
     Reference:
         Jeffreys 1946, "An invariant form for the prior probability in estimation

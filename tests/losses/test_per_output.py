@@ -1,0 +1,191 @@
+"""Which loss meets which output, in every structure that models return."""
+
+import keras
+import numpy as np
+import pytest
+from keras.optimizers.schedules import PolynomialDecay
+
+from keras_distill.losses import ForwardKL, LogitMSE, ReverseKL
+from keras_distill.losses.per_output import PerOutputLoss, describe
+from keras_distill.schedules import TeacherAnnealing
+
+RNG = np.random.default_rng(6)
+TEACHER, STUDENT = (2.0 * RNG.standard_normal((2, 4, 3))).astype("float32")
+OTHER_TEACHER, OTHER_STUDENT = (2.0 * RNG.standard_normal((2, 4, 5))).astype("float32")
+KL, MSE = ForwardKL(2.0), LogitMSE()
+
+TEACHERS = {"list": [TEACHER, OTHER_TEACHER], "tuple": (TEACHER, OTHER_TEACHER)}
+STUDENTS = {"list": [STUDENT, OTHER_STUDENT], "tuple": (STUDENT, OTHER_STUDENT)}
+TEACHERS["dict"] = {"a": TEACHER, "b": OTHER_TEACHER}
+STUDENTS["dict"] = {"a": STUDENT, "b": OTHER_STUDENT}
+
+
+def per_output(losses, output_names=None):
+    return PerOutputLoss(losses, output_names=output_names)
+
+
+def test_a_single_output():
+    assert per_output(KL)(TEACHER, STUDENT) == KL(TEACHER, STUDENT)
+
+
+@pytest.mark.parametrize("structure", TEACHERS)
+def test_one_loss_for_all_outputs(structure):
+    np.testing.assert_allclose(
+        per_output(KL)(TEACHERS[structure], STUDENTS[structure]),
+        KL(TEACHER, STUDENT) + KL(OTHER_TEACHER, OTHER_STUDENT),
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("structure", TEACHERS)
+def test_a_loss_for_each_output(structure):
+    losses = {"list": [KL, MSE], "tuple": (KL, MSE), "dict": {"b": MSE, "a": KL}}
+    np.testing.assert_allclose(
+        per_output(losses[structure])(TEACHERS[structure], STUDENTS[structure]),
+        KL(TEACHER, STUDENT) + MSE(OTHER_TEACHER, OTHER_STUDENT),
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("structure", TEACHERS)
+def test_none_is_not_distilled(structure):
+    losses = {"list": [None, MSE], "tuple": (None, MSE), "dict": {"a": None, "b": MSE}}
+    loss = per_output(losses[structure])
+    expected = MSE(OTHER_TEACHER, OTHER_STUDENT)
+    assert loss(TEACHERS[structure], STUDENTS[structure]) == expected
+    # so the teacher needn't have that output
+    without = {"list": [None, OTHER_TEACHER], "tuple": (None, OTHER_TEACHER)}
+    without["dict"] = {"b": OTHER_TEACHER}
+    assert loss(without[structure], STUDENTS[structure]) == expected
+
+
+def test_names_of_list_outputs():
+    loss = per_output({"b": MSE, "a": KL}, output_names=["a", "b"])
+    np.testing.assert_allclose(
+        loss(TEACHERS["list"], STUDENTS["list"]),
+        KL(TEACHER, STUDENT) + MSE(OTHER_TEACHER, OTHER_STUDENT),
+        rtol=1e-6,
+    )
+
+
+def test_nested_outputs():
+    teacher = {"heads": [TEACHER, OTHER_TEACHER], "main": TEACHER}
+    student = {"heads": [STUDENT, OTHER_STUDENT], "main": STUDENT}
+    np.testing.assert_allclose(
+        per_output({"heads": [KL, None], "main": MSE})(teacher, student),
+        KL(TEACHER, STUDENT) + MSE(TEACHER, STUDENT),
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        per_output(MSE)(teacher, student),
+        2 * MSE(TEACHER, STUDENT) + MSE(OTHER_TEACHER, OTHER_STUDENT),
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "mse",
+        "mean_squared_error",
+        keras.losses.mean_squared_error,
+        keras.losses.MeanSquaredError(),
+        lambda teacher, student: keras.ops.mean((teacher - student) ** 2, axis=-1),
+    ],
+)
+def test_keras_losses(loss):
+    weight = np.array([1.0, 0.0, 2.0, 0.5], "float32")
+    squares = np.square(TEACHER - STUDENT).mean(-1)
+    np.testing.assert_allclose(
+        per_output(loss)(TEACHER, STUDENT), squares.mean(), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        per_output([loss, None])([TEACHER, None], [STUDENT, None], weight),
+        (weight * squares).mean(),
+        rtol=1e-5,
+    )
+
+
+def test_sample_weight_for_all_outputs_or_each():
+    loss = per_output([KL, MSE])
+    weight = np.array([1.0, 0.0, 2.0, 0.5], "float32")
+    other = np.array([0.0, 3.0, 1.0, 1.0], "float32")
+    np.testing.assert_allclose(
+        loss(TEACHERS["list"], STUDENTS["list"], weight),
+        KL(TEACHER, STUDENT, weight) + MSE(OTHER_TEACHER, OTHER_STUDENT, weight),
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        loss(TEACHERS["list"], STUDENTS["list"], [weight, other]),
+        KL(TEACHER, STUDENT, weight) + MSE(OTHER_TEACHER, OTHER_STUDENT, other),
+        rtol=1e-6,
+    )
+
+
+def test_schedules_are_read_at_the_step_and_only_there():
+    annealed = ForwardKL(PolynomialDecay(1.0, 4, 5.0))
+    loss = per_output([annealed, MSE])
+    assert list(loss.scheduled()) == [annealed]
+    np.testing.assert_allclose(
+        loss(TEACHERS["list"], STUDENTS["list"], step=2),
+        ForwardKL(3.0)(TEACHER, STUDENT) + MSE(OTHER_TEACHER, OTHER_STUDENT),
+        rtol=1e-6,
+    )
+    assert annealed.step == 0
+    with pytest.raises(ValueError, match="same shape"):
+        loss([TEACHER[:, :2], OTHER_TEACHER], STUDENTS["list"], step=2)
+    assert annealed.step == 0
+
+
+def test_scheduled_names_a_shared_loss_once():
+    annealed = ForwardKL(TeacherAnnealing(4))
+    assert list(per_output({"a": annealed, "b": annealed}).scheduled()) == [annealed]
+    assert list(per_output([ForwardKL(2.0), ReverseKL(), MSE]).scheduled()) == []
+
+
+@pytest.mark.parametrize("losses", [None, [None, None], {"a": None}])
+def test_no_loss_at_all(losses):
+    with pytest.raises(ValueError, match="a loss for one output at least. Received: "):
+        per_output(losses)
+
+
+@pytest.mark.parametrize("losses", [[KL], [KL, MSE, MSE], (KL,)])
+def test_as_many_losses_as_outputs(losses):
+    with pytest.raises(
+        ValueError, match=rf"Received: {len(losses)} losses .*\(4, 3\), \(4, 5\)"
+    ):
+        per_output(losses)(TEACHERS["list"], STUDENTS["list"])
+
+
+def test_a_list_of_losses_for_one_output():
+    with pytest.raises(ValueError, match=r"1 losses for outputs of shape \(4, 3\)"):
+        per_output([KL])(TEACHER, STUDENT)
+
+
+@pytest.mark.parametrize("names", [None, ["a", "c"]])
+def test_names_that_the_outputs_lack(names):
+    with pytest.raises(ValueError, match=r"keys \['a', 'b'\], outputs named \["):
+        per_output({"a": KL, "b": MSE}, names)(TEACHERS["list"], STUDENTS["list"])
+
+
+def test_what_the_models_lack():
+    loss = per_output({"a": KL, "b": MSE})
+    with pytest.raises(ValueError, match=r"output \['b'\], which the teacher's .*'a'"):
+        loss({"a": TEACHER}, STUDENTS["dict"])
+    with pytest.raises(ValueError, match=r"output \['b'\], which the student's output"):
+        loss(TEACHERS["dict"], {"a": STUDENT, "c": OTHER_STUDENT})
+    with pytest.raises(ValueError, match=r"output \['b'\], which `sample_weight`"):
+        loss(TEACHERS["dict"], STUDENTS["dict"], {"a": np.ones(4)})
+    with pytest.raises(ValueError, match=r"output \[\], which the teacher's output"):
+        per_output(KL)(TEACHERS["list"], STUDENT)
+
+
+@pytest.mark.parametrize("loss", [KL, "mse", [KL, "mse"]])
+def test_rows_of_a_tensor_are_no_outputs(loss):
+    two = [STUDENT, STUDENT]
+    with pytest.raises(ValueError, match=r"teacher's output doesn't .*: \(4, 3\)"):
+        per_output(loss)(TEACHER, two)
+
+
+def test_describe_shows_shapes_in_the_structure():
+    assert describe({"a": [TEACHER, None]}) == "{'a': [(4, 3), 'None']}"
