@@ -5,7 +5,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,36 +14,6 @@ from keras_distill.export import manifest
 # From the Linux headers: paths relative to the working directory; swap two paths.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-
-
-@contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
-    """Yield a scratch directory that takes the place of `directory` at the end.
-
-    The scratch directory lies beside `directory` under a name of its own; an error
-    inside removes it, and a killed process leaves it to the next export.
-
-    On Linux one system call swaps old and new, so that at every moment one of them is
-    whole at `directory`. Where the file system can't swap, the old one steps aside
-    first; a process killed between the two renames leaves it under the name of a
-    scratch directory, and the next export puts it back before anything else.
-
-    Raises:
-        OSError: `directory` can't be written, or holds what isn't an export.
-    """
-    check_replaceable(directory)
-    scratch, lock = _make_scratch(directory)
-    try:
-        yield scratch
-        _flush(scratch)
-        # It may have changed during a conversion of minutes.
-        check_replaceable(directory)
-        _swap(scratch, directory)
-        _flush_path(directory.parent)
-    finally:
-        # Holds the unfinished export, or after the swap the one that was replaced.
-        shutil.rmtree(scratch, ignore_errors=True)
-        os.close(lock)
 
 
 def check_replaceable(directory: Path) -> None:
@@ -69,6 +39,43 @@ def check_replaceable(directory: Path) -> None:
             f"{', '.join(sorted(foreign)[:3])}. Choose another directory, or move "
             "these files."
         )
+
+
+@contextmanager
+def replacing(
+    directory: Path, check: Callable[[Path], None] = check_replaceable
+) -> Iterator[Path]:
+    """Yield a scratch directory that takes the place of `directory` at the end.
+
+    The scratch directory lies beside `directory` under a name of its own; an error
+    inside removes it, and a killed process leaves it to the next export.
+
+    On Linux one system call swaps old and new, so that at every moment one of them is
+    whole at `directory`. Where the file system can't swap, the old one steps aside
+    first; a process killed between the two renames leaves it under the name of a
+    scratch directory, and the next export puts it back before anything else.
+
+    Args:
+        directory: An absolute path.
+        check: Raises where `directory` holds what must not be replaced; called first
+            and last.
+
+    Raises:
+        OSError: `directory` can't be written, or what `check` raises.
+    """
+    check(directory)
+    scratch, lock = _make_scratch(directory)
+    try:
+        yield scratch
+        _flush(scratch)
+        # It may have changed during a conversion of minutes.
+        check(directory)
+        _swap(scratch, directory)
+        _flush_path(directory.parent)
+    finally:
+        # Holds the unfinished export, or after the swap the one that was replaced.
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
 
 
 def _make_scratch(directory: Path) -> tuple[Path, int]:

@@ -1,0 +1,146 @@
+"""`keras-distill demo`: does distillation pay? On real images, in about two minutes.
+
+`run` is the whole story, and each module one of its parts: the data, the two networks,
+the three trainings, what is measured, what is exported, tables and pictures.
+"""
+
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from keras_distill.demo import data, measuring, pictures, results, serving, tables
+from keras_distill.demo.results import ALONE, DISTILLED, MODELS, TEACHER, Results
+from keras_distill.demo.training import (
+    FULL,
+    SMOKE,
+    Budget,
+    Trained,
+    train_alone,
+    train_distilled,
+    train_teacher,
+)
+from keras_distill.export.publish import replacing
+from keras_distill.export.quiet import quiet
+
+__all__ = ["run"]
+
+_NEEDED = ("sklearn", "matplotlib", "tf2onnx", "onnxruntime", "ai_edge_litert")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One seed's split, and by model what was trained and how good it is."""
+
+    split: data.Split
+    trained: dict[str, Trained]
+    scores: dict[str, measuring.Scores]
+
+
+def run(
+    out: str | os.PathLike[str] = "demo-output",
+    *,
+    seeds: Sequence[int] | None = None,
+    smoke: bool = False,
+) -> Results:
+    """Train a teacher, a student alone and a student distilled; compare and export.
+
+    Prints what is going on and two tables. `out` then holds `demo.png`,
+    `results.json`, and the teacher and the distilled student of the first seed as
+    SavedModel, ONNX and LiteRT in `teacher/` and `student/`.
+
+    Args:
+        out: Where the files go: absent, empty, or an earlier demo, which is replaced.
+        seeds: Everything is done once for each of them: split, weights, views.
+            Defaults to 0, 1, 2, 3, 4; of a smoke run to 0.
+        smoke: Whether to train for a few steps only, to see that everything runs.
+
+    Returns:
+        Every number of the tables and the picture.
+
+    Raises:
+        ImportError: A package that the demo needs isn't installed.
+        ValueError: There is no seed, or one is given twice or is negative.
+        OSError: `out` can't be written, or holds something else.
+
+    Example:
+        run("demo-output", seeds=range(100, 103))
+    """
+    seeds = list(seeds if seeds is not None else (0,) if smoke else range(5))
+    _check(seeds)
+    directory = Path(out).resolve()
+    results.check_replaceable(directory)
+    digits, budget = data.load(), SMOKE if smoke else FULL
+    print(tables.who_sees_what(digits, budget), flush=True)
+    # TensorFlow would warn of tracing more than once; each network is traced once
+    with quiet("tensorflow"):
+        runs = [_run_seed(digits, budget, seed) for seed in seeds]
+    with (
+        quiet("tensorflow"),
+        replacing(directory, results.check_replaceable) as scratch,
+    ):
+        found = Results(
+            seeds,
+            budget,
+            {name: it.model.count_params() for name, it in runs[0].trained.items()},
+            {name: [each.scores[name] for each in runs] for name in MODELS},
+            {name: [each.trained[name].curve for each in runs] for name in MODELS},
+            _export(runs[0], scratch),
+        )
+        results.write(found, scratch)
+        teacher, test = runs[0].trained[TEACHER].model, runs[0].split.test
+        pictures.draw(found, teacher, test, scratch)
+    print(f"\n{tables.quality(found)}\n\n{tables.serving(found)}")
+    print(f"\nFiles, a picture ({results.PICTURE}) and all numbers are in {out}.")
+    return found
+
+
+def _check(seeds: list[int]) -> None:
+    for module in _NEEDED:
+        if importlib.util.find_spec(module) is None:
+            raise ImportError(
+                f"The demo needs the package that provides `{module}`, which is not "
+                "installed. Install it with `pip install keras-distill[demo]`."
+            )
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(
+            f"`seeds` must be different integers >= 0. Received: seeds={seeds}"
+        )
+
+
+def _run_seed(digits: data.Digits, budget: Budget, seed: int) -> _Run:
+    print(f"\nSeed {seed}", flush=True)
+    split = data.split(digits, seed)
+    teacher = _say(TEACHER, lambda: train_teacher(split, budget, seed))
+    alone = _say(ALONE, lambda: train_alone(split, budget, seed))
+    distilled = _say(
+        DISTILLED, lambda: train_distilled(teacher.model, split, budget, seed)
+    )
+    trained = {TEACHER: teacher, ALONE: alone, DISTILLED: distilled}
+    scores = {
+        name: measuring.score(it.model, teacher.model, split.test)
+        for name, it in trained.items()
+    }
+    return _Run(split, trained, scores)
+
+
+def _say(name: str, train: Callable[[], Trained]) -> Trained:
+    print(f"  training the {name:<18}", end="", flush=True)
+    start = time.perf_counter()
+    trained = train()
+    seconds = time.perf_counter() - start
+    print(f"test accuracy {trained.curve[-1]:.1%} after {seconds:.1f} s", flush=True)
+    return trained
+
+
+def _export(run: _Run, directory: Path) -> dict[str, serving.Served]:
+    """Export and time the teacher and the distilled student."""
+    print("\nExporting teacher and student, checking and timing the files", flush=True)
+    return {
+        name: serving.serve(
+            run.trained[name].model, directory / folder, run.split.test.images
+        )
+        for name, folder in results.FOLDERS.items()
+    }
