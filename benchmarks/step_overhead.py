@@ -53,9 +53,7 @@ def training_step(model: keras.Model, data: tuple) -> Callable[[], object]:
 def sides(jit_compile: bool, data: tuple) -> dict[str, Callable[[], object]]:
     """Return what is timed, by name."""
     teacher = convnet(32, seed=0)
-    forward = tf.function(
-        lambda x: teacher(x, training=False), jit_compile=jit_compile
-    )
+    forward = tf.function(lambda x: teacher(x, training=False), jit_compile=jit_compile)
     compiled = {"loss": label_loss(), "jit_compile": jit_compile}
     plain = convnet(16, seed=1)
     plain.compile("adam", **compiled)

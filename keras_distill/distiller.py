@@ -117,6 +117,7 @@ class Distiller(keras.Model):
         self.student = student
         self.privileged_features = tuple(privileged_features)
         self._untracked = _Untracked(_checked(teacher))
+        self.built = student.built  # all of a distiller's weights are its student's
 
     @property
     def teacher(self) -> Teacher | None:
@@ -126,15 +127,17 @@ class Distiller(keras.Model):
     @teacher.setter
     def teacher(self, teacher: Teacher) -> None:
         self._untracked.teacher = _checked(teacher)
-        self.train_function = None  # it was traced with the earlier teacher
+        self.train_function: Any = None  # it was traced with the earlier teacher
 
     @property
     def alpha(self) -> float | LearningRateSchedule:
         """Weight of the distillation loss; a float may be assigned during `fit`."""
+        self._assert_compile_called("alpha")
         return self._untracked.alpha.value
 
     @alpha.setter
     def alpha(self, value: float) -> None:
+        self._assert_compile_called("alpha")
         self._untracked.alpha.value = value
 
     @property
@@ -187,7 +190,7 @@ class Distiller(keras.Model):
         """
         if distillation_loss is None:
             distillation_loss = ForwardKL(temperature=4.0)
-        if loss is None and not isinstance(alpha, LearningRateSchedule) and alpha != 1:
+        if loss is None and alpha != 1:
             raise ValueError(
                 "`alpha` must be 1 where there is no label `loss`: the student learns "
                 f"from the teacher alone. Received: alpha={alpha}, loss=None"
@@ -207,7 +210,6 @@ class Distiller(keras.Model):
         untracked.metrics = self._make_metrics()
         untracked.compile_config = {
             "distillation_loss": distillation_loss,
-            "alpha": alpha,
             "check_teacher": check_teacher,
         }
 
@@ -219,6 +221,7 @@ class Distiller(keras.Model):
     def train_step(self, data: Any) -> dict[str, Tensor]:
         """Run the teacher, then Keras' own step on what it says."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        features.check_held(x, self.privileged_features)
         targets = _Targets(y, self._teacher_output(x))
         logs: dict[str, Tensor] = super().train_step((x, targets, sample_weight))
         return logs
@@ -248,12 +251,13 @@ class Distiller(keras.Model):
         if not isinstance(y, _Targets):
             return self._own_loss(x, y, y_pred, sample_weight, training)
         untracked, step = self._untracked, self.optimizer.iterations
-        alpha = untracked.alpha.at(step)
+        own_loss = self._own_loss(x, y.labels, y_pred, sample_weight, training)
+        alpha = ops.cast(untracked.alpha.at(step), own_loss.dtype)
         distillation_loss = untracked.loss(
             y.teacher_output, y_pred, sample_weight, step=step
         )
+        distillation_loss = ops.cast(distillation_loss, own_loss.dtype)
         terms = {"distillation_loss": distillation_loss}
-        own_loss = self._own_loss(x, y.labels, y_pred, sample_weight, training)
         if y.labels is None and self.alpha != 1.0:
             raise ValueError(
                 "`alpha` must be 1 where the data hold no labels: the student learns "
@@ -264,6 +268,7 @@ class Distiller(keras.Model):
             # (1 - alpha) * student_loss + alpha * distillation_loss + sum(losses),
             # put so that alpha=0 is Keras' own loss to the last bit
             distillation_loss = distillation_loss - terms["student_loss"]
+        _check_scalar(terms)
         self._log(y_pred, alpha, terms)
         return own_loss + alpha * distillation_loss
 
@@ -295,7 +300,22 @@ class Distiller(keras.Model):
         super().make_train_function(force=force)
         guard = self._untracked.guard
         if guard is not None:
-            self.train_function: Any = guard.after_each(self.train_function)
+            self.train_function = guard.after_each(self.train_function)
+
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """Export the student, as `keras.Model.export` does."""
+        return self.student.export(*args, **kwargs)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the states of the student's random numbers, which Keras leaves out."""
+        for i, state in enumerate(self._random_states()):
+            store[str(i)] = state.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read them, so that dropout goes on as if training hadn't been stopped."""
+        for i, state in enumerate(self._random_states()):
+            if str(i) in store.keys():  # a layer without weights may be an addition
+                state.assign(store[str(i)])
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments without the teacher."""
@@ -320,7 +340,7 @@ class Distiller(keras.Model):
         config: dict[str, Any] = super().get_compile_config()
         if config:
             config |= keras.saving.serialize_keras_object(
-                self._untracked.compile_config
+                {**self._untracked.compile_config, "alpha": self.alpha}
             )
         return config
 
@@ -362,9 +382,20 @@ class Distiller(keras.Model):
         seen = features.select(teacher, x)
         is_layer = isinstance(teacher, keras.Layer)
         outputs = teacher(seen, training=False) if is_layer else teacher(seen)
+        outputs = keras.tree.map_structure(ops.convert_to_tensor, outputs)
         if guard is not None:
             outputs = guard.watch(outputs)
         return keras.tree.map_structure(ops.stop_gradient, outputs)
+
+    def _random_states(self) -> list[keras.Variable]:
+        weights = {id(weight) for weight in self.non_trainable_weights}
+        return [v for v in self.non_trainable_variables if id(v) not in weights]
+
+    def _get_metrics_result_or_logs(self, logs: dict[str, Tensor]) -> dict[str, Tensor]:
+        # Keras' own falls back to the last step's logs where a step doesn't log every
+        # metric, as ours in evaluation; on several devices these are but near
+        results = self.get_metrics_result()
+        return {name: results.get(name, log) for name, log in logs.items()}
 
     def _own_loss(
         self, x: Any, labels: Any, y_pred: Any, sample_weight: Any, training: bool
@@ -380,7 +411,8 @@ class Distiller(keras.Model):
     def _additional_loss(self) -> Tensor:
         """Return the regularisers and `add_loss` terms, scaled as Keras scales them."""
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        terms = [ops.cast(ops.sum(loss), "float32") for loss in self.losses]
+        dtype = keras.config.floatx()
+        terms = [ops.cast(ops.sum(loss), dtype) for loss in self.losses]
         return sum(terms, start=ops.zeros(())) / replicas
 
     def _make_metrics(self) -> dict[str, keras.metrics.Metric]:
@@ -408,6 +440,16 @@ class Distiller(keras.Model):
         metrics["alpha"].update_state(alpha)
         for name, temperature in self._scheduled_temperatures().items():
             metrics[name].update_state(temperature.at(step))
+
+
+def _check_scalar(terms: dict[str, Tensor]) -> None:
+    for name, value in terms.items():
+        if len(value.shape) != 0:
+            raise ValueError(
+                f"The `{name}` of a batch must be a single number, or it would weigh "
+                "as much more as it has elements. Give the loss a `reduction`. "
+                f"Received: a `{name}` of shape {tuple(value.shape)}"
+            )
 
 
 def _checked(teacher: Teacher | None) -> Teacher | None:

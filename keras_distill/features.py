@@ -57,3 +57,15 @@ def check_not_declared(student: keras.Model, privileged_features: Any) -> None:
             f"{leaked}. They don't exist when it serves; remove these inputs from "
             f"the student. Received: privileged_features={tuple(privileged_features)}"
         )
+
+
+def check_held(x: Any, privileged_features: Sequence[str]) -> None:
+    """Raise ValueError if a batch to train on lacks one of the privileged features."""
+    keys = sorted(x) if isinstance(x, Mapping) else None
+    missing = [name for name in privileged_features if name not in (keys or ())]
+    if missing:
+        raise ValueError(
+            f"The batch doesn't hold the privileged features {missing}, so nothing "
+            "would be withheld from the student. Pass a dict with these keys as `x`. "
+            f"Received: keys {keys}"
+        )

@@ -1,0 +1,66 @@
+"""Two devices against one: `python -m tests.distiller.mirrored`, for devices are fixed
+when TensorFlow starts."""
+
+import contextlib
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+import keras_distill as kd
+from tests.distiller.models import CLASSES, FEATURES, crossentropy, data, mlp
+
+EPOCHS = 2
+
+
+def train(scope: Any, labelled: bool) -> tuple[list[np.ndarray], dict[str, Any]]:
+    x, y = data(33)
+    with scope:
+        keras.utils.set_random_seed(0)
+        student = keras.Sequential(
+            [
+                keras.Input((FEATURES,)),
+                layers.Dense(5, "tanh", kernel_regularizer="l2"),
+                layers.Dense(CLASSES),
+            ]
+        )
+        distiller = kd.Distiller(student, mlp(seed=1))
+        distiller.compile(
+            keras.optimizers.SGD(0.3, momentum=0.9),
+            crossentropy() if labelled else None,
+            distillation_loss=kd.losses.ForwardKL(
+                keras.optimizers.schedules.PolynomialDecay(4.0, 6, 1.0)
+            ),
+            alpha=kd.schedules.LinearWarmup(6) if labelled else 1.0,
+            metrics=["accuracy"],
+        )
+    inputs = (x[:32], y[:32]) if labelled else (x[:32],)
+    dataset = tf.data.Dataset.from_tensor_slices(inputs).batch(8)
+    validation = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
+    history = distiller.fit(
+        dataset, epochs=EPOCHS, validation_data=validation, shuffle=False, verbose=0
+    ).history
+    return student.get_weights(), history
+
+
+def main() -> None:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(
+        cpu, 2 * [tf.config.LogicalDeviceConfiguration()]
+    )
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    for labelled in (True, False):
+        one, history = train(contextlib.nullcontext(), labelled)
+        two, mirrored = train(strategy.scope(), labelled)
+        for weight, expected in zip(two, one, strict=True):
+            np.testing.assert_allclose(weight, expected, atol=1e-5)
+        assert mirrored.keys() == history.keys(), (mirrored, history)
+        for name, values in history.items():
+            np.testing.assert_allclose(mirrored[name], values, rtol=1e-4, err_msg=name)
+    print("two devices train as one")
+
+
+if __name__ == "__main__":
+    main()
