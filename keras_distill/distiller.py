@@ -1,21 +1,19 @@
 """The Distiller: a Keras model that trains a student under a teacher."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
-import tensorflow as tf
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill import features
+from keras_distill import features, teachers
+from keras_distill.distillation import DistillationTerm, replicas
 from keras_distill.losses import ForwardKL
-from keras_distill.losses.per_output import PerOutputLoss
-from keras_distill.monitoring import LastValue, TeacherGuard
-from keras_distill.schedules import Hyperparameter
+from keras_distill.monitoring import TeacherGuard
+from keras_distill.teachers import Teacher
 
 Tensor = Any
-Teacher = Callable[..., Any]
 
 
 class _Targets(NamedTuple):
@@ -30,11 +28,10 @@ class _Untracked:
 
     def __init__(self, teacher: Teacher | None) -> None:
         self.teacher = teacher
-        self.loss: PerOutputLoss
-        self.alpha: Hyperparameter
-        self.guard: TeacherGuard | None
-        self.metrics: dict[str, keras.metrics.Metric] = {}
-        self.compile_config: dict[str, Any]
+        # set by `compile`
+        self.term: DistillationTerm | None = None
+        self.guard: TeacherGuard | None = None
+        self.compile_config: dict[str, Any] = {}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -116,7 +113,7 @@ class Distiller(keras.Model):
         )
         self.student = student
         self.privileged_features = tuple(privileged_features)
-        self._untracked = _Untracked(_checked(teacher))
+        self._untracked = _Untracked(teachers.checked(teacher))
         self.built = student.built  # all of a distiller's weights are its student's
 
     @property
@@ -126,19 +123,17 @@ class Distiller(keras.Model):
 
     @teacher.setter
     def teacher(self, teacher: Teacher) -> None:
-        self._untracked.teacher = _checked(teacher)
+        self._untracked.teacher = teachers.checked(teacher)
         self.train_function: Any = None  # it was traced with the earlier teacher
 
     @property
     def alpha(self) -> float | LearningRateSchedule:
         """Weight of the distillation loss; a float may be assigned during `fit`."""
-        self._assert_compile_called("alpha")
-        return self._untracked.alpha.value
+        return self._term.alpha.value
 
     @alpha.setter
     def alpha(self, value: float) -> None:
-        self._assert_compile_called("alpha")
-        self._untracked.alpha.value = value
+        self._term.alpha.value = value
 
     @property
     def output_names(self) -> list[str]:
@@ -178,9 +173,11 @@ class Distiller(keras.Model):
                 act on it as on `loss`. Defaults to `ForwardKL(temperature=4.0)`.
             alpha: Weight of the distillation loss, in [0, 1]; the label loss weighs
                 `1 - alpha`. A float or a `LearningRateSchedule` of the optimiser's
-                step. Defaults to 0.5.
+                updates (with gradient accumulation, fewer than batches). Defaults
+                to 0.5.
             check_teacher: Whether to stop with an error at the step at which the
-                teacher's output is NaN or infinite. Defaults to True.
+                teacher's output is NaN or infinite; -inf, the logit of a masked
+                class, passes. Defaults to True.
             **kwargs: `metrics`, `weighted_metrics`, `loss_weights`, `run_eagerly`,
                 `steps_per_execution`, `jit_compile`, `auto_scale_loss`, as in
                 `keras.Model.compile`.
@@ -195,19 +192,17 @@ class Distiller(keras.Model):
                 "`alpha` must be 1 where there is no label `loss`: the student learns "
                 f"from the teacher alone. Received: alpha={alpha}, loss=None"
             )
-        untracked = self._untracked
-        untracked.alpha = Hyperparameter(
-            "alpha",
+        # before Keras' own, so that a wrong argument leaves what was compiled earlier
+        term = DistillationTerm(
+            distillation_loss,
             alpha,
-            requirement="in [0, 1]",
-            accepts=lambda value: 0.0 <= value <= 1.0,
-        )
-        untracked.loss = PerOutputLoss(
-            distillation_loss, output_names=getattr(self, "output_names", None)
+            output_names=getattr(self, "output_names", None),
+            with_labels=loss is not None,
         )
         super().compile(optimizer, loss, **kwargs)
+        untracked = self._untracked
+        untracked.term = term
         untracked.guard = TeacherGuard(xla=self.jit_compile) if check_teacher else None
-        untracked.metrics = self._make_metrics()
         untracked.compile_config = {
             "distillation_loss": distillation_loss,
             "check_teacher": check_teacher,
@@ -222,7 +217,10 @@ class Distiller(keras.Model):
         """Run the teacher, then Keras' own step on what it says."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         features.check_held(x, self.privileged_features)
-        targets = _Targets(y, self._teacher_output(x))
+        teacher_output = teachers.outputs(self.teacher, x)
+        if self._untracked.guard is not None:
+            teacher_output = self._untracked.guard.watch(teacher_output)
+        targets = _Targets(y, teacher_output)
         logs: dict[str, Tensor] = super().train_step((x, targets, sample_weight))
         return logs
 
@@ -230,7 +228,7 @@ class Distiller(keras.Model):
         """Evaluate the student; the teacher isn't run."""
         _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         logs = super().test_step(data)
-        not_measured = {*self._untracked.metrics, *(() if self.loss else ("loss",))}
+        not_measured = {*self._term.metrics, *(() if self.loss else ("loss",))}
         logs = {name: log for name, log in logs.items() if name not in not_measured}
         if y is None or not logs:
             raise ValueError(
@@ -250,27 +248,23 @@ class Distiller(keras.Model):
         """Return the total loss in training, the student's own in evaluation."""
         if not isinstance(y, _Targets):
             return self._own_loss(x, y, y_pred, sample_weight, training)
-        untracked, step = self._untracked, self.optimizer.iterations
-        own_loss = self._own_loss(x, y.labels, y_pred, sample_weight, training)
-        alpha = ops.cast(untracked.alpha.at(step), own_loss.dtype)
-        distillation_loss = untracked.loss(
-            y.teacher_output, y_pred, sample_weight, step=step
-        )
-        distillation_loss = ops.cast(distillation_loss, own_loss.dtype)
-        terms = {"distillation_loss": distillation_loss}
         if y.labels is None and self.alpha != 1.0:
             raise ValueError(
                 "`alpha` must be 1 where the data hold no labels: the student learns "
                 f"from the teacher alone. Received: alpha={self.alpha}, y=None"
             )
+        own_loss = self._own_loss(x, y.labels, y_pred, sample_weight, training)
+        student_loss = None
         if self._learns_from(y.labels):
-            terms["student_loss"] = own_loss - self._additional_loss()
-            # (1 - alpha) * student_loss + alpha * distillation_loss + sum(losses),
-            # put so that alpha=0 is Keras' own loss to the last bit
-            distillation_loss = distillation_loss - terms["student_loss"]
-        _check_scalar(terms)
-        self._log(y_pred, alpha, terms)
-        return own_loss + alpha * distillation_loss
+            student_loss = own_loss - self._additional_loss()
+        return self._term.add_to(
+            own_loss,
+            student_loss=student_loss,
+            teacher_output=y.teacher_output,
+            student_output=y_pred,
+            sample_weight=sample_weight,
+            step=self.optimizer.iterations,
+        )
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
@@ -282,7 +276,7 @@ class Distiller(keras.Model):
                 x, labels, y_pred, sample_weight
             )
             return logs
-        own = {"loss", *self._untracked.metrics} - {"student_loss"}
+        own = {"loss", *self._term.metrics} - {"student_loss"}
         logs = self.get_metrics_result()
         return {name: log for name, log in logs.items() if name in own}
 
@@ -291,7 +285,8 @@ class Distiller(keras.Model):
         """Keras' metrics, then the terms of the loss and what is scheduled."""
         # compiled metrics that no labels have come to yet have no result
         built = [m for m in super().metrics if getattr(m, "built", True)]
-        return [*built, *self._untracked.metrics.values()]
+        term = self._untracked.term
+        return [*built, *(term.metrics.values() if term else ())]
 
     def make_train_function(self, force: bool = False) -> None:
         """Build the function that `fit` calls, with the teacher's guard around it."""
@@ -301,6 +296,20 @@ class Distiller(keras.Model):
         guard = self._untracked.guard
         if guard is not None:
             self.train_function = guard.after_each(self.train_function)
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Train the student; takes and returns what `keras.Model.fit` does.
+
+        Raises:
+            ValueError: If the data hold no batch, of which Keras itself says little.
+        """
+        history = super().fit(*args, **kwargs)
+        if history.epoch and "loss" not in history.history:
+            raise ValueError(
+                "`fit` needs data, but none of its epochs saw a batch. Received: an "
+                "empty data set, or an iterator that was read to its end before"
+            )
+        return history
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """Export the student, as `keras.Model.export` does."""
@@ -371,22 +380,6 @@ class Distiller(keras.Model):
         distiller.teacher = teacher
         return distiller
 
-    def _teacher_output(self, x: Any) -> Any:
-        teacher, guard = self._untracked.teacher, self._untracked.guard
-        if teacher is None:
-            raise ValueError(
-                "This distiller has no teacher: files don't hold it. Assign it, "
-                "`distiller.teacher = teacher`, or load the file with "
-                "`Distiller.load(filepath, teacher=teacher)`."
-            )
-        seen = features.select(teacher, x)
-        is_layer = isinstance(teacher, keras.Layer)
-        outputs = teacher(seen, training=False) if is_layer else teacher(seen)
-        outputs = keras.tree.map_structure(ops.convert_to_tensor, outputs)
-        if guard is not None:
-            outputs = guard.watch(outputs)
-        return keras.tree.map_structure(ops.stop_gradient, outputs)
-
     def _random_states(self) -> list[keras.Variable]:
         weights = {id(weight) for weight in self.non_trainable_weights}
         return [v for v in self.non_trainable_variables if id(v) not in weights]
@@ -410,57 +403,12 @@ class Distiller(keras.Model):
 
     def _additional_loss(self) -> Tensor:
         """Return the regularisers and `add_loss` terms, scaled as Keras scales them."""
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
         dtype = keras.config.floatx()
         terms = [ops.cast(ops.sum(loss), dtype) for loss in self.losses]
-        return sum(terms, start=ops.zeros(())) / replicas
+        return sum(terms, start=ops.zeros(())) / replicas()
 
-    def _make_metrics(self) -> dict[str, keras.metrics.Metric]:
-        names = ["distillation_loss"]
-        if self.loss is not None:
-            names.insert(0, "student_loss")
-        metrics = {name: keras.metrics.Mean(name) for name in names}
-        metrics["alpha"] = LastValue("alpha")
-        for name in self._scheduled_temperatures():
-            metrics[name] = LastValue(name)
-        return metrics
-
-    def _scheduled_temperatures(self) -> dict[str, Hyperparameter]:
-        losses = list(self._untracked.loss.scheduled())
-        if len(losses) == 1:
-            return {"temperature": losses[0].tempering}
-        return {f"{loss.name}_temperature": loss.tempering for loss in losses}
-
-    def _log(self, y_pred: Any, alpha: Tensor, terms: dict[str, Tensor]) -> None:
-        metrics, step = self._untracked.metrics, self.optimizer.iterations
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
-        for name, value in terms.items():
-            metrics[name].update_state(value * replicas, sample_weight=batch_size)
-        metrics["alpha"].update_state(alpha)
-        for name, temperature in self._scheduled_temperatures().items():
-            metrics[name].update_state(temperature.at(step))
-
-
-def _check_scalar(terms: dict[str, Tensor]) -> None:
-    for name, value in terms.items():
-        if len(value.shape) != 0:
-            raise ValueError(
-                f"The `{name}` of a batch must be a single number, or it would weigh "
-                "as much more as it has elements. Give the loss a `reduction`. "
-                f"Received: a `{name}` of shape {tuple(value.shape)}"
-            )
-
-
-def _checked(teacher: Teacher | None) -> Teacher | None:
-    if teacher is not None and not callable(teacher):
-        raise TypeError(
-            "`teacher` must be a Keras model or a callable of a batch. Received: "
-            f"teacher={teacher!r} of type {type(teacher).__name__}"
-        )
-    if isinstance(teacher, keras.Model) and not teacher.built:
-        raise ValueError(
-            f"The teacher '{teacher.name}' isn't built: it has no weights, let alone "
-            "trained ones. Train it, load it, or call it on a batch before it teaches."
-        )
-    return teacher
+    @property
+    def _term(self) -> DistillationTerm:
+        if self._untracked.term is None:
+            raise ValueError("You must call `compile()` on the distiller before this.")
+        return self._untracked.term

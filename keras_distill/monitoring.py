@@ -57,9 +57,14 @@ class TeacherGuard:
     def _watch_one(self, output: Tensor) -> Tensor:
         if not output.dtype.is_floating:
             return output
+        # -inf is the logit of a class that a teacher rules out
+        is_masked = tf.equal(output, tf.constant(-float("inf"), output.dtype))
+        unmasked = tf.where(is_masked, tf.zeros_like(output), output)
         if self._finite is None:
-            return tf.debugging.check_numerics(output, _BAD_TEACHER)
-        finite = tf.reduce_all(tf.math.is_finite(output))
+            check = tf.debugging.check_numerics(unmasked, _BAD_TEACHER)
+            with tf.control_dependencies([check]):
+                return tf.identity(output)
+        finite = tf.reduce_all(tf.math.is_finite(unmasked))
         self._finite.assign(tf.logical_and(self._finite, finite))
         return tf.where(finite, output, tf.zeros_like(output))
 

@@ -190,11 +190,32 @@ def test_the_check_of_the_teacher_can_be_switched_off() -> None:
     assert np.isfinite(distiller.train_on_batch(bad, Y, return_dict=True)["alpha"])
 
 
-def test_an_empty_dataset_warns_as_keras_does() -> None:
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("known_to_be_empty", [True, False])
+def test_an_empty_dataset(known_to_be_empty: bool) -> None:
     distiller = compiled(mlp())
     before = distiller.student.get_weights()
     empty = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8).take(0)
-    with pytest.warns(UserWarning, match="ran out of data"):
+    if not known_to_be_empty:
+        empty = empty.filter(lambda x, y: True)
+    with pytest.raises(ValueError, match=r"needs data.*empty data set"):
         distiller.fit(empty, shuffle=False, verbose=0)
     for weight, expected in zip(distiller.student.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_empty_arrays() -> None:
+    with pytest.raises(ValueError, match=r"needs data.*empty data set"):
+        compiled(mlp()).fit(X[:0], Y[:0], verbose=0)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_teacher_that_masks_a_class_is_not_broken(jit_compile: bool) -> None:
+    def teacher(x: tf.Tensor) -> tf.Tensor:
+        return tf.concat([x[:, :2], tf.fill((tf.shape(x)[0], 1), -np.inf)], axis=-1)
+
+    distiller = compiled(teacher, jit_compile=jit_compile)
+    history = distiller.fit(X, Y, verbose=0).history
+    assert np.isfinite(history["distillation_loss"][0])
+    assert all(np.isfinite(weight).all() for weight in distiller.student.get_weights())

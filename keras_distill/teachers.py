@@ -1,0 +1,59 @@
+"""Teachers: callables that turn a batch of inputs into targets for a student."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import features
+
+Teacher = Callable[..., Any]
+
+
+def checked(teacher: Teacher | None) -> Teacher | None:
+    """Return `teacher`, or raise where it can't teach.
+
+    Raises:
+        TypeError: If it can't be called.
+        ValueError: If it is a Keras model without weights.
+    """
+    if teacher is not None and not callable(teacher):
+        raise TypeError(
+            "`teacher` must be a Keras model or a callable of a batch. Received: "
+            f"teacher={teacher!r} of type {type(teacher).__name__}"
+        )
+    if isinstance(teacher, keras.Model) and not teacher.built:
+        raise ValueError(
+            f"The teacher '{teacher.name}' isn't built: it has no weights, let alone "
+            "trained ones. Train it, load it, or call it on a batch before it teaches."
+        )
+    return teacher
+
+
+def outputs(teacher: Teacher | None, x: Any) -> Any:
+    """Return what a teacher says of a batch, as it would when serving.
+
+    Args:
+        teacher: A Keras layer or model, called with `training=False`, or any other
+            callable.
+        x: The batch's inputs; of a dict, a model is given the keys that it declares.
+
+    Returns:
+        The outputs as tensors, with no gradient to the teacher.
+
+    Raises:
+        ValueError: If there is no teacher.
+    """
+    if teacher is None:
+        raise ValueError(
+            "This distiller has no teacher: files don't hold it. Assign it, "
+            "`distiller.teacher = teacher`, or load the file with "
+            "`Distiller.load(filepath, teacher=teacher)`."
+        )
+    seen = features.select(teacher, x)
+    is_layer = isinstance(teacher, keras.Layer)
+    said = teacher(seen, training=False) if is_layer else teacher(seen)
+    return keras.tree.map_structure(
+        lambda output: ops.stop_gradient(ops.convert_to_tensor(output)), said
+    )
