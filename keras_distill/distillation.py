@@ -9,7 +9,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill.losses.per_output import PerOutputLoss
-from keras_distill.monitoring import LastValue
+from keras_distill.monitoring import BAD_TEACHER_LOSS, CurrentValue, LastValue
 from keras_distill.schedules import Hyperparameter
 
 Tensor = Any
@@ -42,11 +42,14 @@ class DistillationTerm:
             accepts=lambda value: 0.0 <= value <= 1.0,
         )
         self._losses = PerOutputLoss(losses, output_names=output_names)
-        self._temperatures = _by_name(self._losses)
+        self._scheduled = _temperatures(self._losses)
+        if self.alpha.scheduled:
+            self._scheduled["alpha"] = self.alpha
         means = ["student_loss"] * with_labels + ["distillation_loss"]
         self.metrics: dict[str, keras.metrics.Metric] = {
             **{name: keras.metrics.Mean(name) for name in means},
-            **{name: LastValue(name) for name in ("alpha", *self._temperatures)},
+            "alpha": CurrentValue(lambda: self.alpha.at(0), "alpha"),
+            **{name: LastValue(name) for name in self._scheduled},
         }
 
     def add_to(
@@ -55,6 +58,7 @@ class DistillationTerm:
         *,
         student_loss: Tensor | None,
         teacher_output: Any,
+        teacher_is_finite: Tensor | None,
         student_output: Any,
         sample_weight: Any,
         step: Any,
@@ -66,6 +70,7 @@ class DistillationTerm:
                 where there are labels, and what its layers add.
             student_loss: The label loss within it; None where there are no labels.
             teacher_output: The targets.
+            teacher_is_finite: What `TeacherGuard.watch` says of them.
             student_output: What is held against them.
             sample_weight: As in `keras.Model.fit`.
             step: The optimiser's count of updates, which schedules are read at.
@@ -82,19 +87,20 @@ class DistillationTerm:
             # put so that alpha=0 is Keras' own loss to the last bit
             distillation_loss = distillation_loss - student_loss
         _check_scalar(terms)
-        self._log(terms, alpha, step, keras.tree.flatten(student_output)[0])
+        if teacher_is_finite is not None:
+            terms["distillation_loss"] = ops.where(
+                teacher_is_finite, terms["distillation_loss"], BAD_TEACHER_LOSS
+            )
+        self._log(terms, step, keras.tree.flatten(student_output)[0])
         return own_loss + alpha * distillation_loss
 
-    def _log(
-        self, terms: dict[str, Tensor], alpha: Tensor, step: Any, output: Tensor
-    ) -> None:
+    def _log(self, terms: dict[str, Tensor], step: Any, output: Tensor) -> None:
         for name, value in terms.items():
             self.metrics[name].update_state(
                 value * replicas(), sample_weight=ops.shape(output)[0]
             )
-        self.metrics["alpha"].update_state(alpha)
-        for name, temperature in self._temperatures.items():
-            self.metrics[name].update_state(temperature.at(step))
+        for name, hyperparameter in self._scheduled.items():
+            self.metrics[name].update_state(hyperparameter.at(step))
 
 
 def replicas() -> int:
@@ -103,7 +109,7 @@ def replicas() -> int:
     return count
 
 
-def _by_name(losses: PerOutputLoss) -> dict[str, Hyperparameter]:
+def _temperatures(losses: PerOutputLoss) -> dict[str, Hyperparameter]:
     """Return the scheduled temperatures under the names that they're logged by."""
     scheduled = list(losses.scheduled())
     if len(scheduled) == 1:

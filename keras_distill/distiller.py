@@ -21,6 +21,7 @@ class _Targets(NamedTuple):
 
     labels: Any
     teacher_output: Any
+    teacher_is_finite: Tensor | None
 
 
 class _Untracked:
@@ -217,10 +218,10 @@ class Distiller(keras.Model):
         """Run the teacher, then Keras' own step on what it says."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         features.check_held(x, self.privileged_features)
-        teacher_output = teachers.outputs(self.teacher, x)
+        teacher_output, is_finite = teachers.outputs(self.teacher, x), None
         if self._untracked.guard is not None:
-            teacher_output = self._untracked.guard.watch(teacher_output)
-        targets = _Targets(y, teacher_output)
+            teacher_output, is_finite = self._untracked.guard.watch(teacher_output)
+        targets = _Targets(y, teacher_output, is_finite)
         logs: dict[str, Tensor] = super().train_step((x, targets, sample_weight))
         return logs
 
@@ -261,6 +262,7 @@ class Distiller(keras.Model):
             own_loss,
             student_loss=student_loss,
             teacher_output=y.teacher_output,
+            teacher_is_finite=y.teacher_is_finite,
             student_output=y_pred,
             sample_weight=sample_weight,
             step=self.optimizer.iterations,

@@ -15,60 +15,96 @@ _BAD_TEACHER = (
     "this check off."
 )
 
+BAD_TEACHER_LOSS = -float("inf")
 
-class LastValue(keras.metrics.Mean):
+
+class CurrentValue(keras.metrics.Metric):
+    """A value that stands somewhere already, so that a step need not write it down."""
+
+    def __init__(self, read: Callable[[], Tensor], name: str) -> None:
+        super().__init__(name=name)
+        self._read = read
+
+    def update_state(self, value: Tensor) -> None:
+        """Do nothing: the value is read when it is asked for."""
+
+    def result(self) -> Tensor:
+        """Return the value."""
+        return self._read()
+
+
+class LastValue(keras.metrics.Metric):
     """The last value seen, e.g. of a schedule; in an epoch's log, that of its end."""
 
-    def update_state(self, values: Tensor, sample_weight: Tensor = None) -> None:
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name)
+        # "mean": on several devices each has seen the same
+        self.value = self.add_variable((), "zeros", aggregation="mean", name=name)
+
+    def update_state(self, value: Tensor) -> None:
         """Forget the earlier value and keep this one."""
-        # total over count, because replicas each add theirs
-        self.total.assign(values)
-        self.count.assign(1)
+        self.value.assign(value)
+
+    def result(self) -> Tensor:
+        """Return the value."""
+        return self.value
 
 
 class TeacherGuard:
     """Stops training at the step at which the teacher's output isn't finite.
 
+    -inf, the logit of a class that a teacher rules out, counts as finite.
+
     Args:
         xla: Whether the step is compiled by XLA, which drops assertions silently.
-            There a flag is raised in the step and read after it; the student is
-            spared the step's NaN by zeros in the place of the teacher's output.
+            There the student is spared by zeros in the place of the teacher's output,
+            the step logs a distillation loss of -inf, which no batch has of its own,
+            and that is looked for after the step.
     """
 
     def __init__(self, *, xla: bool) -> None:
-        self._finite = tf.Variable(True, trainable=False) if xla else None
+        self._xla = xla
 
-    def watch(self, outputs: Any) -> Any:
-        """Return the teacher's outputs, checked; called in the step."""
-        return keras.tree.map_structure(self._watch_one, outputs)
+    def watch(self, outputs: Any) -> tuple[Any, Tensor | None]:
+        """Return the teacher's outputs, checked; called in the step.
+
+        Returns:
+            The outputs, and with XLA whether they are finite, a boolean scalar.
+        """
+        if not self._xla:
+            return keras.tree.map_structure(_stop_if_bad, outputs), None
+        flat = [x for x in keras.tree.flatten(outputs) if x.dtype.is_floating]
+        finite = tf.reduce_all(
+            [tf.reduce_all(tf.math.is_finite(_plain(output))) for output in flat]
+        )
+        spared = keras.tree.map_structure(
+            lambda output: tf.where(finite, output, tf.zeros_like(output)), outputs
+        )
+        return spared, finite
 
     def after_each(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `step` followed by a look at the flag."""
-        if self._finite is None:
+        """Return `step` followed by a look at what it logged."""
+        if not self._xla:
             return step
 
         def checked_step(iterator: Any) -> Any:
             logs = step(iterator)
-            self._raise_if_flagged()
+            if float(logs["distillation_loss"]) == BAD_TEACHER_LOSS:
+                raise tf.errors.InvalidArgumentError(None, None, _BAD_TEACHER)
             return logs
 
         return checked_step
 
-    def _watch_one(self, output: Tensor) -> Tensor:
-        if not output.dtype.is_floating:
-            return output
-        # -inf is the logit of a class that a teacher rules out
-        is_masked = tf.equal(output, tf.constant(-float("inf"), output.dtype))
-        unmasked = tf.where(is_masked, tf.zeros_like(output), output)
-        if self._finite is None:
-            check = tf.debugging.check_numerics(unmasked, _BAD_TEACHER)
-            with tf.control_dependencies([check]):
-                return tf.identity(output)
-        finite = tf.reduce_all(tf.math.is_finite(unmasked))
-        self._finite.assign(tf.logical_and(self._finite, finite))
-        return tf.where(finite, output, tf.zeros_like(output))
 
-    def _raise_if_flagged(self) -> None:
-        if self._finite is not None and not self._finite.numpy():
-            self._finite.assign(True)
-            raise tf.errors.InvalidArgumentError(None, None, _BAD_TEACHER)
+def _stop_if_bad(output: Tensor) -> Tensor:
+    if not output.dtype.is_floating:
+        return output
+    check = tf.debugging.check_numerics(_plain(output), _BAD_TEACHER)
+    with tf.control_dependencies([check]):
+        return tf.identity(output)
+
+
+def _plain(output: Tensor) -> Tensor:
+    """Return the output with 0 for the -inf of masked classes."""
+    is_masked = tf.equal(output, tf.constant(-float("inf"), output.dtype))
+    return tf.where(is_masked, tf.zeros_like(output), output)
