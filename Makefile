@@ -20,6 +20,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/step_overhead.py
+	$(VENV)/bin/python benchmarks/transfer_set.py
 	$(VENV)/bin/python benchmarks/quality_vs_keras.py
 
 $(READY): setup.cfg pyproject.toml constraints.txt
