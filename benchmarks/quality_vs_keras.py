@@ -9,7 +9,6 @@ optimiser and, per seed, initial weights. Fashion-MNIST; prints what it measures
 """
 
 import argparse
-import os
 import pathlib
 import statistics
 import sys
@@ -116,7 +115,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--teacher-epochs", type=int, default=12)
     options = parser.parse_args()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     train, test = load_images("fashion_mnist", options.data_dir)
     images = {"train": train, "test": test}
     steps = -(-len(images["train"][0]) // BATCH)

@@ -17,10 +17,9 @@ def default_data_dir() -> Path | None:
     Returns:
         A TensorFlow Datasets folder, or None for TensorFlow Datasets' own default.
     """
-    if folder := os.environ.get("KERAS_DISTILL_DATA"):
-        return Path(folder) / "tfds"
-    beside = Path(__file__).resolve().parents[2] / "shared" / "tfds"
-    return beside if beside.is_dir() else None
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    prepared = Path(os.environ.get("KERAS_DISTILL_DATA", beside)) / "tfds"
+    return prepared if prepared.is_dir() else None
 
 
 def load_images(name: str, data_dir: str | Path | None = None) -> tuple[Arrays, Arrays]:

@@ -45,6 +45,7 @@ class DistillationTerm:
         self._scheduled = _temperatures(self._losses)
         if self.alpha.scheduled:
             self._scheduled["alpha"] = self.alpha
+        self.without_labels = not with_labels
         means = ["student_loss"] * with_labels + ["distillation_loss"]
         self.metrics: dict[str, keras.metrics.Metric] = {
             **{name: keras.metrics.Mean(name) for name in means},
@@ -81,6 +82,7 @@ class DistillationTerm:
             own_loss.dtype,
         )
         terms = {"distillation_loss": distillation_loss}
+        self.without_labels = student_loss is None
         if student_loss is not None:
             terms["student_loss"] = student_loss
             # (1 - alpha) * student_loss + alpha * distillation_loss + what layers add,

@@ -134,6 +134,11 @@ class Distiller(keras.Model):
 
     @alpha.setter
     def alpha(self, value: float) -> None:
+        if self._term.without_labels and value != 1.0:
+            raise ValueError(
+                "`alpha` must stay 1 where there are no labels: the student learns "
+                f"from the teacher alone. Received: alpha={value}"
+            )
         self._term.alpha.value = value
 
     @property
@@ -171,14 +176,16 @@ class Distiller(keras.Model):
             distillation_loss: A `keras.losses.Loss` called with the teacher's output
                 as `y_true` and the student's as `y_pred`; or a list, tuple or dict of
                 them, None for outputs that aren't distilled. Sample and class weights
-                act on it as on `loss`. Defaults to `ForwardKL(temperature=4.0)`.
+                act on it as on `loss`; `loss_weights` act on `loss` alone. Defaults to
+                `ForwardKL(temperature=4.0)`.
             alpha: Weight of the distillation loss, in [0, 1]; the label loss weighs
                 `1 - alpha`. A float or a `LearningRateSchedule` of the optimiser's
                 updates (with gradient accumulation, fewer than batches). Defaults
                 to 0.5.
             check_teacher: Whether to stop with an error at the step at which the
-                teacher's output is NaN or infinite; -inf, the logit of a masked
-                class, passes. Defaults to True.
+                teacher's output is NaN or infinite. False lets -inf pass, the logit of
+                a class that the teacher rules out; `ForwardKL` and `SoftTargets` bear
+                it. Defaults to True.
             **kwargs: `metrics`, `weighted_metrics`, `loss_weights`, `run_eagerly`,
                 `steps_per_execution`, `jit_compile`, `auto_scale_loss`, as in
                 `keras.Model.compile`.

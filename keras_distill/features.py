@@ -13,7 +13,15 @@ def declared_names(model: Any) -> list[str] | None:
     what it finds, and so does any other callable.
     """
     inputs = getattr(model, "inputs", None)
-    return [tensor.name for tensor in inputs] if inputs else None
+    if not inputs:
+        return None
+    return list(_as_dict(model) or (tensor.name for tensor in inputs))
+
+
+def _as_dict(model: Any) -> Mapping[str, Any] | None:
+    """Return the inputs of a Functional model that declares them as a dict."""
+    structure = getattr(model, "input", None)
+    return structure if isinstance(structure, Mapping) else None
 
 
 def select(model: Any, x: Any, *, withheld: Sequence[str] = ()) -> Any:
@@ -42,7 +50,7 @@ def select(model: Any, x: Any, *, withheld: Sequence[str] = ()) -> Any:
             f"{missing}. Name the `keras.Input`s as the keys of the batch. Received: "
             f"keys {sorted(x)}"
         )
-    if len(names) == 1 and not isinstance(getattr(model, "input", None), Mapping):
+    if len(names) == 1 and _as_dict(model) is None:
         return x[names[0]]
     return {name: x[name] for name in names}
 

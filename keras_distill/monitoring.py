@@ -12,7 +12,7 @@ _BAD_TEACHER = (
     "The teacher's output is NaN or infinite, so the student would learn nothing from "
     "it. Look at the teacher's weights, at the inputs of this batch and, where the "
     "teacher computes in float16, at overflow. `compile(check_teacher=False)` switches "
-    "this check off."
+    "this check off, e.g. for a teacher that masks classes with -inf."
 )
 
 BAD_TEACHER_LOSS = -float("inf")
@@ -53,13 +53,11 @@ class LastValue(keras.metrics.Metric):
 class TeacherGuard:
     """Stops training at the step at which the teacher's output isn't finite.
 
-    -inf, the logit of a class that a teacher rules out, counts as finite.
-
     Args:
         xla: Whether the step is compiled by XLA, which drops assertions silently.
-            There the student is spared by zeros in the place of the teacher's output,
-            the step logs a distillation loss of -inf, which no batch has of its own,
-            and that is looked for after the step.
+            There zeros take the place of the teacher's output, so that this one step
+            teaches uniform targets instead of NaN; the step logs a distillation loss
+            of -inf, which no batch has of its own, and that is looked for after it.
     """
 
     def __init__(self, *, xla: bool) -> None:
@@ -75,7 +73,7 @@ class TeacherGuard:
             return keras.tree.map_structure(_stop_if_bad, outputs), None
         flat = [x for x in keras.tree.flatten(outputs) if x.dtype.is_floating]
         finite = tf.reduce_all(
-            [tf.reduce_all(tf.math.is_finite(_plain(output))) for output in flat]
+            [tf.reduce_all(tf.math.is_finite(output)) for output in flat]
         )
         spared = keras.tree.map_structure(
             lambda output: tf.where(finite, output, tf.zeros_like(output)), outputs
@@ -99,12 +97,4 @@ class TeacherGuard:
 def _stop_if_bad(output: Tensor) -> Tensor:
     if not output.dtype.is_floating:
         return output
-    check = tf.debugging.check_numerics(_plain(output), _BAD_TEACHER)
-    with tf.control_dependencies([check]):
-        return tf.identity(output)
-
-
-def _plain(output: Tensor) -> Tensor:
-    """Return the output with 0 for the -inf of masked classes."""
-    is_masked = tf.equal(output, tf.constant(-float("inf"), output.dtype))
-    return tf.where(is_masked, tf.zeros_like(output), output)
+    return tf.debugging.check_numerics(output, _BAD_TEACHER)

@@ -16,6 +16,9 @@ from keras.optimizers.schedules import (
     PolynomialDecay,
 )
 
+# Where a schedule is looked at before training: its start, its end, some between.
+_PROBED_STEPS = (0, *(10**power for power in range(8)))
+
 
 def _check_steps(steps: int, minimum: int) -> int:
     is_number = isinstance(steps, numbers.Real) and not isinstance(steps, bool)
@@ -140,7 +143,8 @@ class Hyperparameter:
 
     Raises:
         TypeError: If `value` is neither a number nor a schedule.
-        ValueError: If a float, or the schedule's value at step 0, isn't accepted.
+        ValueError: If a float isn't accepted, or the schedule's value at step 0 or at
+            a power of ten up to 10 million.
     """
 
     def __init__(
@@ -156,7 +160,11 @@ class Hyperparameter:
         self._accepts = accepts
         if isinstance(value, LearningRateSchedule):
             self._schedule = value
-            self._check(float(value(0)), received="a schedule that starts at {}")
+            for step in _PROBED_STEPS:
+                number = float(value(step))
+                # an exponential decay underflows to 0 long after training has ended
+                if step == 0 or number != 0.0:
+                    self._check(number, f"a schedule that is {{}} at step {step}")
             return
         self._schedule = None
         # autocast would round it in a float16 layer's scope

@@ -16,14 +16,14 @@ def checked(teacher: Teacher | None) -> Teacher | None:
 
     Raises:
         TypeError: If it can't be called.
-        ValueError: If it is a Keras model without weights.
+        ValueError: If it is a Keras model or layer without weights.
     """
     if teacher is not None and not callable(teacher):
         raise TypeError(
             "`teacher` must be a Keras model or a callable of a batch. Received: "
             f"teacher={teacher!r} of type {type(teacher).__name__}"
         )
-    if isinstance(teacher, keras.Model) and not teacher.built:
+    if isinstance(teacher, keras.Layer) and not teacher.built:
         raise ValueError(
             f"The teacher '{teacher.name}' isn't built: it has no weights, let alone "
             "trained ones. Train it, load it, or call it on a batch before it teaches."

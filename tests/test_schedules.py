@@ -122,7 +122,7 @@ def test_hyperparameter_of_another_type(value):
 
 
 def test_a_schedule_must_start_at_an_accepted_value():
-    with pytest.raises(ValueError, match="alpha=a schedule that starts at"):
+    with pytest.raises(ValueError, match="alpha=a schedule that is"):
         make(ExponentialDecay(3.0, 10, 0.5))
 
 

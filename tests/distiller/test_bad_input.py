@@ -60,7 +60,7 @@ def test_alpha_is_a_number_or_a_schedule(alpha: Any) -> None:
 
 def test_a_schedule_of_alpha_starts_as_a_weight() -> None:
     schedule = keras.optimizers.schedules.PolynomialDecay(2.0, 10, 0.0)
-    with pytest.raises(ValueError, match="alpha=a schedule that starts at"):
+    with pytest.raises(ValueError, match="alpha=a schedule that is"):
         compiled(mlp(), alpha=schedule)
 
 
@@ -81,10 +81,12 @@ def test_outputs_of_other_shapes() -> None:
 
 
 def test_one_unit_heads_are_no_softmax() -> None:
-    head = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
+    head, other = (
+        keras.Sequential([keras.Input((4,)), layers.Dense(1)]) for _ in range(2)
+    )
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     with pytest.raises(ValueError, match="one unit.*BinarySoftTargets.*24, 1"):
-        compiled(head, head, loss=loss).train_on_batch(X, Y % 2)
+        compiled(head, other, loss=loss).train_on_batch(X, Y % 2)
 
 
 @pytest.mark.parametrize(
@@ -211,11 +213,30 @@ def test_empty_arrays() -> None:
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_teacher_that_masks_a_class_is_not_broken(jit_compile: bool) -> None:
+def test_a_teacher_that_masks_a_class(jit_compile: bool) -> None:
     def teacher(x: tf.Tensor) -> tf.Tensor:
         return tf.concat([x[:, :2], tf.fill((tf.shape(x)[0], 1), -np.inf)], axis=-1)
 
-    distiller = compiled(teacher, jit_compile=jit_compile)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="masks classes"):
+        compiled(teacher, jit_compile=jit_compile).fit(X, Y, verbose=0)
+    distiller = compiled(teacher, jit_compile=jit_compile, check_teacher=False)
     history = distiller.fit(X, Y, verbose=0).history
     assert np.isfinite(history["distillation_loss"][0])
     assert all(np.isfinite(weight).all() for weight in distiller.student.get_weights())
+
+
+def test_a_schedule_that_leaves_the_range_later() -> None:
+    with pytest.raises(ValueError, match=r"in \[0, 1\].*is 1.5 at step 10"):
+        compiled(mlp(), alpha=kd.schedules.LateStart(5, 1.5))
+
+
+def test_an_unbuilt_layer_as_teacher() -> None:
+    with pytest.raises(ValueError, match="isn't built"):
+        kd.Distiller(mlp(), layers.Dense(CLASSES))
+
+
+def test_alpha_assigned_where_there_are_no_labels() -> None:
+    distiller = compiled(mlp(), alpha=1.0)
+    distiller.fit(X, verbose=0)
+    with pytest.raises(ValueError, match="must stay 1.*alpha=0.5"):
+        distiller.alpha = 0.5

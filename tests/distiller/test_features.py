@@ -186,3 +186,18 @@ def test_a_misspelt_privileged_feature_is_not_let_through(
     )
     with pytest.raises(ValueError, match=rf"\['clicks'\].*Received: keys {keys}"):
         distiller.fit(batch, Y, verbose=0)
+
+
+def test_a_dict_of_inputs_is_read_by_its_keys_not_by_the_names_of_inputs() -> None:
+    def build() -> keras.Model:
+        unnamed = keras.Input((4,), name="unlike_the_key")
+        return keras.Model({"key": unnamed}, keras.layers.Dense(3)(unnamed))
+
+    with pytest.warns(UserWarning, match="must match the names"):
+        student, teacher = build(), build()
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", "mse")
+    x = {"key": np.ones((8, 4), "float32")}
+    assert distiller.fit(x, np.ones((8, 3)), verbose=0).history["loss"]
+    with pytest.raises(ValueError, match="declares privileged features"):
+        kd.Distiller(student, teacher, privileged_features=["key"])

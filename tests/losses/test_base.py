@@ -150,7 +150,7 @@ class TestTemperature:
             losses.ForwardKL(value)
 
     def test_schedule_must_start_positive(self):
-        with pytest.raises(ValueError, match="temperature=a schedule that starts at"):
+        with pytest.raises(ValueError, match="temperature=a schedule that is"):
             losses.ForwardKL(PolynomialDecay(0.0, 10, 1.0))
 
 
