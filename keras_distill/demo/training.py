@@ -52,27 +52,13 @@ class Trained:
 def train_teacher(split: Split, budget: Budget, seed: int) -> Trained:
     """Train the teacher on views of the labelled images."""
     model = models.teacher(seed)
-    model.compile(
-        _adam(TEACHER_LEARNING_RATE, budget),
-        _label_loss(),
-        metrics=["accuracy"],
-        steps_per_execution=budget.steps_per_epoch,
-    )
-    data = views(*split.labelled, seed=seed)
-    return Trained(model, _fit(model, data, split.test, budget))
+    return _train_on_labels(model, TEACHER_LEARNING_RATE, split, budget, seed)
 
 
 def train_alone(split: Split, budget: Budget, seed: int) -> Trained:
     """Train the student as the teacher was: on views of the labelled images."""
     model = models.student(seed)
-    model.compile(
-        _adam(STUDENT_LEARNING_RATE, budget),
-        _label_loss(),
-        metrics=["accuracy"],
-        steps_per_execution=budget.steps_per_epoch,
-    )
-    data = views(*split.labelled, seed=seed)
-    return Trained(model, _fit(model, data, split.test, budget))
+    return _train_on_labels(model, STUDENT_LEARNING_RATE, split, budget, seed)
 
 
 def train_distilled(
@@ -95,13 +81,22 @@ def train_distilled(
     return Trained(distiller.student, curve)
 
 
+def _train_on_labels(
+    model: keras.Model, learning_rate: float, split: Split, budget: Budget, seed: int
+) -> Trained:
+    model.compile(
+        _adam(learning_rate, budget),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        steps_per_execution=budget.steps_per_epoch,
+    )
+    data = views(*split.labelled, seed=seed)
+    return Trained(model, _fit(model, data, split.test, budget))
+
+
 def _adam(learning_rate: float, budget: Budget) -> keras.optimizers.Optimizer:
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, budget.steps)
     return keras.optimizers.Adam(schedule)
-
-
-def _label_loss() -> keras.losses.Loss:
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def _fit(
