@@ -1,68 +1,128 @@
 """The distillation term: what `Distiller.compile` adds to a Keras model's loss."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import keras
-import tensorflow as tf
 from keras import ops
-from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_distill import outputs
 from keras_distill.losses.per_output import PerOutputLoss
-from keras_distill.monitoring import BAD_TEACHER_LOSS, CurrentValue, LastValue
+from keras_distill.monitoring import (
+    BAD_TEACHER_LOSS,
+    CurrentValue,
+    LastValue,
+    replicas,
+)
+from keras_distill.outputs import Path
 from keras_distill.schedules import Hyperparameter
 
 Tensor = Any
+Alpha = Any  # a float or a `LearningRateSchedule`
+
+_LATE = 10**7  # a step by which a schedule has come to its end
+
+
+class Batch(NamedTuple):
+    """What a training step knows of a batch once both models have run."""
+
+    inputs: Any
+    labels: Any
+    sample_weight: Any
+    teacher_output: Any
+    teacher_is_finite: Tensor | None  # what `TeacherGuard.watch` says
+    student_output: Any
+    masked_output: Any  # the student's, masked where there is no label
+    step: Any  # the optimiser's count of updates, which schedules are read at
 
 
 class DistillationTerm:
-    """Distillation losses, their weight, and the metrics that log both.
+    """Distillation losses, their weights, and the metrics that log both.
 
     A plain object: a model that holds it neither tracks nor saves it.
 
     Args:
         losses: As `distillation_loss` in `Distiller.compile`.
         alpha: As in `Distiller.compile`.
+        label_losses: As `loss` in `keras.Model.compile`, which `alpha` weighs against.
+        loss_weights: As in `keras.Model.compile`, of the label losses.
         output_names: Names of the student's outputs, where it declares any.
-        with_labels: Whether there is a label loss to weigh against.
     """
 
     def __init__(
         self,
         losses: Any,
-        alpha: float | LearningRateSchedule,
+        alpha: Alpha | Mapping[str, Alpha],
         *,
+        label_losses: Any,
+        loss_weights: Any,
         output_names: Sequence[str] | None,
-        with_labels: bool,
     ) -> None:
-        self.alpha = Hyperparameter(
-            "alpha",
-            alpha,
-            requirement="in [0, 1]",
-            accepts=lambda value: 0.0 <= value <= 1.0,
-        )
+        self._output_names = output_names
         self._losses = PerOutputLoss(losses, output_names=output_names)
-        self._scheduled = _temperatures(self._losses)
-        if self.alpha.scheduled:
-            self._scheduled["alpha"] = self.alpha
-        self.without_labels = not with_labels
-        means = ["student_loss"] * with_labels + ["distillation_loss"]
+        self._label_losses, self._loss_weights = None, loss_weights
+        if isinstance(alpha, Mapping):
+            self._alpha: Any = {
+                name: _weight(f"{name}_alpha", value) for name, value in alpha.items()
+            }
+            if label_losses is not None:
+                self._label_losses = PerOutputLoss(
+                    label_losses, output_names=output_names
+                )
+        else:
+            self._alpha = _weight("alpha", alpha)
+        self.without_labels = label_losses is None
+        means = ["student_loss"] * (label_losses is not None) + ["distillation_loss"]
         self.metrics: dict[str, keras.metrics.Metric] = {
-            **{name: keras.metrics.Mean(name) for name in means},
-            "alpha": CurrentValue(lambda: self.alpha.at(0), "alpha"),
-            **{name: LastValue(name) for name in self._scheduled},
+            **{
+                name: keras.metrics.Mean(name) for name in (*means, "distillation_loss")
+            },
+            **{
+                name: _metric_of(name, value)
+                for name, value in self._hyperparameters().items()
+            },
         }
 
+    @property
+    def alpha(self) -> Any:
+        """The weight of the distillation loss, or a dict of weights by output."""
+        return keras.tree.map_structure(lambda weight: weight.value, self._alpha)
+
+    @alpha.setter
+    def alpha(self, value: Any) -> None:
+        if self.without_labels and any(a != 1.0 for a in keras.tree.flatten(value)):
+            raise ValueError(
+                "`alpha` must stay 1 where there are no labels: the student learns "
+                "from the teacher alone. Call `compile` again to go on with labels. "
+                f"Received: alpha={value}"
+            )
+        if not isinstance(self._alpha, dict):
+            self._alpha.value = value
+            return
+        if not isinstance(value, Mapping) or set(value) != set(self._alpha):
+            raise ValueError(
+                "`alpha` must be a dict of weights for the same outputs as in "
+                f"`compile`, {sorted(self._alpha)}. Received: alpha={value}"
+            )
+        for name, weight in self._alpha.items():
+            if value[name] is not weight.value:  # a schedule may stay in its place
+                weight.value = value[name]
+
+    def final_alpha(self) -> float:
+        """Return the largest weight that is left late in training."""
+        weights = keras.tree.flatten(self.alpha)
+        return max(float(w(_LATE)) if callable(w) else w for w in weights)
+
+    def check_needs_no_labels(self, received: str) -> None:
+        """Raise ValueError unless the student learns from the teacher alone."""
+        if any(alpha != 1.0 for alpha in keras.tree.flatten(self.alpha)):
+            raise ValueError(
+                "`alpha` must be 1 where there are no labels: the student learns from "
+                f"the teacher alone. Received: alpha={self.alpha}, {received}"
+            )
+
     def add_to(
-        self,
-        own_loss: Tensor,
-        *,
-        student_loss: Tensor | None,
-        teacher_output: Any,
-        teacher_is_finite: Tensor | None,
-        student_output: Any,
-        sample_weight: Any,
-        step: Any,
+        self, own_loss: Tensor, student_loss: Tensor | None, batch: Batch
     ) -> Tensor:
         """Return a batch's total loss, and log what it consists of.
 
@@ -70,45 +130,106 @@ class DistillationTerm:
             own_loss: What the student would be trained with alone: the label loss,
                 where there are labels, and what its layers add.
             student_loss: The label loss within it; None where there are no labels.
-            teacher_output: The targets.
-            teacher_is_finite: What `TeacherGuard.watch` says of them.
-            student_output: What is held against them.
-            sample_weight: As in `keras.Model.fit`.
-            step: The optimiser's count of updates, which schedules are read at.
+            batch: Everything else.
         """
-        alpha = ops.cast(self.alpha.at(step), own_loss.dtype)
-        distillation_loss = ops.cast(
-            self._losses(teacher_output, student_output, sample_weight, step=step),
-            own_loss.dtype,
-        )
-        terms = {"distillation_loss": distillation_loss}
         self.without_labels = student_loss is None
+        losses = self._losses(
+            batch.teacher_output,
+            batch.student_output,
+            batch.sample_weight,
+            inputs=batch.inputs,
+            step=batch.step,
+        )
+        losses = {path: ops.cast(loss, own_loss.dtype) for path, loss in losses.items()}
+        terms = {"distillation_loss": _sum(losses)}
         if student_loss is not None:
             terms["student_loss"] = student_loss
-            # (1 - alpha) * student_loss + alpha * distillation_loss + what layers add,
-            # put so that alpha=0 is Keras' own loss to the last bit
-            distillation_loss = distillation_loss - student_loss
         _check_scalar(terms)
-        if teacher_is_finite is not None:
+        total = own_loss + self._weighted(losses, student_loss, batch)
+        if batch.teacher_is_finite is not None:
             terms["distillation_loss"] = ops.where(
-                teacher_is_finite, terms["distillation_loss"], BAD_TEACHER_LOSS
+                batch.teacher_is_finite, terms["distillation_loss"], BAD_TEACHER_LOSS
             )
-        self._log(terms, step, keras.tree.flatten(student_output)[0])
-        return own_loss + alpha * distillation_loss
+        self._log(terms, batch)
+        return total
 
-    def _log(self, terms: dict[str, Tensor], step: Any, output: Tensor) -> None:
+    def _weighted(
+        self, losses: dict[Path, Tensor], student_loss: Tensor | None, batch: Batch
+    ) -> Tensor:
+        """Return `alpha * (distillation_loss - student_loss)`, output by output.
+
+        Added to the loss that a student is trained with alone, it makes
+        `(1 - alpha) * student_loss + alpha * distillation_loss`, put so that alpha=0
+        is Keras' own loss to the last bit.
+        """
+        if not isinstance(self._alpha, dict):
+            loss = _sum(losses)
+            if student_loss is not None:
+                loss = loss - student_loss
+            return ops.cast(self._alpha.at(batch.step), loss.dtype) * loss
+        alphas = outputs.by_path(
+            self._alpha,
+            batch.student_output,
+            names=self._output_names,
+            what="`alpha`",
+        )
+        if set(alphas) != set(losses):
+            raise ValueError(
+                "`alpha` must hold a weight for each output that is distilled, and for "
+                f"no other. Received: alpha={self.alpha} and distillation losses of "
+                f"{[list(path) for path in losses]}"
+            )
+        label_losses = {} if student_loss is None else self._label_terms(batch)
+        weighted = {}
+        for path, loss in losses.items():
+            if path in label_losses:
+                loss = loss - ops.cast(label_losses[path], loss.dtype)
+            weighted[path] = ops.cast(alphas[path].at(batch.step), loss.dtype) * loss
+        return _sum(weighted)
+
+    def _label_terms(self, batch: Batch) -> dict[Path, Tensor]:
+        """Return each output's part of the label loss."""
+        if self._label_losses is None:
+            return {}
+        labels, sample_weight, loss_weights = (
+            outputs.as_structured(structure, batch.student_output, self._output_names)
+            for structure in (batch.labels, batch.sample_weight, self._loss_weights)
+        )
+        losses = self._label_losses(labels, batch.masked_output, sample_weight)
+        weights = outputs.by_path(
+            1.0 if loss_weights is None else loss_weights,
+            batch.student_output,
+            names=self._output_names,
+            what="`loss_weights`",
+        )
+        return {path: weights.get(path, 1.0) * loss for path, loss in losses.items()}
+
+    def _hyperparameters(self) -> dict[str, Hyperparameter]:
+        """Return what is logged beside the losses, by the name that it's logged by."""
+        weights = keras.tree.flatten(self._alpha)
+        return {weight.name: weight for weight in weights} | _temperatures(self._losses)
+
+    def _log(self, terms: dict[str, Tensor], batch: Batch) -> None:
+        rows = ops.shape(keras.tree.flatten(batch.student_output)[0])[0]
         for name, value in terms.items():
-            self.metrics[name].update_state(
-                value * replicas(), sample_weight=ops.shape(output)[0]
-            )
-        for name, hyperparameter in self._scheduled.items():
-            self.metrics[name].update_state(hyperparameter.at(step))
+            self.metrics[name].update_state(value * replicas(), sample_weight=rows)
+        for name, value in self._hyperparameters().items():
+            self.metrics[name].update_state(value.at(batch.step))
 
 
-def replicas() -> int:
-    """Return among how many devices Keras divides the loss of a batch."""
-    count: int = tf.distribute.get_strategy().num_replicas_in_sync
-    return count
+def _weight(name: str, value: Alpha) -> Hyperparameter:
+    return Hyperparameter(
+        name,
+        value,
+        requirement="in [0, 1]",
+        accepts=lambda number: 0.0 <= number <= 1.0,
+    )
+
+
+def _metric_of(name: str, value: Hyperparameter) -> keras.metrics.Metric:
+    if value.scheduled:
+        return LastValue(name)
+    return CurrentValue(lambda: value.at(0), name)
 
 
 def _temperatures(losses: PerOutputLoss) -> dict[str, Hyperparameter]:
@@ -117,6 +238,11 @@ def _temperatures(losses: PerOutputLoss) -> dict[str, Hyperparameter]:
     if len(scheduled) == 1:
         return {"temperature": scheduled[0].tempering}
     return {f"{loss.name}_temperature": loss.tempering for loss in scheduled}
+
+
+def _sum(losses: dict[Path, Tensor]) -> Tensor:
+    values = list(losses.values())
+    return sum(values[1:], start=values[0])
 
 
 def _check_scalar(terms: dict[str, Tensor]) -> None:

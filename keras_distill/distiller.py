@@ -1,27 +1,28 @@
 """The Distiller: a Keras model that trains a student under a teacher."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
-from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill import features, teachers
-from keras_distill.distillation import DistillationTerm, replicas
+from keras_distill import features, monitoring, saving
+from keras_distill.distillation import Batch, DistillationTerm
+from keras_distill.labels import LabelMask, check_probabilities
 from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
-from keras_distill.teachers import Teacher
+from keras_distill.saving import RandomStates
+from keras_distill.teachers import base as teachers
+from keras_distill.teachers.base import Teacher
+from keras_distill.teachers.training import (
+    TeacherLogs,
+    TrainingTeacher,
+    shared_weights,
+)
 
 Tensor = Any
-
-
-class _Targets(NamedTuple):
-    """What a training step learns from, on its way through Keras as `y`."""
-
-    labels: Any
-    teacher_output: Any
-    teacher_is_finite: Tensor | None
 
 
 class _Untracked:
@@ -32,11 +33,14 @@ class _Untracked:
         # set by `compile`
         self.term: DistillationTerm | None = None
         self.guard: TeacherGuard | None = None
+        self.label_mask = LabelMask(None, output_names=None)
+        self.training_teacher: TrainingTeacher | None = None
+        self.teacher_logs: TeacherLogs | None = None
         self.compile_config: dict[str, Any] = {}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class Distiller(keras.Model):
+class Distiller(RandomStates):
     r"""Trains a student on labels and on the outputs of a teacher.
 
     `loss = (1 - alpha) * loss(y, s) + alpha * distillation_loss(t, s)
@@ -106,7 +110,9 @@ class Distiller(keras.Model):
                 "`Distiller` trains on the TensorFlow backend. Set KERAS_BACKEND="
                 f"tensorflow. Received: backend {keras.backend.backend()!r}"
             )
-        features.check_not_declared(student, privileged_features)
+        features.check_not_declared(
+            student, privileged_features, what="privileged features"
+        )
         # the student casts its own inputs; the teacher may need them as they come
         super().__init__(
             name=name,
@@ -124,22 +130,27 @@ class Distiller(keras.Model):
 
     @teacher.setter
     def teacher(self, teacher: Teacher) -> None:
+        if self._untracked.training_teacher is not None:
+            raise ValueError(
+                "This distiller's teacher trains, so it can't be replaced: files hold "
+                "it. Make a new `Distiller`, or `compile` without `teacher_loss` first."
+            )
         self._untracked.teacher = teachers.checked(teacher)
         self.train_function: Any = None  # it was traced with the earlier teacher
 
     @property
-    def alpha(self) -> float | LearningRateSchedule:
-        """Weight of the distillation loss; a float may be assigned during `fit`."""
-        return self._term.alpha.value
+    def teacher_in_training(self) -> TrainingTeacher | None:
+        """The teacher with its optimiser, where it trains; files hold it."""
+        return self._untracked.training_teacher
+
+    @property
+    def alpha(self) -> Any:
+        """Weight of the distillation loss; floats may be assigned during `fit`."""
+        return self._term.alpha
 
     @alpha.setter
-    def alpha(self, value: float) -> None:
-        if self._term.without_labels and value != 1.0:
-            raise ValueError(
-                "`alpha` must stay 1 where there are no labels: the student learns "
-                f"from the teacher alone. Received: alpha={value}"
-            )
-        self._term.alpha.value = value
+    def alpha(self, value: Any) -> None:
+        self._term.alpha = value
 
     @property
     def output_names(self) -> list[str]:
@@ -163,8 +174,14 @@ class Distiller(keras.Model):
         loss: Any = None,
         *,
         distillation_loss: Any = None,
-        alpha: float | LearningRateSchedule = 0.5,
+        alpha: Any = 0.5,
+        label_mask: str | Mapping[str, str | None] | None = None,
+        teacher_loss: Any = None,
+        teacher_optimizer: Any = None,
+        teacher_metrics: Any = None,
         check_teacher: bool = True,
+        loss_weights: Any = None,
+        metrics: Any = None,
         **kwargs: Any,
     ) -> None:
         """Configure training.
@@ -180,56 +197,121 @@ class Distiller(keras.Model):
                 `ForwardKL(temperature=4.0)`.
             alpha: Weight of the distillation loss, in [0, 1]; the label loss weighs
                 `1 - alpha`. A float or a `LearningRateSchedule` of the optimiser's
-                updates (with gradient accumulation, fewer than batches). Defaults
-                to 0.5.
+                updates (with gradient accumulation, fewer than batches); or a dict of
+                them by output. Defaults to 0.5.
+            label_mask: Name of an input that says which rows have a label, of shape
+                `(batch,)` or `(batch, 1)`, True or nonzero where there is one; or a
+                dict of such names by output, None for outputs that are labelled
+                throughout. The label losses average over these rows; the others are
+                taught by the teacher alone. Neither model is given the mask unless
+                the teacher declares it. Put metrics of labels into `weighted_metrics`.
+            teacher_loss: The teacher's own label loss or losses. Given, the teacher
+                trains in the same steps as the student: it is called with
+                `training=True`, its outputs teach behind a stop-gradient, and files
+                hold it. Weights that both models hold get the gradients of both.
+            teacher_optimizer: The teacher's optimiser. Defaults to another of the
+                same configuration as `optimizer`.
+            teacher_metrics: Metrics of the teacher's outputs; they and its loss are
+                logged under names that begin with `teacher_`.
             check_teacher: Whether to stop with an error at the step at which the
                 teacher's output is NaN or infinite. False lets -inf pass, the logit of
                 a class that the teacher rules out; `ForwardKL` and `SoftTargets` bear
                 it. Defaults to True.
-            **kwargs: `metrics`, `weighted_metrics`, `loss_weights`, `run_eagerly`,
-                `steps_per_execution`, `jit_compile`, `auto_scale_loss`, as in
-                `keras.Model.compile`.
+            loss_weights: As in `keras.Model.compile`.
+            metrics: As in `keras.Model.compile`.
+            **kwargs: `weighted_metrics`, `run_eagerly`, `steps_per_execution`,
+                `jit_compile`, `auto_scale_loss`, as in `keras.Model.compile`.
 
         Raises:
-            ValueError: If `alpha` isn't in [0, 1], or isn't 1 without a `loss`.
+            ValueError: If `alpha` isn't in [0, 1], or isn't 1 without a `loss`; if a
+                fixed teacher holds weights that the student trains; if arguments of a
+                teacher that trains lack `teacher_loss`.
         """
         if distillation_loss is None:
             distillation_loss = ForwardKL(temperature=4.0)
-        if loss is None and alpha != 1:
-            raise ValueError(
-                "`alpha` must be 1 where there is no label `loss`: the student learns "
-                f"from the teacher alone. Received: alpha={alpha}, loss=None"
-            )
+        optimizer = keras.optimizers.get(optimizer)
         # before Keras' own, so that a wrong argument leaves what was compiled earlier
+        output_names = getattr(self, "output_names", None)
         term = DistillationTerm(
             distillation_loss,
             alpha,
-            output_names=getattr(self, "output_names", None),
-            with_labels=loss is not None,
+            label_losses=loss,
+            loss_weights=loss_weights,
+            output_names=output_names,
         )
-        super().compile(optimizer, loss, **kwargs)
+        if loss is None:
+            term.check_needs_no_labels("loss=None")
+        mask = LabelMask(label_mask, output_names=output_names)
+        self._check_label_mask(mask, metrics)
+        training_teacher = None
+        if teacher_loss is not None:
+            training_teacher = TrainingTeacher(
+                self.teacher,
+                self.student,
+                optimizer=teacher_optimizer or _another(optimizer),
+                loss=teacher_loss,
+                metrics=teacher_metrics,
+                label_mask=mask,
+                auto_scale_loss=kwargs.get("auto_scale_loss", True),
+            )
+        else:
+            self._check_fixed_teacher(teacher_optimizer, teacher_metrics)
+        self._warn_of_privileged_features_alone(term)
+        self.supports_jit = teachers.supports_jit(self.teacher)
+        super().compile(
+            optimizer, loss, loss_weights=loss_weights, metrics=metrics, **kwargs
+        )
         untracked = self._untracked
         untracked.term = term
+        untracked.label_mask = mask
+        untracked.training_teacher = training_teacher
+        untracked.teacher_logs = training_teacher and TeacherLogs(training_teacher)
         untracked.guard = TeacherGuard(xla=self.jit_compile) if check_teacher else None
         untracked.compile_config = {
             "distillation_loss": distillation_loss,
+            "label_mask": label_mask,
+            "teacher_loss": teacher_loss,
+            "teacher_optimizer": teacher_optimizer,
+            "teacher_metrics": teacher_metrics,
             "check_teacher": check_teacher,
         }
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the student's outputs."""
-        seen = features.select(self.student, inputs, withheld=self.privileged_features)
+        seen = features.select(self.student, inputs, withheld=self._withheld)
         return self.student(seen, training=training)
 
     def train_step(self, data: Any) -> dict[str, Tensor]:
-        """Run the teacher, then Keras' own step on what it says."""
+        """Run each model once, and update what trains."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        features.check_held(x, self.privileged_features)
-        teacher_output, is_finite = teachers.outputs(self.teacher, x), None
-        if self._untracked.guard is not None:
-            teacher_output, is_finite = self._untracked.guard.watch(teacher_output)
-        targets = _Targets(y, teacher_output, is_finite)
-        logs: dict[str, Tensor] = super().train_step((x, targets, sample_weight))
+        features.check_held(x, self.privileged_features, what="privileged features")
+        features.check_held(x, self._label_mask.keys, what="the label mask")
+        trained = self.teacher_in_training
+        with tf.GradientTape() as tape:
+            output = self(x, training=True)
+            if trained is not None:
+                said = trained(x, training=True)
+            else:
+                with tape.stop_recording():
+                    said = teachers.call(
+                        self.teacher, x, withheld=self._label_mask.keys
+                    )
+            loss = self._step_loss(x, y, sample_weight, said, output)
+            monitoring.log_loss(self, loss, x)
+            loss = self.optimizer.scale_loss(loss)
+            if trained is not None:
+                teacher_loss = trained.compute_loss(x, y, said, sample_weight)
+                monitoring.log_loss(trained, teacher_loss, x)
+                loss += trained.optimizer.scale_loss(teacher_loss)
+        models = [self] if trained is None else [self, trained]
+        gradients = tape.gradient(loss, [model.trainable_weights for model in models])
+        for model, of_model in zip(models, gradients, strict=True):
+            if of_model:
+                pairs = zip(of_model, model.trainable_weights, strict=True)
+                model.optimizer.apply_gradients(pairs)
+        if trained is not None:
+            trained.compute_metrics(x, y, said, sample_weight)
+        logs: dict[str, Tensor] = self.compute_metrics(x, y, output, sample_weight)
         return logs
 
     def test_step(self, data: Any) -> dict[str, Tensor]:
@@ -237,6 +319,8 @@ class Distiller(keras.Model):
         _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         logs = super().test_step(data)
         not_measured = {*self._term.metrics, *(() if self.loss else ("loss",))}
+        if self._untracked.teacher_logs is not None:
+            not_measured |= set(self._untracked.teacher_logs.result())
         logs = {name: log for name, log in logs.items() if name not in not_measured}
         if y is None or not logs:
             raise ValueError(
@@ -253,37 +337,22 @@ class Distiller(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        """Return the total loss in training, the student's own in evaluation."""
-        if not isinstance(y, _Targets):
-            return self._own_loss(x, y, y_pred, sample_weight, training)
-        if y.labels is None and self.alpha != 1.0:
-            raise ValueError(
-                "`alpha` must be 1 where the data hold no labels: the student learns "
-                f"from the teacher alone. Received: alpha={self.alpha}, y=None"
-            )
-        own_loss = self._own_loss(x, y.labels, y_pred, sample_weight, training)
-        student_loss = None
-        if self._learns_from(y.labels):
-            student_loss = own_loss - self._additional_loss()
-        return self._term.add_to(
-            own_loss,
-            student_loss=student_loss,
-            teacher_output=y.teacher_output,
-            teacher_is_finite=y.teacher_is_finite,
-            student_output=y_pred,
-            sample_weight=sample_weight,
-            step=self.optimizer.iterations,
-        )
+        """Return the student's own loss: of labels, and what its layers add."""
+        if not self._learns_from(y):
+            return self._additional_loss()
+        y = self._label_mask.mask_labels(x, y)
+        check_probabilities(self.loss, y, sample_weight)
+        y_pred = self._label_mask.mask_predictions(x, y_pred)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Tensor]:
         """Update the compiled metrics, those of labels only where there are labels."""
-        labels = y.labels if isinstance(y, _Targets) else y
-        if labels is not None:
-            logs: dict[str, Tensor] = super().compute_metrics(
-                x, labels, y_pred, sample_weight
-            )
+        if y is not None:
+            weights = self._label_mask.mask_weights(x, y, sample_weight)
+            y = self._label_mask.mask_labels(x, y)
+            logs: dict[str, Tensor] = super().compute_metrics(x, y, y_pred, weights)
             return logs
         own = {"loss", *self._term.metrics} - {"student_loss"}
         logs = self.get_metrics_result()
@@ -291,11 +360,12 @@ class Distiller(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Keras' metrics, then the terms of the loss and what is scheduled."""
+        """Keras' metrics, the terms of the loss, what is scheduled, the teacher's."""
         # compiled metrics that no labels have come to yet have no result
         built = [m for m in super().metrics if getattr(m, "built", True)]
-        term = self._untracked.term
-        return [*built, *(term.metrics.values() if term else ())]
+        term, teacher_logs = self._untracked.term, self._untracked.teacher_logs
+        built += term.metrics.values() if term else ()
+        return [*built, *((teacher_logs,) if teacher_logs else ())]
 
     def make_train_function(self, force: bool = False) -> None:
         """Build the function that `fit` calls, with the teacher's guard around it."""
@@ -324,34 +394,47 @@ class Distiller(keras.Model):
         """Export the student, as `keras.Model.export` does."""
         return self.student.export(*args, **kwargs)
 
-    def save_own_variables(self, store: Any) -> None:
-        """Write the states of the student's random numbers, which Keras leaves out."""
-        for i, state in enumerate(self._random_states()):
-            store[str(i)] = state.numpy()
-
-    def load_own_variables(self, store: Any) -> None:
-        """Read them, so that dropout goes on as if training hadn't been stopped."""
-        for i, state in enumerate(self._random_states()):
-            if str(i) in store.keys():  # a layer without weights may be an addition
-                state.assign(store[str(i)])
-
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments without the teacher."""
-        return {
+        """Return the constructor's arguments, with the teacher only where it trains."""
+        config = {
             **super().get_config(),
             "student": keras.saving.serialize_keras_object(self.student),
             "privileged_features": list(self.privileged_features),
         }
+        if self.teacher_in_training is not None:
+            config["teacher"] = keras.saving.serialize_keras_object(self.teacher)
+            config["shared_layers"] = saving.shared_layers(self.teacher, self.student)
+            shared = shared_weights(self.teacher, self.student)
+            config["shared_weights"] = len(shared)
+        return config
 
     @classmethod
     def from_config(
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> "Distiller":
-        """Build a distiller without a teacher from `get_config`'s result."""
-        student = keras.saving.deserialize_keras_object(
-            config["student"], custom_objects=custom_objects
-        )
-        return cls(**{**config, "student": student})
+        """Build a distiller from `get_config`'s result."""
+        models: dict[str, Any] = {
+            name: keras.saving.deserialize_keras_object(
+                config[name], custom_objects=custom_objects
+            )
+            for name in ("student", "teacher")
+            if name in config
+        }
+        config = {**config, **models}
+        shared_layers = config.pop("shared_layers", [])
+        count = config.pop("shared_weights", 0)
+        if shared_layers:
+            config["teacher"] = saving.with_layers_of(
+                config["teacher"], config["student"], shared_layers
+            )
+        if count != len(shared_weights(config.get("teacher"), config["student"])):
+            raise ValueError(
+                "Keras can't tell from a file how these two models share weights. "
+                "Build both, make and compile the `Distiller`, and read the file with "
+                f"`distiller.load_weights`. Received: {count} shared weights, in "
+                f"layers {shared_layers} and deeper"
+            )
+        return cls(**config)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Return what `compile` was called with, serialised."""
@@ -369,12 +452,14 @@ class Distiller(keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     @classmethod
-    def load(cls, filepath: Any, teacher: Teacher, **kwargs: Any) -> "Distiller":
+    def load(
+        cls, filepath: Any, teacher: Teacher | None = None, **kwargs: Any
+    ) -> "Distiller":
         """Load a saved distiller, compiled state included, and give it its teacher.
 
         Args:
             filepath: A `.keras` file that `distiller.save` wrote.
-            teacher: The teacher, which the file doesn't hold.
+            teacher: The teacher, which the file holds only where it trains.
             **kwargs: What `keras.saving.load_model` takes.
 
         Raises:
@@ -386,12 +471,9 @@ class Distiller(keras.Model):
                 f"The file must hold a `Distiller`. Received: {filepath}, which holds "
                 f"a {type(distiller).__name__}"
             )
-        distiller.teacher = teacher
+        if teacher is not None:
+            distiller.teacher = teacher
         return distiller
-
-    def _random_states(self) -> list[keras.Variable]:
-        weights = {id(weight) for weight in self.non_trainable_weights}
-        return [v for v in self.non_trainable_variables if id(v) not in weights]
 
     def _get_metrics_result_or_logs(self, logs: dict[str, Tensor]) -> dict[str, Tensor]:
         # Keras' own falls back to the last step's logs where a step doesn't log every
@@ -399,13 +481,30 @@ class Distiller(keras.Model):
         results = self.get_metrics_result()
         return {name: results.get(name, log) for name, log in logs.items()}
 
-    def _own_loss(
-        self, x: Any, labels: Any, y_pred: Any, sample_weight: Any, training: bool
+    def _step_loss(
+        self, x: Any, y: Any, sample_weight: Any, said: Any, output: Any
     ) -> Tensor:
-        """Return the loss of the student alone: of labels, and what layers add."""
-        if self._learns_from(labels):
-            return super().compute_loss(x, labels, y_pred, sample_weight, training)
-        return self._additional_loss()
+        """Return the loss that the student trains on, the teacher's word included."""
+        if y is None:
+            self._term.check_needs_no_labels("y=None")
+        targets, is_finite = teachers.as_targets(said), None
+        if self._untracked.guard is not None:
+            targets, is_finite = self._untracked.guard.watch(targets)
+        own_loss = self.compute_loss(x, y, output, sample_weight)
+        student_loss = None
+        if self._learns_from(y):
+            student_loss = own_loss - self._additional_loss()
+        batch = Batch(
+            inputs=x,
+            labels=self._label_mask.mask_labels(x, y),
+            sample_weight=sample_weight,
+            teacher_output=targets,
+            teacher_is_finite=is_finite,
+            student_output=output,
+            masked_output=self._label_mask.mask_predictions(x, output),
+            step=self.optimizer.iterations,
+        )
+        return self._term.add_to(own_loss, student_loss, batch)
 
     def _learns_from(self, labels: Any) -> bool:
         return self.loss is not None and labels is not None
@@ -414,10 +513,60 @@ class Distiller(keras.Model):
         """Return the regularisers and `add_loss` terms, scaled as Keras scales them."""
         dtype = keras.config.floatx()
         terms = [ops.cast(ops.sum(loss), dtype) for loss in self.losses]
-        return sum(terms, start=ops.zeros(())) / replicas()
+        return sum(terms, start=ops.zeros(())) / monitoring.replicas()
+
+    def _check_label_mask(self, mask: LabelMask, metrics: Any) -> None:
+        features.check_not_declared(self.student, mask.keys, what="label masks")
+        if mask.keys and metrics is not None:
+            raise ValueError(
+                "`metrics` would count rows without a label. Pass them as "
+                "`weighted_metrics`, where such rows weigh 0. Received: "
+                f"metrics={metrics} with label masks {mask.keys}"
+            )
+
+    def _check_fixed_teacher(self, optimizer: Any, metrics: Any) -> None:
+        if optimizer is not None or metrics is not None:
+            raise ValueError(
+                "The teacher trains only where it has a `teacher_loss`. Received: "
+                f"teacher_optimizer={optimizer}, teacher_metrics={metrics}, "
+                "teacher_loss=None"
+            )
+        shared = shared_weights(self.teacher, self.student)
+        if shared and self.teacher is not self.student:  # itself it may teach
+            raise ValueError(
+                "The student would train weights that its fixed teacher holds too, and "
+                "so change the teacher. Give `teacher_loss` to train both, freeze the "
+                "shared layers, or give each model its own. Received: shared weights "
+                f"{[weight.path for weight in shared]}"
+            )
+
+    def _warn_of_privileged_features_alone(self, term: DistillationTerm) -> None:
+        read = features.declared_names(self.teacher)
+        alpha = term.final_alpha()
+        if read and set(read) <= set(self.privileged_features) and alpha > 0.5:
+            warnings.warn(
+                f"The teacher reads privileged features alone, {read}, and alpha is "
+                f"{alpha}: what it says has little to do with what the student sees. "
+                "Let it read the student's features too, or lower alpha.",
+                stacklevel=3,
+            )
+
+    @property
+    def _label_mask(self) -> LabelMask:
+        return self._untracked.label_mask
+
+    @property
+    def _withheld(self) -> tuple[str, ...]:
+        """Inputs that a model without declared inputs isn't given."""
+        return (*self.privileged_features, *self._label_mask.keys)
 
     @property
     def _term(self) -> DistillationTerm:
         if self._untracked.term is None:
             raise ValueError("You must call `compile()` on the distiller before this.")
         return self._untracked.term
+
+
+def _another(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return an optimiser of the same configuration, with no state yet."""
+    return type(optimizer).from_config(optimizer.get_config())

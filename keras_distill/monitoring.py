@@ -18,6 +18,25 @@ _BAD_TEACHER = (
 BAD_TEACHER_LOSS = -float("inf")
 
 
+def log_loss(model: keras.Model, loss: Tensor, x: Any) -> None:
+    """Take a batch's loss into what `fit` shows as `loss`, as Keras' own step does.
+
+    Args:
+        model: The compiled model whose loss it is.
+        loss: The loss as it trains: divided by the number of devices.
+        x: The batch's inputs.
+    """
+    tracker = next(metric for metric in model.metrics if metric.name == "loss")
+    first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
+    tracker.update_state(loss * replicas(), sample_weight=tf.shape(first)[0])
+
+
+def replicas() -> int:
+    """Return among how many devices Keras divides the loss of a batch."""
+    count: int = tf.distribute.get_strategy().num_replicas_in_sync
+    return count
+
+
 class CurrentValue(keras.metrics.Metric):
     """A value that stands somewhere already, so that a step need not write it down."""
 
@@ -71,10 +90,10 @@ class TeacherGuard:
         """
         if not self._xla:
             return keras.tree.map_structure(_stop_if_bad, outputs), None
-        flat = [x for x in keras.tree.flatten(outputs) if x.dtype.is_floating]
-        finite = tf.reduce_all(
-            [tf.reduce_all(tf.math.is_finite(output)) for output in flat]
-        )
+        finite = tf.constant(True)
+        for output in keras.tree.flatten(outputs):
+            if output.dtype.is_floating:
+                finite &= tf.reduce_all(tf.math.is_finite(output))
         spared = keras.tree.map_structure(
             lambda output: tf.where(finite, output, tf.zeros_like(output)), outputs
         )

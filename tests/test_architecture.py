@@ -12,10 +12,14 @@ PACKAGE = Path(keras_distill.__file__).parent
 
 FLOORS = {
     "version": 1,
+    "outputs": 0,
+    "labels": 1,
+    "saving": 1,
     "features": 1,
     "schedules": 1,
     "losses": 1,
     "export": 1,
+    "metrics": 1,
     "monitoring": 1,
     "distillation": 2,
     "teachers": 2,

@@ -2,6 +2,11 @@
 
 from keras_distill.losses.base import DistillationLoss, TemperedLoss
 from keras_distill.losses.binary import BinarySoftTargets
+from keras_distill.losses.ranking import (
+    CalibratedListwise,
+    ListwiseSoftTargets,
+    PairwiseSoftTargets,
+)
 from keras_distill.losses.regression import LogitMSE
 from keras_distill.losses.softmax import (
     ForwardKL,
@@ -14,11 +19,14 @@ from keras_distill.losses.softmax import (
 
 __all__ = [
     "BinarySoftTargets",
+    "CalibratedListwise",
     "DistillationLoss",
     "ForwardKL",
     "GeneralizedJSD",
     "Jeffreys",
+    "ListwiseSoftTargets",
     "LogitMSE",
+    "PairwiseSoftTargets",
     "ReverseKL",
     "SoftTargets",
     "TemperedLoss",

@@ -2,6 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -52,13 +53,17 @@ class DistillationLoss(keras.losses.Loss, ABC):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the loss per example; `y_true` is the teacher's output."""
+        return self.compare(*self.prepared(y_true, y_pred))
+
+    def prepared(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outputs, checked and fit to compute with."""
         # Keras converts the leaves only, so nested lists of numbers are lists still
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         checks.check_same_shape(y_true, y_pred)
         checks.check_axis(y_pred, self.axis)
         # also in `Distiller`, for any Keras loss; here for custom training loops
         teacher_output = ops.stop_gradient(_finite(_at_least_float32(y_true)))
-        return self.compare(teacher_output, _finite(_at_least_float32(y_pred)))
+        return teacher_output, _finite(_at_least_float32(y_pred))
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -135,8 +140,17 @@ class TemperedLoss(DistillationLoss):
 
     def compare(self, teacher_output: Tensor, student_output: Tensor) -> Tensor:
         """Return `temperature**2` times the divergence, per example."""
+        return self.tempered(self.divergence, teacher_output, student_output)
+
+    def tempered(
+        self,
+        divergence: Callable[[Tensor, Tensor, Tensor], Tensor],
+        teacher_output: Tensor,
+        student_output: Tensor,
+    ) -> Tensor:
+        """Return `temperature**2` times a divergence of the outputs' logits."""
         temperature = ops.cast(self.tempering.at(self.step), student_output.dtype)
-        values = self.divergence(
+        values = divergence(
             self._logits(teacher_output, "teacher"),
             self._logits(student_output, "student"),
             temperature,
@@ -159,7 +173,7 @@ class TemperedLoss(DistillationLoss):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "TemperedLoss":
         """Build the loss from `get_config`'s result."""
-        if isinstance(config["temperature"], dict):
+        if isinstance(config.get("temperature"), dict):
             temperature = keras.saving.deserialize_keras_object(config["temperature"])
             config = {**config, "temperature": temperature}
         return cls(**config)
@@ -179,7 +193,7 @@ class TemperedLoss(DistillationLoss):
         self._warned.add(whose)
         warnings.warn(
             f"The {whose}'s output looks like probabilities, but `{self.name}` was "
-            f"told `from_logits=True` and takes their {self.activation} once more. "
+            "told `from_logits=True` and takes them for logits. "
             f"Remove the model's final {self.activation}, or pass `from_logits=False`.",
             stacklevel=2,
         )

@@ -7,14 +7,36 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill.losses import divergences
+from keras_distill.losses import checks, divergences
 from keras_distill.losses.base import TemperedLoss, smallest
 
 Tensor = Any
 
 
+class SigmoidLoss(TemperedLoss):
+    """A tempered loss of units that are each a logit, or a sigmoid, of their own."""
+
+    activation = "sigmoid"
+
+    def logits_of_probabilities(self, probabilities: Tensor) -> Tensor:
+        """Return logits whose sigmoid is `probabilities`."""
+        # 1 - p is known no better than to the spacing of floats below 1
+        epsneg = float(
+            np.finfo(keras.backend.standardize_dtype(probabilities.dtype)).epsneg
+        )
+        complement = ops.maximum(1.0 - probabilities, epsneg)
+        return ops.log(ops.maximum(probabilities, smallest(probabilities))) - ops.log(
+            complement
+        )
+
+    def _logits(self, output: Tensor, whose: str) -> Tensor:
+        if not self.from_logits:
+            checks.check_probabilities(output, whose, self.name)
+        return super()._logits(output, whose)
+
+
 @keras.saving.register_keras_serializable(package="keras_distill")
-class BinarySoftTargets(TemperedLoss):
+class BinarySoftTargets(SigmoidLoss):
     r"""Binary cross-entropy of each unit under the teacher's soft target.
 
     `T**2 * (-p * log(q) - (1 - p) * log(1 - q))`, `p = sigmoid(t / T)`,
@@ -27,7 +49,8 @@ class BinarySoftTargets(TemperedLoss):
         subtract_entropy: Whether to subtract the teacher's entropy: the KL
             divergence, which is 0 where the student equals the teacher, with the same
             gradient. Defaults to False.
-        from_logits: Whether outputs are logits (default) or probabilities.
+        from_logits: Whether outputs are logits (default) or probabilities, which are
+            checked, but not in what XLA compiles.
         axis: The axis of the units, averaged over. Defaults to -1. Outputs of shape
             `(batch,)` have one unit an example.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
@@ -35,7 +58,8 @@ class BinarySoftTargets(TemperedLoss):
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.
 
     Raises:
-        ValueError: If the temperature isn't positive or the outputs' shapes differ.
+        ValueError: If the temperature isn't positive, the outputs' shapes differ, or
+            probabilities lie outside [0, 1].
 
     Example:
         >>> loss = BinarySoftTargets()
@@ -46,8 +70,6 @@ class BinarySoftTargets(TemperedLoss):
         Xu et al. 2020, "Privileged Features Distillation at Taobao
         Recommendations", https://arxiv.org/abs/1907.05171, equation 2.
     """
-
-    activation = "sigmoid"
 
     def __init__(
         self,
@@ -81,17 +103,6 @@ class BinarySoftTargets(TemperedLoss):
         )
         values = per_unit(teacher_logits, student_logits, temperature)
         return values if len(values.shape) == 1 else ops.mean(values, axis=self.axis)
-
-    def logits_of_probabilities(self, probabilities: Tensor) -> Tensor:
-        """Return logits whose sigmoid is `probabilities`."""
-        # 1 - p is known no better than to the spacing of floats below 1
-        epsneg = float(
-            np.finfo(keras.backend.standardize_dtype(probabilities.dtype)).epsneg
-        )
-        complement = ops.maximum(1.0 - probabilities, epsneg)
-        return ops.log(ops.maximum(probabilities, smallest(probabilities))) - ops.log(
-            complement
-        )
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

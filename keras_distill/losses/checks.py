@@ -21,6 +21,9 @@ _TRANSPARENT_OPS = {
     "Transpose": 0,
 }
 
+# What probabilities may exceed 1 by, e.g. as the weighted mean of an ensemble's.
+_ROUNDING = 1e-3
+
 
 def check_same_shape(teacher_output: Tensor, student_output: Tensor) -> None:
     """Raise ValueError unless both shapes agree wherever both are known."""
@@ -55,6 +58,29 @@ def check_classes(output: Tensor, axis: int) -> None:
             "student says. Use `keras_distill.losses.BinarySoftTargets` for one-unit "
             f"heads. Received: outputs of shape {tuple(output.shape)}, axis={axis}"
         )
+
+
+def check_probabilities(output: Tensor, whose: str, loss_name: str) -> None:
+    """Raise ValueError if values lie outside [0, 1].
+
+    A graph of TensorFlow's asserts it when it runs, which XLA leaves out in silence.
+    NaN passes: it is no probability, but the mistake is another one.
+    """
+    outside = ops.any((output < -_ROUNDING) | (output > 1.0 + _ROUNDING))
+    message = (
+        f"`{loss_name}` was told `from_logits=False`, so the {whose}'s output must be "
+        "probabilities in [0, 1]. Pass `from_logits=True` for logits. Received: values "
+    )
+    extremes = ops.min(output, initial=np.inf), ops.max(output, initial=-np.inf)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if tf.is_symbolic_tensor(output):
+            tf.debugging.Assert(~outside, [message + "(least, greatest)", *extremes])
+            return
+    if outside:
+        least, greatest = (float(extreme) for extreme in extremes)
+        raise ValueError(f"{message}from {least} to {greatest}")
 
 
 def are_probabilities(output: Tensor, axis: int, activation: str) -> bool:

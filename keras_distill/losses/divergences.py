@@ -6,6 +6,10 @@ by the squared temperature. Logits must be finite (`DistillationLoss` sees to it
 Each returns one value per example: the shape of the logits without `axis`. Gradients
 are those with respect to the student's logits; the teacher's are not to be used.
 
+The list-wise and pair-wise ones return one value per list instead. Which items form
+a list, `members` says: a boolean `(lists, items)` that scores of shape `(rows, items)`
+broadcast to. Either a row is a list, or one row holds the items of all lists.
+
 Each sum below may carry a term `- p + q`, which adds 0 to the value because both
 sum to 1. It makes every summand non-negative, so that small divergences don't drown
 in rounding, and the gradient exactly 0 where both distributions are equal.
@@ -17,6 +21,9 @@ from typing import Any
 from keras import ops
 
 Tensor = Any
+
+# Below all scores, and finite, so that its products with 0 are 0.
+_LOWEST = -1e30
 
 
 def log_probabilities(logits: Tensor, temperature: Tensor, axis: int) -> Tensor:
@@ -160,3 +167,61 @@ def binary_kl(
     positive = ops.sigmoid(t) * (ops.log_sigmoid(t) - ops.log_sigmoid(s))
     negative = ops.sigmoid(-t) * (ops.log_sigmoid(-t) - ops.log_sigmoid(-s))
     return positive + negative
+
+
+def listwise_cross_entropy(
+    teacher_scores: Tensor,
+    student_scores: Tensor,
+    temperature: Tensor,
+    members: Tensor,
+    item_weight: Tensor,
+) -> Tensor:
+    """Return `-sum w p log q` of each list, `p` and `q` softmaxes over its members."""
+    log_p = _log_shares(teacher_scores, temperature, members)
+    log_q = _log_shares(student_scores, temperature, members)
+    p, q = item_weight * ops.exp(log_p), ops.exp(log_q)
+    balance = q - ops.stop_gradient(q)  # as in `soft_target_cross_entropy`
+    return _total(balance - p * log_q, members)
+
+
+def pairwise_cross_entropy(
+    teacher_scores: Tensor,
+    student_scores: Tensor,
+    temperature: Tensor,
+    members: Tensor,
+    rivals: Tensor,
+    item_weight: Tensor,
+) -> Tensor:
+    """Return the mean of `binary_cross_entropy` over the pairs of each list.
+
+    `rivals`, of shape `(rows, items, items)`, tells with which others an item may be
+    paired. A pair counts where the teacher scores its first item higher, and weighs
+    what that item weighs. The mean of none is 0.
+    """
+    teacher_gap, student_gap = _gaps(teacher_scores), _gaps(student_scores)
+    values = binary_cross_entropy(teacher_gap, student_gap, temperature)
+    counted = ops.logical_and(rivals, teacher_gap > 0.0)
+    per_item = item_weight * ops.sum(ops.where(counted, values, 0.0), axis=-1)
+    count = ops.sum(ops.cast(counted, values.dtype), axis=-1)
+    return _total(per_item, members) / ops.maximum(_total(count, members), 1.0)
+
+
+def _log_shares(scores: Tensor, temperature: Tensor, members: Tensor) -> Tensor:
+    """Return `log softmax(scores / temperature)` over each list's members.
+
+    Others have a share of 0, but in a list without members, where all are equal.
+    """
+    top = ops.max(
+        ops.where(members, scores, _LOWEST), -1, keepdims=True, initial=_LOWEST
+    )
+    relative = (scores - ops.stop_gradient(top)) / temperature
+    return ops.log_softmax(ops.where(members, relative, _LOWEST), axis=-1)
+
+
+def _gaps(scores: Tensor) -> Tensor:
+    """Return by how much each item's score exceeds each other's."""
+    return scores[..., :, None] - scores[..., None, :]
+
+
+def _total(per_item: Tensor, members: Tensor) -> Tensor:
+    return ops.sum(ops.where(members, per_item, 0.0), axis=-1)

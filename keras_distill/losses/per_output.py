@@ -1,11 +1,14 @@
-"""One distillation loss for each output of a model."""
+"""One loss for each output of a model."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 
+from keras_distill import outputs
 from keras_distill.losses.base import TemperedLoss
+from keras_distill.losses.ranking import RankingLoss
+from keras_distill.outputs import Path
 
 Tensor = Any
 tree = keras.tree
@@ -23,7 +26,7 @@ class _FunctionLoss(keras.losses.Loss):
 
 
 class PerOutputLoss:
-    """Sum of the distillation losses of a model's outputs.
+    """The distillation losses of a model's outputs.
 
     Args:
         losses: A loss for every output, or a list, tuple or dict of losses that
@@ -35,7 +38,7 @@ class PerOutputLoss:
     """
 
     def __init__(self, losses: Any, *, output_names: Sequence[str] | None) -> None:
-        self._losses = tree.map_structure(_as_loss, losses)
+        self._losses = tree.map_structure(as_loss, losses)
         self._output_names = output_names
         if all(loss is None for loss in tree.flatten(self._losses)):
             raise ValueError(
@@ -49,18 +52,29 @@ class PerOutputLoss:
         student_output: Any,
         sample_weight: Any = None,
         *,
+        inputs: Any = None,
         step: Any = 0,
-    ) -> Tensor:
-        """Return the summed loss at the optimiser's `step`, a scalar."""
-        terms = []
-        for path, loss in self._by_path(student_output):
+    ) -> dict[Path, Tensor]:
+        """Return the loss of each distilled output, scalars, by the output's path.
+
+        Args:
+            teacher_output: The targets.
+            student_output: What is held against them.
+            sample_weight: One for all outputs, or a structure that mirrors them.
+            inputs: The batch's inputs, for losses that read lists from them.
+            step: The optimiser's step, which scheduled temperatures are read at.
+        """
+        terms = {}
+        for path, loss in self._by_path(student_output).items():
             weight = sample_weight
             if tree.is_nested(sample_weight):
-                weight = _at(path, sample_weight, "`sample_weight`")
-            teacher = _at(path, teacher_output, "the teacher's output")
-            student = _at(path, student_output, "the student's output")
-            terms.append(_evaluate(loss, teacher, student, weight, step=step))
-        return sum(terms[1:], start=terms[0])
+                weight = outputs.at(path, sample_weight, "`sample_weight`")
+            teacher = outputs.at(path, teacher_output, "the teacher's output")
+            student = outputs.at(path, student_output, "the student's output")
+            if isinstance(loss, RankingLoss):
+                teacher = loss.with_lists(teacher, inputs)
+            terms[path] = _evaluate(loss, teacher, student, weight, step=step)
+        return terms
 
     def scheduled(self) -> Iterator[TemperedLoss]:
         """Yield the losses whose temperature is a schedule."""
@@ -68,61 +82,17 @@ class PerOutputLoss:
             if isinstance(loss, TemperedLoss) and loss.tempering.scheduled:
                 yield loss
 
-    def _by_path(self, outputs: Any) -> list[tuple[Any, keras.losses.Loss]]:
-        """Return (path, loss) of each output that has a loss."""
-        losses = self._losses
-        if not tree.is_nested(losses):
-            return [(path, losses) for path, _ in tree.flatten_with_path(outputs)]
-        if isinstance(losses, dict) and not isinstance(outputs, dict):
-            names = list(self._output_names or ())
-            if set(losses) != set(names):
-                raise ValueError(
-                    "The keys of `distillation_loss` must be the names of the "
-                    f"student's outputs. Received: keys {sorted(losses)}, outputs "
-                    f"named {names}"
-                )
-            losses = [losses[name] for name in names]
-        if not isinstance(losses, dict) and (
-            not tree.is_nested(outputs) or len(losses) != len(outputs)
-        ):
-            raise ValueError(
-                "`distillation_loss` must hold one loss or None for each of the "
-                f"student's outputs. Received: {len(losses)} losses for outputs of "
-                f"shape {describe(outputs)}"
-            )
-        return [
-            (path, loss)
-            for path, loss in tree.flatten_with_path(losses)
-            if loss is not None
-        ]
-
-
-def describe(outputs: Any) -> str:
-    """Return the structure of `outputs` with shapes in the place of tensors."""
-    return str(
-        tree.map_structure(lambda x: tuple(getattr(x, "shape", ())) or str(x), outputs)
-    )
-
-
-def _at(path: Sequence[Any], structure: Any, what: str) -> Any:
-    leaf = structure
-    try:
-        for key in path:
-            # rows of a tensor aren't outputs
-            leaf = leaf[key] if tree.is_nested(leaf) else None
-        found = leaf is not None and not tree.is_nested(leaf)
-    except (KeyError, IndexError, TypeError):
-        found = False
-    if not found:
-        raise ValueError(
-            f"There is a distillation loss for output {list(path)}, which {what} "
-            "doesn't hold. Give both models the same outputs, or None as the loss of "
-            f"those that aren't distilled. Received: {describe(structure)}"
+    def _by_path(self, student_output: Any) -> dict[Path, keras.losses.Loss]:
+        return outputs.by_path(
+            self._losses,
+            student_output,
+            names=self._output_names,
+            what="`distillation_loss`",
         )
-    return leaf
 
 
-def _as_loss(loss: Any) -> Any:
+def as_loss(loss: Any) -> Any:
+    """Return the `keras.losses.Loss` that `keras.Model.compile` makes of `loss`."""
     found = keras.losses.get(loss)
     if found is None or isinstance(found, keras.losses.Loss):
         return found

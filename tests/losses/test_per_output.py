@@ -6,7 +6,8 @@ import pytest
 from keras.optimizers.schedules import PolynomialDecay
 
 from keras_distill.losses import ForwardKL, LogitMSE, ReverseKL
-from keras_distill.losses.per_output import PerOutputLoss, describe
+from keras_distill.losses.per_output import PerOutputLoss
+from keras_distill.outputs import describe
 from keras_distill.schedules import TeacherAnnealing
 
 RNG = np.random.default_rng(6)
@@ -20,8 +21,15 @@ TEACHERS["dict"] = {"a": TEACHER, "b": OTHER_TEACHER}
 STUDENTS["dict"] = {"a": STUDENT, "b": OTHER_STUDENT}
 
 
+class Total(PerOutputLoss):
+    """Adds up what the outputs contribute."""
+
+    def __call__(self, *args, **kwargs):
+        return sum(super().__call__(*args, **kwargs).values())
+
+
 def per_output(losses, output_names=None):
-    return PerOutputLoss(losses, output_names=output_names)
+    return Total(losses, output_names=output_names)
 
 
 def test_a_single_output():

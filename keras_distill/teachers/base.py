@@ -1,6 +1,6 @@
-"""Teachers: callables that turn a batch of inputs into targets for a student."""
+"""What may teach, and what it says of a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -31,13 +31,14 @@ def checked(teacher: Teacher | None) -> Teacher | None:
     return teacher
 
 
-def outputs(teacher: Teacher | None, x: Any) -> Any:
+def call(teacher: Teacher | None, x: Any, *, withheld: Sequence[str] = ()) -> Any:
     """Return what a teacher says of a batch, as it would when serving.
 
     Args:
         teacher: A Keras layer or model, called with `training=False`, or any other
             callable.
         x: The batch's inputs; of a dict, a model is given the keys that it declares.
+        withheld: Keys that a teacher without declared inputs isn't given.
 
     Returns:
         The outputs as tensors, with no gradient to the teacher.
@@ -51,9 +52,20 @@ def outputs(teacher: Teacher | None, x: Any) -> Any:
             "`distiller.teacher = teacher`, or load the file with "
             "`Distiller.load(filepath, teacher=teacher)`."
         )
-    seen = features.select(teacher, x)
+    seen = features.select(teacher, x, withheld=withheld)
     is_layer = isinstance(teacher, keras.Layer)
-    said = teacher(seen, training=False) if is_layer else teacher(seen)
+    return as_targets(teacher(seen, training=False) if is_layer else teacher(seen))
+
+
+def as_targets(outputs: Any) -> Any:
+    """Return a teacher's outputs as tensors through which no gradient passes."""
     return keras.tree.map_structure(
-        lambda output: ops.stop_gradient(ops.convert_to_tensor(output)), said
+        lambda output: ops.stop_gradient(ops.convert_to_tensor(output)), outputs
     )
+
+
+def supports_jit(teacher: Teacher | None) -> bool:
+    """Return whether XLA can compile a teacher, as Keras asks each layer."""
+    if not isinstance(teacher, keras.Layer):
+        return True
+    return all(layer.supports_jit for layer in teacher._flatten_layers())

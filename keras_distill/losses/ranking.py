@@ -1,0 +1,404 @@
+"""Losses between the rankings of a list's items by teacher and student."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_distill.losses import divergences
+from keras_distill.losses.binary import SigmoidLoss
+from keras_distill.losses.lists import Lists, arranged, read
+from keras_distill.schedules import Hyperparameter
+
+Tensor = Any
+
+_register = keras.saving.register_keras_serializable(package="keras_distill")
+
+
+class RankingLoss(SigmoidLoss):
+    """A loss with a value per list of items.
+
+    Subclasses implement `list_divergence` and `says_something`: lists that say
+    nothing are left out of the mean, and a batch of them has the loss 0. How lists
+    come, and what weighs what, tells `ListwiseSoftTargets`.
+
+    Args:
+        temperature: As in `TemperedLoss`. Defaults to 1.
+        mask: Name of the input that holds the mask, for `with_lists`.
+        group: Name of the input that holds the group ids, for `with_lists`.
+        from_logits: Whether outputs are scores (default), or probabilities of a
+            sigmoid head, which are checked, but not in what XLA compiles.
+        reduction: As in `keras.losses.Loss`, of the values of the lists. Defaults to
+            `"sum_over_batch_size"`, the mean over lists that say something.
+        name: Name of the loss.
+        dtype: dtype of the result. Defaults to `keras.config.floatx()`.
+    """
+
+    def __init__(
+        self,
+        temperature: float | LearningRateSchedule = 1.0,
+        *,
+        mask: str | None = None,
+        group: str | None = None,
+        from_logits: bool = True,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            temperature,
+            from_logits=from_logits,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
+        self.mask = mask
+        self.group = group
+        for argument, value in (("mask", mask), ("group", group)):
+            if not isinstance(value, str | None):
+                raise TypeError(
+                    f"`{argument}` must be the name of an input. A tensor goes into "
+                    f"the call: `loss({{'scores': teacher_output, '{argument}': "
+                    f"tensor}}, student_output)`. Received: {argument}={value!r}"
+                )
+
+    @abstractmethod
+    def list_divergence(
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        temperature: Tensor,
+        lists: Lists,
+    ) -> Tensor:
+        """Return the divergence per list, without the squared temperature."""
+
+    @abstractmethod
+    def says_something(self, teacher_output: Tensor, lists: Lists) -> Tensor:
+        """Return per list whether there is something to learn from it."""
+
+    def with_lists(self, teacher_output: Tensor, inputs: Any) -> Any:
+        """Return what to call the loss with as `y_true` for a batch of training data.
+
+        Args:
+            teacher_output: The teacher's output for the batch.
+            inputs: The inputs of the batch by name.
+
+        Returns:
+            `teacher_output` with the inputs that `mask` and `group` name; unchanged
+            where they name none.
+
+        Raises:
+            ValueError: If the batch doesn't hold a named input.
+        """
+        names = self._input_names()
+        if not names:
+            return teacher_output
+        named = isinstance(inputs, Mapping)
+        for argument, key in names.items():
+            if not named or key not in inputs:
+                held = sorted(map(str, inputs)) if named else type(inputs).__name__
+                raise ValueError(
+                    f"`{self.name}` has {argument}={key!r}, but the batch holds no "
+                    f"input of that name. Received: inputs {held}"
+                )
+        found = {argument: inputs[key] for argument, key in names.items()}
+        return {"scores": teacher_output, **found}
+
+    def __call__(
+        self, y_true: Any, y_pred: Tensor, sample_weight: Tensor = None
+    ) -> Tensor:
+        """Return the loss, reduced; `y_true` is a tensor or a dict as above."""
+        given = y_true if isinstance(y_true, Mapping) else {"scores": y_true}
+        self._check_keys(given)
+        return super().__call__(*arranged(given, y_pred, sample_weight))
+
+    def call(self, y_true: dict[str, Tensor], y_pred: Tensor) -> Tensor:
+        """Return the loss per list; `y_true` is what `__call__` has arranged."""
+        teacher_output, student_output = self.prepared(y_true["scores"], y_pred)
+        lists = read(y_true, student_output.dtype)
+        divergence = partial(self.list_divergence, lists=lists)
+        values = self.tempered(divergence, teacher_output, student_output)
+        # where Keras looks for what to leave out; there is no public setter
+        values._keras_mask = lists.once(self.says_something(teacher_output, lists))
+        return values
+
+    def divergence(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the divergence per row, each a list of valid items."""
+        lists = Lists(ops.ones_like(student_logits, dtype="bool"))
+        return self.list_divergence(teacher_logits, student_logits, temperature, lists)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        config = {**super().get_config(), "mask": self.mask, "group": self.group}
+        del config["axis"]  # items are always on the last one
+        return config
+
+    def _input_names(self) -> dict[str, str]:
+        names = {"mask": self.mask, "group": self.group}
+        return {argument: name for argument, name in names.items() if name is not None}
+
+    def _check_keys(self, given: Mapping[str, Any]) -> None:
+        if "scores" not in given or not set(given) <= {"scores", "mask", "group"}:
+            raise ValueError(
+                "`y_true` must be the teacher's output, or hold it under 'scores', "
+                "besides 'mask' and 'group' where there are any. Received: keys "
+                f"{sorted(map(str, given))}"
+            )
+        for argument, name in self._input_names().items():
+            if given.get(argument) is None:
+                raise ValueError(
+                    f"`{self.name}` has {argument}={name!r}, an input that `Distiller` "
+                    "looks up. Elsewhere call it as `loss(loss.with_lists("
+                    "teacher_output, inputs), student_output)`. Received: a `y_true` "
+                    f"without {argument!r}"
+                )
+
+
+class ListwiseLoss(RankingLoss):
+    """A loss that compares distributions over the items of a list."""
+
+    def says_something(self, teacher_output: Tensor, lists: Lists) -> Tensor:
+        """Return per list whether it has two items or more."""
+        return ops.sum(ops.cast(lists.members, "int32"), axis=-1) >= 2
+
+
+@_register
+class ListwiseSoftTargets(ListwiseLoss):
+    r"""Cross-entropy between the softmaxes of teacher and student over a list.
+
+    `T**2 * -sum_i(w_i * p_i * log(q_i))`, `p = softmax(t / T)`, `q = softmax(s / T)`
+    over the valid items of a list, `w` the items' weights, 1 by default. It is blind
+    to a shift that all scores of a list have in common. Lists with one valid item or
+    none are left out of the mean.
+
+    Lists: outputs of shape `(batch, list_size)` or `(batch, list_size, 1)` hold one a
+    row, of which a boolean mask of that shape tells the items from the padding.
+    Outputs of shape `(batch,)` or `(batch, 1)` hold one item a row: rows of a batch
+    with the same group id, an integer or a string, form a list, at the cost of
+    `batch**2` numbers in memory, and a mask tells which rows count. Strings need
+    `jit_compile=False`. Without a reduction the value of a group stands in its first
+    row, and its other rows are 0.
+
+    Calling: `loss({"scores": teacher_output, "mask": mask, "group": ids},
+    student_output)`, or with the teacher's output alone; `Distiller` builds the dict
+    from the inputs that `mask` and `group` name. What is masked may be anything, also
+    NaN. A Keras mask of the student's output counts besides: an item is valid where
+    all masks say so.
+
+    Weights: a `sample_weight` of shape `(batch,)` or `(batch, 1)` weighs lists; of
+    shape `(batch, list_size)`, or with groups, it weighs items, e.g. by the inverse
+    propensity of the position that they were shown at. An item that weighs 0 still
+    takes part in the softmaxes, unlike a masked one. Where weights of items differ,
+    the best `q` is in proportion to `w * p`. They don't enter the divisor of
+    `reduction="mean_with_sample_weight"`, which those of lists do.
+
+    Args:
+        temperature: Divides the scores; positive; float or schedule. Defaults to 1.
+        mask: Name of the model's input that holds the mask, for `Distiller`.
+        group: Name of the model's input that holds the group ids, for `Distiller`.
+        from_logits: Whether outputs are scores (default), or probabilities of a
+            sigmoid head, which are checked, but not in what XLA compiles.
+        reduction: As in `keras.losses.Loss`, over lists. Defaults to
+            `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        TypeError: If `mask` or `group` isn't a string.
+        ValueError: If the temperature isn't positive, the outputs' shapes differ or
+            hold no lists, probabilities lie outside [0, 1], or what `mask` or `group`
+            names is missing.
+
+    Example:
+        >>> loss = ListwiseSoftTargets()
+        >>> teacher, student = [[2.0, 0.0, 9.9]], [[0.0, 2.0, 0.0]]
+        >>> mask = [[True, True, False]]
+        >>> round(float(loss({"scores": teacher, "mask": mask}, student)), 4)
+        1.8885
+
+    Reference:
+        Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise
+        Approach", https://doi.org/10.1145/1273496.1273513, section 4 (ListNet).
+    """
+
+    def list_divergence(
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        temperature: Tensor,
+        lists: Lists,
+    ) -> Tensor:
+        """Return the cross-entropy per list."""
+        return divergences.listwise_cross_entropy(
+            teacher_logits,
+            student_logits,
+            temperature,
+            lists.members,
+            lists.item_weight,
+        )
+
+
+@_register
+class CalibratedListwise(ListwiseLoss):
+    r"""Cross-entropy between the shares that items have in a list's clicks.
+
+    `-sum_i(w_i * p_i * log(q_i))`, `p = sigmoid(t) / sum(sigmoid(t))`,
+    `q = sigmoid(s) / sum(sigmoid(s))` over the valid items of a list, `w` the items'
+    weights, 1 by default: what each item has of the clicks expected on the list. It
+    is minimal where the student's click probabilities equal the teacher's, as binary
+    cross-entropy is (`BinarySoftTargets`), so that their sum keeps the student
+    calibrated; alone it fixes the probabilities up to a factor per list. Weights of
+    items that differ move the minimum. There is no temperature, because tempered
+    sigmoids are no click probabilities. Where clicks are rare, sigmoids are nearly
+    exponentials and this is nearly `ListwiseSoftTargets`.
+
+    Lists, masks, group ids and weights are those of `ListwiseSoftTargets`.
+
+    Args:
+        mask: Name of the model's input that holds the mask, for `Distiller`.
+        group: Name of the model's input that holds the group ids, for `Distiller`.
+        from_logits: Whether outputs are logits (default), or probabilities of a
+            sigmoid head, which are checked, but not in what XLA compiles.
+        reduction: As in `keras.losses.Loss`, over lists. Defaults to
+            `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        TypeError: If `mask` or `group` isn't a string.
+        ValueError: If the outputs' shapes differ or hold no lists, probabilities lie
+            outside [0, 1], or what `mask` or `group` names is missing.
+
+    Example:
+        >>> loss = CalibratedListwise(from_logits=False)
+        >>> round(float(loss([[0.1, 0.3]], [[0.2, 0.2]])), 4)
+        0.6931
+
+    Reference:
+        Gui et al. 2024, "Calibration-compatible Listwise Distillation of Privileged
+        Features for CTR Prediction", https://arxiv.org/abs/2312.08727.
+    """
+
+    def __init__(
+        self,
+        *,
+        mask: str | None = None,
+        group: str | None = None,
+        from_logits: bool = True,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            mask=mask,
+            group=group,
+            from_logits=from_logits,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
+        self.tempering = Hyperparameter(
+            "temperature",
+            1.0,
+            requirement="1 in a calibrated loss",
+            accepts=lambda value: value == 1.0,
+        )
+
+    def list_divergence(
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        temperature: Tensor,
+        lists: Lists,
+    ) -> Tensor:
+        """Return the cross-entropy per list."""
+        return divergences.listwise_cross_entropy(
+            ops.log_sigmoid(teacher_logits),
+            ops.log_sigmoid(student_logits),
+            temperature,
+            lists.members,
+            lists.item_weight,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        config = super().get_config()
+        del config["temperature"]
+        return config
+
+
+@_register
+class PairwiseSoftTargets(RankingLoss):
+    r"""Cross-entropy of which of two items is better, over the pairs of a list.
+
+    `T**2 * mean(w_i * (-p * log(q) - (1 - p) * log(1 - q)))`,
+    `p = sigmoid((t_i - t_j) / T)`, `q = sigmoid((s_i - s_j) / T)`, over the pairs of
+    valid items of a list with `t_i > t_j`, `w` the items' weights, 1 by default: a
+    pair weighs what the item weighs that the teacher prefers, and the divisor is the
+    number of pairs. Equal scores of the teacher's form no pair, and lists without
+    pairs are left out of the mean. The memory taken is that of `batch * list_size**2`
+    numbers.
+
+    Lists, masks, group ids and weights are those of `ListwiseSoftTargets`.
+
+    Args:
+        temperature: Divides the scores; positive; float or schedule. Defaults to 1.
+        mask: Name of the model's input that holds the mask, for `Distiller`.
+        group: Name of the model's input that holds the group ids, for `Distiller`.
+        from_logits: Whether outputs are scores (default), or probabilities of a
+            sigmoid head, which are checked, but not in what XLA compiles.
+        reduction: As in `keras.losses.Loss`, over lists. Defaults to
+            `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        TypeError: If `mask` or `group` isn't a string.
+        ValueError: If the temperature isn't positive, the outputs' shapes differ or
+            hold no lists, probabilities lie outside [0, 1], or what `mask` or `group`
+            names is missing.
+
+    Example:
+        >>> loss = PairwiseSoftTargets()
+        >>> teacher, student = [2.0, 5.0, 0.0, 3.0], [0.0, 4.0, 2.0, 4.0]
+        >>> pages = ["a", "b", "a", "b"]
+        >>> round(float(loss({"scores": teacher, "group": pages}, student)), 4)
+        1.2908
+
+    Reference:
+        Burges et al. 2005, "Learning to Rank using Gradient Descent",
+        https://doi.org/10.1145/1102351.1102363, section 3 (RankNet), with the
+        teacher's probabilities as targets.
+    """
+
+    def list_divergence(
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        temperature: Tensor,
+        lists: Lists,
+    ) -> Tensor:
+        """Return the mean over the pairs of each list."""
+        return divergences.pairwise_cross_entropy(
+            teacher_logits,
+            student_logits,
+            temperature,
+            lists.members,
+            lists.rivals,
+            lists.item_weight,
+        )
+
+    def says_something(self, teacher_output: Tensor, lists: Lists) -> Tensor:
+        """Return per list whether the teacher prefers any item to another."""
+        highest = ops.where(lists.members, teacher_output, -np.inf)
+        lowest = ops.where(lists.members, teacher_output, np.inf)
+        return ops.max(highest, axis=-1, initial=-np.inf) > ops.min(
+            lowest, axis=-1, initial=np.inf
+        )

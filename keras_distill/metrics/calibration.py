@@ -1,0 +1,231 @@
+"""Streaming metrics of how far predicted probabilities can be trusted."""
+
+import numbers
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class ExpectedCalibrationError(keras.metrics.Metric):
+    r"""Expected calibration error of binary predictions.
+
+    `sum_b n_b / n * |mean prediction_b - mean label_b|` over bins of equal width
+    `((b - 1) / bins, b / bins]`; the first one holds 0 too. Sums are kept by bin, so
+    that batches give what the whole data would at once: `weight`, `predicted` and
+    `observed`, of which a reliability diagram can be drawn. The units of a multi-label
+    head share the bins.
+
+    Args:
+        bins: Number of bins, an integer >= 1. Defaults to 15.
+        from_logits: Whether predictions are logits; else probabilities (default).
+        name: Name of the metric.
+        dtype: dtype of the sums and the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError: If `bins` isn't a positive integer; when called, if labels or
+            probabilities aren't in [0, 1] or shapes don't fit. In a graph the range
+            is an assertion; under XLA, which drops assertions, the result is NaN.
+
+    Example:
+        >>> metric = ExpectedCalibrationError(bins=2)
+        >>> metric.update_state([0, 0, 1], [0.1, 0.3, 0.9])
+        >>> metric.update_state([0], [0.7])
+        >>> round(float(metric.result()), 4)  # 2/4 * |0.2 - 0| + 2/4 * |0.8 - 0.5|
+        0.25
+
+    Reference:
+        Naeini, Cooper, Hauskrecht 2015, "Obtaining Well Calibrated Probabilities
+        Using Bayesian Binning"; Guo et al. 2017, "On Calibration of Modern Neural
+        Networks", https://arxiv.org/abs/1706.04599, which bins by the confidence in
+        the predicted class, not by the probability of a positive label as here.
+    """
+
+    def __init__(
+        self,
+        bins: int = 15,
+        *,
+        from_logits: bool = False,
+        name: str = "expected_calibration_error",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        is_number = isinstance(bins, numbers.Real) and not isinstance(bins, bool)
+        if not is_number or bins % 1 != 0 or bins < 1:
+            raise ValueError(f"`bins` must be an integer >= 1. Received: bins={bins!r}")
+        self.bins = int(bins)
+        self.from_logits = from_logits
+        self.weight, self.predicted, self.observed = (
+            self.add_variable((self.bins,), "zeros", dtype=self.dtype, name=of)
+            for of in ("weight", "predicted", "observed")
+        )
+
+    def update_state(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            y_true: Labels in [0, 1] of shape `(batch,)` or `(batch, units)`.
+            y_pred: Predictions of the same shape; `(batch,)` is `(batch, 1)`.
+            sample_weight: Weights of shape `(batch,)` or `(batch, units)`.
+        """
+        labels, predictions, weight = _by_unit(
+            y_true,
+            y_pred,
+            sample_weight,
+            from_logits=self.from_logits,
+            dtype=self.dtype,
+        )
+        # looked up, because a product with `bins` may round across an edge
+        edges = ops.convert_to_tensor(np.arange(1, self.bins) / self.bins, self.dtype)
+        bin_of = ops.searchsorted(edges, predictions, side="left")
+        for total, values in (
+            (self.weight, weight),
+            (self.predicted, weight * predictions),
+            (self.observed, weight * labels),
+        ):
+            total.assign_add(ops.segment_sum(values, bin_of, num_segments=self.bins))
+
+    def result(self) -> Tensor:
+        """Return the error so far, 0 before the first row."""
+        gap = ops.sum(ops.abs(self.predicted - self.observed))
+        return ops.divide_no_nan(gap, ops.sum(self.weight))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        config: dict[str, Any] = super().get_config()
+        return {**config, "bins": self.bins, "from_logits": self.from_logits}
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class PredictedOverObserved(keras.metrics.Metric):
+    r"""Calibration in the large: what was predicted by what came.
+
+    `sum(prediction) / sum(label)`, weighted: 1 where the mean prediction is right,
+    1.1 where it is 10% too high. It is 0 as long as no positive label was observed.
+
+    Args:
+        from_logits: Whether predictions are logits; else probabilities (default).
+        name: Name of the metric.
+        dtype: dtype of the sums and the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError: As `ExpectedCalibrationError`, when called.
+
+    Example:
+        >>> metric = PredictedOverObserved()
+        >>> round(float(metric([0, 0, 1, 1], [0.2, 0.4, 0.9, 0.7])), 4)
+        1.1
+
+    Reference:
+        He et al. 2014, "Practical Lessons from Predicting Clicks on Ads at Facebook",
+        section 2, where it is called calibration.
+    """
+
+    def __init__(
+        self,
+        *,
+        from_logits: bool = False,
+        name: str = "predicted_over_observed",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.from_logits = from_logits
+        self.predicted, self.observed = (
+            self.add_variable((), "zeros", dtype=self.dtype, name=of)
+            for of in ("predicted", "observed")
+        )
+
+    def update_state(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> None:
+        """Add a batch; arguments as in `ExpectedCalibrationError.update_state`."""
+        labels, predictions, weight = _by_unit(
+            y_true,
+            y_pred,
+            sample_weight,
+            from_logits=self.from_logits,
+            dtype=self.dtype,
+        )
+        self.predicted.assign_add(ops.sum(weight * predictions))
+        self.observed.assign_add(ops.sum(weight * labels))
+
+    def result(self) -> Tensor:
+        """Return the ratio so far, 0 where nothing was observed."""
+        return ops.divide_no_nan(
+            ops.convert_to_tensor(self.predicted), ops.convert_to_tensor(self.observed)
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        config: dict[str, Any] = super().get_config()
+        return {**config, "from_logits": self.from_logits}
+
+
+def _by_unit(
+    y_true: Tensor,
+    y_pred: Tensor,
+    sample_weight: Tensor | None,
+    *,
+    from_logits: bool,
+    dtype: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return labels, probabilities and weights as vectors, checked."""
+    labels, predictions = _table(y_true, dtype), _table(y_pred, dtype)
+    weight = ops.ones_like(predictions[:, :1])
+    if sample_weight is not None:
+        weight = _table(sample_weight, dtype)
+    if not (
+        _fits(labels.shape, predictions.shape)
+        and (
+            _fits(weight.shape, predictions.shape)
+            or _fits(weight.shape, (predictions.shape[0], 1))
+        )
+    ):
+        raise ValueError(
+            "`y_true` and `y_pred` must have one shape, (batch,) or (batch, units), "
+            "and `sample_weight` the same or (batch,). Received: shapes "
+            f"y_true={tuple(labels.shape)}, y_pred={tuple(predictions.shape)}, "
+            f"sample_weight={tuple(weight.shape)}"
+        )
+    if from_logits:
+        predictions = ops.sigmoid(predictions)
+    else:
+        predictions = _within_0_and_1(
+            predictions, "`y_pred` must be in [0, 1]; for logits, `from_logits=True`."
+        )
+    labels = _within_0_and_1(labels, "`y_true` must be in [0, 1].")
+    weight = ops.broadcast_to(weight, ops.shape(predictions))
+    return tuple(ops.reshape(x, (-1,)) for x in (labels, predictions, weight))
+
+
+def _table(x: Tensor, dtype: str) -> Tensor:
+    """Return `x` as a tensor with an axis of units."""
+    x = ops.convert_to_tensor(x, dtype)
+    return x[:, None] if len(x.shape) == 1 else x
+
+
+def _fits(shape: Any, other: Any) -> bool:
+    """Return whether both shapes are of rank 2 and agree where both are known."""
+    return len(shape) == len(other) == 2 and all(
+        a == b or a is None or b is None for a, b in zip(shape, other, strict=True)
+    )
+
+
+def _within_0_and_1(x: Tensor, requirement: str) -> Tensor:
+    outside = ops.logical_or(x < 0.0, x > 1.0)
+    if tf.is_symbolic_tensor(x):
+        received = [requirement, "Received: from", ops.min(x), "to", ops.max(x)]
+        tf.debugging.Assert(ops.logical_not(ops.any(outside)), received)
+        return ops.where(outside, float("nan"), x)  # for XLA, which asserts nothing
+    if ops.any(outside):
+        raise ValueError(
+            f"{requirement} Received: from {float(ops.min(x))} to {float(ops.max(x))}"
+        )
+    return x

@@ -1,0 +1,95 @@
+"""What stands for which of a model's outputs: losses, weights, masks, labels."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+tree = keras.tree
+
+Path = tuple[Any, ...]
+
+
+def by_path(
+    per_output: Any, outputs: Any, *, names: Sequence[str] | None, what: str
+) -> dict[Path, Any]:
+    """Return what is given per output under the path of that output.
+
+    Args:
+        per_output: One thing for every output; or a list, tuple or dict of things
+            that mirrors `outputs`, with None where an output has none.
+        outputs: A model's outputs.
+        names: The names of the outputs in order, where the model has any, so that a
+            dict may be given for a list of outputs.
+        what: What is given, as error messages call it.
+
+    Raises:
+        ValueError: If `per_output` doesn't fit the outputs.
+    """
+    paths: list[Path] = [tuple(path) for path, _ in tree.flatten_with_path(outputs)]
+    if not tree.is_nested(per_output):
+        return dict.fromkeys(paths, per_output)
+    if isinstance(per_output, Mapping) and not isinstance(outputs, Mapping):
+        if set(per_output) != set(names or ()):
+            raise ValueError(
+                f"The keys of {what} must be the names of the student's outputs. "
+                f"Received: keys {sorted(per_output)}, outputs named "
+                f"{list(names or ())}"
+            )
+        in_order = [per_output[name] for name in names or ()]
+        per_output = in_order if tree.is_nested(outputs) else in_order[0]
+    elif not isinstance(per_output, Mapping) and (
+        not tree.is_nested(outputs) or len(per_output) != len(outputs)
+    ):
+        raise ValueError(
+            f"{what} must hold one loss or None for each of the student's outputs. "
+            f"Received: {len(per_output)} losses for outputs of shape "
+            f"{describe(outputs)}"
+        )
+    return {
+        tuple(path): item
+        for path, item in tree.flatten_with_path(per_output)
+        if item is not None
+    }
+
+
+def as_structured(structure: Any, outputs: Any, names: Sequence[str] | None) -> Any:
+    """Return a dict by the names of a list of outputs as a list in their order."""
+    if not isinstance(structure, Mapping) or isinstance(outputs, Mapping):
+        return structure
+    return [structure[name] for name in names or ()]
+
+
+def at(path: Path, structure: Any, what: str) -> Any:
+    """Return the tensor of one output.
+
+    Args:
+        path: The output's path.
+        structure: Tensors in the structure of the outputs.
+        what: What `structure` is, as error messages call it.
+
+    Raises:
+        ValueError: If the structure holds no tensor there.
+    """
+    leaf = structure
+    try:
+        for key in path:
+            # rows of a tensor aren't outputs
+            leaf = leaf[key] if tree.is_nested(leaf) else None
+        found = leaf is not None and not tree.is_nested(leaf)
+    except (KeyError, IndexError, TypeError):
+        found = False
+    if not found:
+        raise ValueError(
+            f"There is a distillation loss for output {list(path)}, which {what} "
+            "doesn't hold. Give both models the same outputs, or None as the loss of "
+            f"those that aren't distilled. Received: {describe(structure)}"
+        )
+    return leaf
+
+
+def describe(outputs: Any) -> str:
+    """Return the structure of `outputs` with shapes in the place of tensors."""
+    return str(
+        tree.map_structure(lambda x: tuple(getattr(x, "shape", ())) or str(x), outputs)
+    )

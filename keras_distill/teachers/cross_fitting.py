@@ -1,0 +1,154 @@
+"""Cross-fitting: no row is taught by a teacher that has seen its label."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_distill import features
+from keras_distill.teachers.base import Teacher
+
+Array = Any
+tree = keras.tree
+
+
+def cross_fit(
+    make_teacher: Callable[..., Teacher],
+    data: tuple[Any, ...],
+    *,
+    folds: int | Iterable[tuple[Array, Array]] = 5,
+    labelled: Array | None = None,
+    seed: int = 0,
+    batch_size: int = 1024,
+) -> Any:
+    """Return what teachers say of rows that they weren't trained on.
+
+    A teacher remembers the labels that it was trained on, the more the fewer there
+    are; on those rows it repeats them to its student. Here the labelled rows are cut
+    into folds, a teacher is trained without each fold, and speaks about that fold
+    alone. Rows without a label, which none has seen, get the mean of all teachers.
+
+    Args:
+        make_teacher: Called with `data` less one fold, as `make_teacher(x, y)`;
+            returns a trained Keras model, or a callable of a batch of inputs.
+        data: `(x, y)` or `(x, y, sample_weight)`, NumPy arrays or structures of them
+            with the rows first. Of a dict, a model is given the keys that it declares.
+        folds: Their number, at least 2; rows are dealt out at random. Or pairs of
+            indices of labelled rows, `(training, held_out)`, as scikit-learn's
+            splitters return them, e.g. to keep the rows of a user together.
+        labelled: Which rows have a label, a boolean array of shape `(rows,)`. Defaults
+            to all.
+        seed: Of the random folds. Defaults to 0.
+        batch_size: Rows per call of a teacher. Defaults to 1024.
+
+    Returns:
+        The teachers' outputs for all rows in the order of `data`, to be given to
+        `Distiller` under a key of the inputs, with `Recorded(key)` as the teacher.
+
+    Raises:
+        ValueError: If there are fewer than 2 folds or more than labelled rows, if
+            arrays differ in length, or if the folds hold out a row twice or never.
+
+    Example:
+        >>> def mean_of_labels(x, y):
+        ...     return lambda batch: np.full((len(batch), 1), y.mean())
+        >>> x, y = np.zeros((4, 1)), np.array([0.0, 0.0, 1.0, 1.0])
+        >>> folds = [([0, 1], [2, 3]), ([2, 3], [0, 1])]
+        >>> cross_fit(mean_of_labels, (x, y), folds=folds).ravel()
+        array([1., 1., 0., 0.])
+
+    Reference:
+        Chernozhukov et al. 2018, "Double/debiased machine learning",
+        https://arxiv.org/abs/1608.00060, definition 3.1; Dao et al. 2021, "Knowledge
+        Distillation as Semiparametric Inference", https://arxiv.org/abs/2104.09732,
+        section 4.
+    """
+    rows = _rows(data)
+    with_label = np.flatnonzero(
+        np.ones(rows, bool) if labelled is None else _checked_mask(labelled, rows)
+    )
+    unlabelled = np.setdiff1d(np.arange(rows), with_label)
+    pairs = _pairs(folds, len(with_label), seed)
+    spoken_of, said = [], []
+    for training, held_out in pairs:
+        teacher = make_teacher(*_take(data, with_label[training]))
+        spoken_of.append(np.concatenate([with_label[held_out], unlabelled]))
+        said.append(_predict(teacher, _take(data[0], spoken_of[-1]), batch_size))
+
+    def collected(*parts: Array) -> Array:
+        total = np.zeros((rows, *parts[0].shape[1:]), parts[0].dtype)
+        for indices, part in zip(spoken_of, parts, strict=True):
+            total[indices] += part
+        total[unlabelled] /= len(pairs)  # of which every teacher has spoken
+        return total
+
+    return tree.map_structure(collected, *said)
+
+
+def _predict(teacher: Teacher, x: Any, batch_size: int) -> Any:
+    """Return a teacher's outputs for all rows, as NumPy arrays."""
+    x = features.select(teacher, x)
+    if isinstance(teacher, keras.Model):
+        return teacher.predict(x, batch_size=batch_size, verbose=0)
+    batches = [
+        tree.map_structure(
+            keras.ops.convert_to_numpy, teacher(_take(x, slice(i, i + batch_size)))
+        )
+        for i in range(0, _rows(x), batch_size)
+    ]
+    return tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
+
+
+def _pairs(folds: Any, rows: int, seed: int) -> list[tuple[Array, Array]]:
+    """Return (training, held-out) indices of each fold."""
+    if isinstance(folds, int):
+        if not 2 <= folds <= rows:
+            raise ValueError(
+                "`folds` must be at least 2, and at most the number of labelled rows. "
+                f"Received: folds={folds} for {rows} labelled rows"
+            )
+        shuffled = np.random.default_rng(seed).permutation(rows)
+        held_out = np.array_split(shuffled, folds)
+        return [(np.setdiff1d(np.arange(rows), fold), fold) for fold in held_out]
+    pairs = [(np.asarray(training), np.asarray(fold)) for training, fold in folds]
+    times_held_out = np.zeros(rows, int)
+    for training, fold in pairs:
+        np.add.at(times_held_out, fold, 1)
+        both = np.intersect1d(training, fold)
+        if both.size:
+            raise ValueError(
+                "A fold's teacher must not be trained on the rows that it speaks "
+                f"about. Received: rows {both[:5]} in both parts of a fold"
+            )
+    if not pairs or (times_held_out != 1).any():
+        wrong = np.flatnonzero(times_held_out != 1)
+        raise ValueError(
+            "The folds must hold out each labelled row once. Received: row "
+            f"{wrong[0]} of {rows} held out {times_held_out[wrong[0]]} times"
+        )
+    return pairs
+
+
+def _checked_mask(labelled: Array, rows: int) -> Array:
+    mask = np.asarray(labelled)
+    if mask.shape != (rows,):
+        raise ValueError(
+            "`labelled` must say of each row whether it has a label. Received: shape "
+            f"{mask.shape} for {rows} rows"
+        )
+    return mask.astype(bool)
+
+
+def _rows(data: Any) -> int:
+    lengths = {len(array) for array in tree.flatten(data)}
+    if len(lengths) != 1:
+        raise ValueError(
+            "All arrays must have the same number of rows. Received: "
+            f"{sorted(lengths)} rows"
+        )
+    return lengths.pop()
+
+
+def _take(data: Any, rows: Any) -> Any:
+    return tree.map_structure(lambda array: np.asarray(array)[rows], data)

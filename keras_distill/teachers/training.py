@@ -1,0 +1,139 @@
+"""A teacher that trains in the same steps as its student."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_distill import features
+from keras_distill.labels import LabelMask, check_probabilities
+from keras_distill.saving import RandomStates
+
+Tensor = Any
+
+
+class TrainingTeacher(RandomStates, keras.Model):
+    """A teacher with a loss, an optimiser and metrics of its own.
+
+    Args:
+        teacher: The model to train.
+        student: The model that it teaches. Weights that both hold are the student's
+            optimiser's to update.
+        optimizer: As in `keras.Model.compile`.
+        loss: The teacher's label loss or losses, as in `keras.Model.compile`.
+        metrics: As in `keras.Model.compile`.
+        label_mask: Which rows have a label; the metrics see no others.
+        auto_scale_loss: As in `keras.Model.compile`.
+
+    Raises:
+        ValueError: If weights are shared where losses are scaled.
+    """
+
+    def __init__(
+        self,
+        teacher: keras.Model,
+        student: keras.Model,
+        *,
+        optimizer: Any,
+        loss: Any,
+        metrics: Any,
+        label_mask: LabelMask,
+        auto_scale_loss: bool = True,
+    ) -> None:
+        super().__init__(dtype=teacher.dtype_policy, autocast=False)
+        self.teacher = teacher
+        self.built = True
+        self._label_mask = label_mask
+        self._shared = {id(weight) for weight in shared_weights(teacher, student)}
+        counted = "weighted_metrics" if label_mask.keys else "metrics"
+        self.compile(
+            optimizer, loss, auto_scale_loss=auto_scale_loss, **{counted: metrics}
+        )
+        if self._shared and isinstance(
+            self.optimizer, keras.optimizers.LossScaleOptimizer
+        ):
+            raise ValueError(
+                "A teacher and a student that share trainable weights can't train "
+                "together in mixed_float16, where each has a loss scale of its own. "
+                "Use mixed_bfloat16, or give each model its own layers. Received: "
+                f"teacher '{teacher.name}' of policy {teacher.dtype_policy.name}"
+            )
+        self.optimizer.build(self.trainable_weights)
+
+    @property
+    def trainable_weights(self) -> list[keras.Variable]:
+        """The teacher's weights that aren't the student's too."""
+        weights = self.teacher.trainable_weights
+        return [weight for weight in weights if id(weight) not in self._shared]
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Keras' metrics; compiled ones have no result before the first batch."""
+        return [m for m in super().metrics if getattr(m, "built", True)]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the teacher's outputs, where it declares any."""
+        names: list[str] = self.teacher.output_names
+        return names
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Return the teacher's outputs."""
+        seen = features.select(self.teacher, inputs, withheld=self._label_mask.keys)
+        return self.teacher(seen, training=training)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Return the teacher's loss on the rows that have a label."""
+        if y is None:
+            raise ValueError(
+                "A teacher that trains needs labels. Pass `y` to `fit`, with a "
+                "`label_mask` where some rows have none. Received: y=None"
+            )
+        y = self._label_mask.mask_labels(x, y)
+        check_probabilities(self.loss, y, sample_weight)
+        y_pred = self._label_mask.mask_predictions(x, y_pred)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Tensor]:
+        """Update the metrics with the rows that have a label."""
+        weights = self._label_mask.mask_weights(x, y, sample_weight)
+        y = self._label_mask.mask_labels(x, y)
+        logs: dict[str, Tensor] = super().compute_metrics(x, y, y_pred, weights)
+        return logs
+
+
+class TeacherLogs(keras.metrics.Metric):
+    """What a training teacher measures, under names that begin with `teacher_`."""
+
+    def __init__(self, teacher: TrainingTeacher) -> None:
+        super().__init__(name="teacher_logs")
+        self._teacher = teacher
+
+    def update_state(self, *args: Any) -> None:
+        """Do nothing: the teacher keeps its own state."""
+
+    def reset_state(self) -> None:
+        """Begin a new epoch."""
+        self._teacher.reset_metrics()
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the teacher's loss and metrics."""
+        logs = self._teacher.get_metrics_result()
+        return {f"teacher_{name}": value for name, value in logs.items()}
+
+
+def shared_weights(teacher: Any, student: keras.Model) -> Sequence[keras.Variable]:
+    """Return the weights of the student that train and that the teacher holds too."""
+    if not isinstance(teacher, keras.Layer):
+        return []
+    held = {id(weight) for weight in teacher.weights}
+    return [weight for weight in student.trainable_weights if id(weight) in held]
