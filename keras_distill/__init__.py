@@ -1,7 +1,17 @@
 """Knowledge distillation for Keras 3: compile, fit, export a small model, prove it."""
 
-from keras_distill import export, losses, schedules
+from keras_distill import export, losses, metrics, schedules, teachers
 from keras_distill.distiller import Distiller
+from keras_distill.teachers import cross_fit
 from keras_distill.version import __version__
 
-__all__ = ["Distiller", "__version__", "export", "losses", "schedules"]
+__all__ = [
+    "Distiller",
+    "__version__",
+    "cross_fit",
+    "export",
+    "losses",
+    "metrics",
+    "schedules",
+    "teachers",
+]

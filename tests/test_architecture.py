@@ -38,6 +38,7 @@ ON_THE_SAME_FLOOR = {("losses", "schedules")}  # a temperature may be a schedule
 
 OPTIONAL = {
     "ai_edge_litert",
+    "keras_rs",
     "matplotlib",
     "onnx",
     "onnxruntime",

@@ -17,7 +17,8 @@ MODULES = [
 
 
 def public_classes():
-    for namespace in (keras_distill, keras_distill.losses, keras_distill.schedules):
+    rooms = ("losses", "metrics", "schedules", "teachers")
+    for namespace in (keras_distill, *(getattr(keras_distill, n) for n in rooms)):
         for name, value in vars(namespace).items():
             own = getattr(value, "__module__", "").startswith("keras_distill")
             if own and inspect.isclass(value) and not inspect.isabstract(value):
