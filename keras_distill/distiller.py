@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_distill import features, monitoring, saving
 from keras_distill.distillation import Batch, DistillationTerm
-from keras_distill.labels import LabelMask, check_probabilities
+from keras_distill.labels import LabelMask, checked_probabilities
 from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
 from keras_distill.saving import RandomStates
@@ -135,7 +135,10 @@ class Distiller(RandomStates):
                 "This distiller's teacher trains, so it can't be replaced: files hold "
                 "it. Make a new `Distiller`, or `compile` without `teacher_loss` first."
             )
-        self._untracked.teacher = teachers.checked(teacher)
+        checked = teachers.checked(teacher)
+        if self.compiled:
+            self._check_not_shared(checked)
+        self._untracked.teacher = checked
         self.train_function: Any = None  # it was traced with the earlier teacher
 
     @property
@@ -249,6 +252,7 @@ class Distiller(RandomStates):
                 self.teacher,
                 self.student,
                 optimizer=teacher_optimizer or _another(optimizer),
+                student_optimizer=optimizer,
                 loss=teacher_loss,
                 metrics=teacher_metrics,
                 label_mask=mask,
@@ -258,6 +262,8 @@ class Distiller(RandomStates):
             self._check_fixed_teacher(teacher_optimizer, teacher_metrics)
         self._warn_of_privileged_features_alone(term)
         self.supports_jit = teachers.supports_jit(self.teacher)
+        # which Keras would keep where this call names none
+        self.loss = self._compile_loss = self._compile_metrics = None
         super().compile(
             optimizer, loss, loss_weights=loss_weights, metrics=metrics, **kwargs
         )
@@ -265,6 +271,8 @@ class Distiller(RandomStates):
         untracked.term = term
         untracked.label_mask = mask
         untracked.training_teacher = training_teacher
+        if training_teacher is not None:
+            self._build_optimizer()  # as the teacher's is, so that files fit both
         untracked.teacher_logs = training_teacher and TeacherLogs(training_teacher)
         untracked.guard = TeacherGuard(xla=self.jit_compile) if check_teacher else None
         untracked.compile_config = {
@@ -288,27 +296,32 @@ class Distiller(RandomStates):
         features.check_held(x, self._label_mask.keys, what="the label mask")
         trained = self.teacher_in_training
         with tf.GradientTape() as tape:
-            output = self(x, training=True)
+            # a model's loss is taken before the other model runs: a layer that both
+            # hold keeps what it adds to a loss only until it is called again
             if trained is not None:
                 said = trained(x, training=True)
+                teacher_loss = trained.compute_loss(x, y, said, sample_weight)
+                monitoring.log_loss(trained, teacher_loss, x)
             else:
                 with tape.stop_recording():
                     said = teachers.call(
                         self.teacher, x, withheld=self._label_mask.keys
                     )
+            output = self(x, training=True)
             loss = self._step_loss(x, y, sample_weight, said, output)
             monitoring.log_loss(self, loss, x)
             loss = self.optimizer.scale_loss(loss)
             if trained is not None:
-                teacher_loss = trained.compute_loss(x, y, said, sample_weight)
-                monitoring.log_loss(trained, teacher_loss, x)
                 loss += trained.optimizer.scale_loss(teacher_loss)
         models = [self] if trained is None else [self, trained]
         gradients = tape.gradient(loss, [model.trainable_weights for model in models])
         for model, of_model in zip(models, gradients, strict=True):
             if of_model:
                 pairs = zip(of_model, model.trainable_weights, strict=True)
-                model.optimizer.apply_gradients(pairs)
+                # the loss holds the check of the teacher, which the teacher's own
+                # update would overtake
+                with tf.control_dependencies([loss] if model is trained else []):
+                    model.optimizer.apply_gradients(pairs)
         if trained is not None:
             trained.compute_metrics(x, y, said, sample_weight)
         logs: dict[str, Tensor] = self.compute_metrics(x, y, output, sample_weight)
@@ -341,7 +354,12 @@ class Distiller(RandomStates):
         if not self._learns_from(y):
             return self._additional_loss()
         y = self._label_mask.mask_labels(x, y)
-        check_probabilities(self.loss, y, sample_weight)
+        y = checked_probabilities(
+            self.loss,
+            y,
+            sample_weight,
+            output_names=getattr(self, "output_names", None),
+        )
         y_pred = self._label_mask.mask_predictions(x, y_pred)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
@@ -383,6 +401,9 @@ class Distiller(RandomStates):
             ValueError: If the data hold no batch, of which Keras itself says little.
         """
         history = super().fit(*args, **kwargs)
+        trained = self.teacher_in_training
+        if trained is not None and history.epoch:  # as Keras does with the student's
+            trained.optimizer.finalize_variable_values(trained.trainable_weights)
         if history.epoch and "loss" not in history.history:
             raise ValueError(
                 "`fit` needs data, but none of its epochs saw a batch. Received: an "
@@ -448,8 +469,7 @@ class Distiller(RandomStates):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile with `get_compile_config`'s result."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.built:
-            self.optimizer.build(self.trainable_variables)
+        self._build_optimizer()
 
     @classmethod
     def load(
@@ -480,6 +500,16 @@ class Distiller(RandomStates):
         # metric, as ours in evaluation; on several devices these are but near
         results = self.get_metrics_result()
         return {name: results.get(name, log) for name, log in logs.items()}
+
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # on several devices, where Keras builds what is compiled before the first step
+        super()._symbolic_build(iterator, data_batch)
+        if self.teacher_in_training is not None:
+            self.teacher_in_training._symbolic_build(data_batch=data_batch)
+
+    def _build_optimizer(self) -> None:
+        if self.built and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
 
     def _step_loss(
         self, x: Any, y: Any, sample_weight: Any, said: Any, output: Any
@@ -531,8 +561,11 @@ class Distiller(RandomStates):
                 f"teacher_optimizer={optimizer}, teacher_metrics={metrics}, "
                 "teacher_loss=None"
             )
-        shared = shared_weights(self.teacher, self.student)
-        if shared and self.teacher is not self.student:  # itself it may teach
+        self._check_not_shared(self.teacher)
+
+    def _check_not_shared(self, teacher: Teacher | None) -> None:
+        shared = shared_weights(teacher, self.student)
+        if shared and teacher is not self.student:  # itself it may teach
             raise ValueError(
                 "The student would train weights that its fixed teacher holds too, and "
                 "so change the teacher. Give `teacher_loss` to train both, freeze the "
@@ -545,9 +578,10 @@ class Distiller(RandomStates):
         alpha = term.final_alpha()
         if read and set(read) <= set(self.privileged_features) and alpha > 0.5:
             warnings.warn(
-                f"The teacher reads privileged features alone, {read}, and alpha is "
-                f"{alpha}: what it says has little to do with what the student sees. "
-                "Let it read the student's features too, or lower alpha.",
+                f"The teacher reads privileged features alone, {read}, at alpha "
+                f"{alpha}: what the student can't predict of them is noise to it, and "
+                "it may end below a student without a teacher. Let the teacher read "
+                "the student's features too, or lower alpha.",
                 stacklevel=3,
             )
 

@@ -115,6 +115,8 @@ def _read(model: Any, declared: Mapping[str, Any], x: Any) -> dict[str, Any]:
 def _check_dtype(model: Any, name: str, declared: str | None, value: Any) -> None:
     if declared is None or not hasattr(value, "dtype"):
         return
+    if tf.distribute.has_strategy() and tf.distribute.in_cross_replica_context():
+        return  # Keras builds with the devices' mean there, a float whatever the data
     dtype = tf.as_dtype(value.dtype)
     integer = tf.as_dtype(declared).is_integer
     if (dtype == tf.string) != (declared == "string") or (

@@ -52,6 +52,7 @@ class LabelMask:
             output._keras_mask = mask if earlier is None else mask & earlier
             return output
 
+        self._check_names(predictions)
         return self._map(masked, predictions, x)
 
     def mask_labels(self, x: Any, labels: Any) -> Any:
@@ -86,7 +87,24 @@ class LabelMask:
         )
 
     def _found(self, x: Any) -> bool:
-        return isinstance(x, Mapping) and any(key in x for key in self.keys)
+        return any(_held(x, key) is not None for key in self.keys)
+
+    def _check_names(self, predictions: Any) -> None:
+        if not isinstance(self._per_output, Mapping):
+            return
+        keys = self._by_path(predictions)
+        paths = {tuple(path) for path, _ in tree.flatten_with_path(predictions)}
+        if not paths.issuperset(keys):
+            raise ValueError(
+                "The keys of `label_mask` must be the names of the student's outputs. "
+                f"Received: keys {sorted(self._per_output)} for outputs of shape "
+                f"{outputs.describe(predictions)}"
+            )
+
+    def _by_path(self, structure: Any) -> dict[outputs.Path, str]:
+        return outputs.by_path(
+            self._per_output, structure, names=self._output_names, what="`label_mask`"
+        )
 
     def _map(self, function: Any, structure: Any, x: Any) -> Any:
         """Return `function(tensor, mask)` of each output's tensor, mask None for some.
@@ -95,14 +113,22 @@ class LabelMask:
         """
         if not self._found(x):
             return structure
-        keys = outputs.by_path(
-            self._per_output, structure, names=self._output_names, what="`label_mask`"
-        )
+        keys = self._by_path(structure)
         mapped = [
-            function(tensor, x.get(keys.get(tuple(path))))
+            function(tensor, _held(x, keys.get(tuple(path))))
             for path, tensor in tree.flatten_with_path(structure)
         ]
         return tree.pack_sequence_as(structure, mapped)
+
+
+def _held(x: Any, key: str | None) -> Any:
+    """Return what a dict, or a dict in it, holds under a key; None where none does."""
+    if not isinstance(x, Mapping):
+        return None
+    if key in x:
+        return x[key]
+    found = (_held(item, key) for item in x.values())
+    return next((item for item in found if item is not None), None)
 
 
 def _of_rank(mask: Tensor, other: Tensor) -> Tensor:
@@ -122,31 +148,52 @@ def _for_values(mask: Tensor, output: Tensor) -> Tensor:
     return ops.broadcast_to(mask, ops.shape(values))
 
 
-def check_probabilities(loss: Any, labels: Any, sample_weight: Any = None) -> None:
-    """Raise where a binary cross-entropy is given labels outside [0, 1].
+def checked_probabilities(
+    loss: Any,
+    labels: Any,
+    sample_weight: Any = None,
+    *,
+    output_names: Sequence[str] | None = None,
+) -> Any:
+    """Return the labels, or raise where a binary cross-entropy's lie outside [0, 1].
 
-    Rows of weight 0 are passed over. A step that XLA compiles doesn't check.
+    Rows of weight 0 are passed over, except for NaN, which no weight makes up for. A
+    step that XLA compiles doesn't check.
 
     Args:
-        loss: The label loss, or a structure of them that mirrors `labels`.
+        loss: The label loss, or a structure of them that mirrors the outputs.
         labels: The labels.
         sample_weight: As in `keras.Model.fit`.
+        output_names: The names of the outputs in order, where the model has any.
 
     Raises:
         tf.errors.InvalidArgumentError: If a label lies outside; so does NaN.
     """
-    losses = {tuple(path): item for path, item in tree.flatten_with_path(loss)}
+    losses = _by_path_of_labels(loss, labels, output_names)
     weights = {tuple(p): weight for p, weight in tree.flatten_with_path(sample_weight)}
+    checked = []
     for path, label in tree.flatten_with_path(labels):
         path = tuple(path)
         # () is the path of what is given once for all outputs
         if _is_binary_crossentropy(losses.get(path, losses.get(()))):
-            label = ops.convert_to_tensor(label)
             weight = weights.get(path, weights.get(()))
-            if weight is not None:
-                weighs = ops.not_equal(_of_rank(weight, label), 0)
-                label = ops.where(weighs, label, ops.zeros_like(label))
-            _check_unit_interval(label)
+            label = _checked_unit_interval(ops.convert_to_tensor(label), weight)
+        checked.append(label)
+    return tree.pack_sequence_as(labels, checked)
+
+
+def _by_path_of_labels(
+    loss: Any, labels: Any, names: Sequence[str] | None
+) -> dict[outputs.Path, Any]:
+    """Return losses by the path of their labels, as Keras matches the two."""
+    flat = tree.flatten(loss)
+    if not tree.is_nested(labels) and len(flat) == 1:
+        return {(): flat[0]}
+    if isinstance(loss, Mapping) and not isinstance(labels, Mapping):
+        loss = [loss.get(name) for name in names or ()]
+    elif isinstance(labels, Mapping) and isinstance(loss, list | tuple):
+        loss = dict(zip(names or (), loss, strict=False))
+    return {tuple(path): item for path, item in tree.flatten_with_path(loss)}
 
 
 def _is_binary_crossentropy(loss: Any) -> bool:
@@ -157,13 +204,20 @@ def _is_binary_crossentropy(loss: Any) -> bool:
     )
 
 
-def _check_unit_interval(label: Tensor) -> None:
+def _checked_unit_interval(label: Tensor, weight: Tensor | None) -> Tensor:
     if not label.dtype.is_floating and not label.dtype.is_integer:
-        return
-    low, high = tf.reduce_min(label), tf.reduce_max(label)
+        return label
+    seen = label
+    if weight is not None:
+        weighs = ops.not_equal(_of_rank(weight, label), 0)
+        weighs |= ops.not_equal(label, label)  # 0 * NaN would be NaN
+        seen = ops.where(weighs, label, ops.zeros_like(label))
+    low, high = tf.reduce_min(seen), tf.reduce_max(seen)
     message = (
         "Labels of a binary cross-entropy must lie in [0, 1]. Name a `label_mask`, or "
         "give a sample weight of 0, where there is no label. Received: labels between"
     )
     valid = (low >= 0) & (high <= 1) | tf.equal(tf.size(label), 0)
-    tf.debugging.Assert(valid, [message, low, high])
+    # what is computed of the labels, updates included, is to wait for the check
+    with tf.control_dependencies([tf.debugging.Assert(valid, [message, low, high])]):
+        return tf.identity(label)

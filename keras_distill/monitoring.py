@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 Tensor = Any
 
@@ -65,8 +66,8 @@ class LastValue(keras.metrics.Metric):
         self.value.assign(value)
 
     def result(self) -> Tensor:
-        """Return the value."""
-        return self.value
+        """Return the value, which a later reset leaves alone."""
+        return ops.copy(self.value)
 
 
 class TeacherGuard:

@@ -54,10 +54,15 @@ def by_path(
 
 
 def as_structured(structure: Any, outputs: Any, names: Sequence[str] | None) -> Any:
-    """Return a dict by the names of a list of outputs as a list in their order."""
-    if not isinstance(structure, Mapping) or isinstance(outputs, Mapping):
-        return structure
-    return [structure[name] for name in names or ()]
+    """Return a dict for a list of outputs as a list, and a list for a dict as a dict.
+
+    In the order that Keras takes them in.
+    """
+    if isinstance(structure, Mapping) and not isinstance(outputs, Mapping):
+        return [structure[name] for name in names or ()]
+    if isinstance(structure, list | tuple) and isinstance(outputs, Mapping):
+        return tree.pack_sequence_as(outputs, list(structure))
+    return structure
 
 
 def at(path: Path, structure: Any, what: str) -> Any:

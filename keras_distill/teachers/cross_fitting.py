@@ -77,7 +77,9 @@ def cross_fit(
         said.append(_predict(teacher, _take(data[0], spoken_of[-1]), batch_size))
 
     def collected(*parts: Array) -> Array:
-        total = np.zeros((rows, *parts[0].shape[1:]), parts[0].dtype)
+        is_float = np.issubdtype(parts[0].dtype, np.floating)  # votes may be integers
+        dtype = parts[0].dtype if is_float else "float32"
+        total = np.zeros((rows, *parts[0].shape[1:]), dtype)
         for indices, part in zip(spoken_of, parts, strict=True):
             total[indices] += part
         total[unlabelled] /= len(pairs)  # of which every teacher has spoken
@@ -102,7 +104,7 @@ def _predict(teacher: Teacher, x: Any, batch_size: int) -> Any:
 
 def _pairs(folds: Any, rows: int, seed: int) -> list[tuple[Array, Array]]:
     """Return (training, held-out) indices of each fold."""
-    if isinstance(folds, int):
+    if isinstance(folds, int | np.integer):
         if not 2 <= folds <= rows:
             raise ValueError(
                 "`folds` must be at least 2, and at most the number of labelled rows. "

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_distill import features
-from keras_distill.labels import LabelMask, check_probabilities
+from keras_distill.labels import LabelMask, checked_probabilities
 from keras_distill.saving import RandomStates
 
 Tensor = Any
@@ -20,13 +20,16 @@ class TrainingTeacher(RandomStates, keras.Model):
         student: The model that it teaches. Weights that both hold are the student's
             optimiser's to update.
         optimizer: As in `keras.Model.compile`.
+        student_optimizer: The student's.
         loss: The teacher's label loss or losses, as in `keras.Model.compile`.
         metrics: As in `keras.Model.compile`.
         label_mask: Which rows have a label; the metrics see no others.
         auto_scale_loss: As in `keras.Model.compile`.
 
     Raises:
-        ValueError: If weights are shared where losses are scaled.
+        TypeError: If the teacher isn't a Keras model.
+        ValueError: If the optimiser is the student's, or if weights are shared
+            between models whose losses are scaled differently.
     """
 
     def __init__(
@@ -35,11 +38,23 @@ class TrainingTeacher(RandomStates, keras.Model):
         student: keras.Model,
         *,
         optimizer: Any,
+        student_optimizer: keras.optimizers.Optimizer,
         loss: Any,
         metrics: Any,
         label_mask: LabelMask,
         auto_scale_loss: bool = True,
     ) -> None:
+        if not isinstance(teacher, keras.Model):
+            raise TypeError(
+                "A teacher with a `teacher_loss` must be a `keras.Model`: others have "
+                f"no weights to train. Received: teacher={teacher!r} of type "
+                f"{type(teacher).__name__}"
+            )
+        if optimizer is student_optimizer:
+            raise ValueError(
+                "An optimizer keeps the state of one model. Give the teacher another, "
+                f"or none. Received: teacher_optimizer={optimizer}, the student's"
+            )
         super().__init__(dtype=teacher.dtype_policy, autocast=False)
         self.teacher = teacher
         self.built = True
@@ -49,14 +64,17 @@ class TrainingTeacher(RandomStates, keras.Model):
         self.compile(
             optimizer, loss, auto_scale_loss=auto_scale_loss, **{counted: metrics}
         )
-        if self._shared and isinstance(
-            self.optimizer, keras.optimizers.LossScaleOptimizer
-        ):
+        scales = {
+            _loss_scale(self.optimizer, teacher, auto_scale_loss),
+            _loss_scale(student_optimizer, student, auto_scale_loss),
+        }
+        if self._shared and (len(scales) > 1 or "dynamic" in scales):
             raise ValueError(
                 "A teacher and a student that share trainable weights can't train "
-                "together in mixed_float16, where each has a loss scale of its own. "
+                "together where each has a loss scale of its own, as in mixed_float16. "
                 "Use mixed_bfloat16, or give each model its own layers. Received: "
-                f"teacher '{teacher.name}' of policy {teacher.dtype_policy.name}"
+                f"loss scales {sorted(map(str, scales))}, teacher of policy "
+                f"{teacher.dtype_policy.name}, student of {student.dtype_policy.name}"
             )
         self.optimizer.build(self.trainable_weights)
 
@@ -97,7 +115,12 @@ class TrainingTeacher(RandomStates, keras.Model):
                 "`label_mask` where some rows have none. Received: y=None"
             )
         y = self._label_mask.mask_labels(x, y)
-        check_probabilities(self.loss, y, sample_weight)
+        y = checked_probabilities(
+            self.loss,
+            y,
+            sample_weight,
+            output_names=getattr(self, "output_names", None),
+        )
         y_pred = self._label_mask.mask_predictions(x, y_pred)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
@@ -137,3 +160,14 @@ def shared_weights(teacher: Any, student: keras.Model) -> Sequence[keras.Variabl
         return []
     held = {id(weight) for weight in teacher.weights}
     return [weight for weight in student.trainable_weights if id(weight) in held]
+
+
+def _loss_scale(
+    optimizer: keras.optimizers.Optimizer, model: keras.Model, automatic: bool
+) -> Any:
+    """Return by what Keras multiplies a model's loss: a number, None, "dynamic"."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or (
+        automatic and model.dtype_policy.name == "mixed_float16"
+    ):
+        return "dynamic"
+    return optimizer.loss_scale_factor

@@ -2,6 +2,7 @@
 when TensorFlow starts."""
 
 import contextlib
+from functools import partial
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ from keras import layers
 
 import keras_distill as kd
 from tests.distiller.models import CLASSES, FEATURES, crossentropy, data, mlp
+from tests.distiller.pairs import clicks, pair, together
 
 EPOCHS = 2
 
@@ -45,15 +47,44 @@ def train(scope: Any, labelled: bool) -> tuple[list[np.ndarray], dict[str, Any]]
     return student.get_weights(), history
 
 
+def train_together(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """A teacher that trains and shares a layer, rows without a label, integers."""
+    with scope:
+        student, teacher = pair("items")
+        distiller = together(
+            student,
+            teacher,
+            alpha=kd.schedules.LinearWarmup(6),
+            label_mask="labelled",
+            weighted_metrics=["accuracy"],
+            teacher_metrics=["accuracy"],
+        )
+    x, y = clicks(32)
+    # no boolean, of which Keras can't take the mean that it takes of devices
+    masked = {**x, "labelled": np.tile([1, 0, 1, 1], 8)}  # as many on each device
+    batches, validation = (
+        tf.data.Dataset.from_tensor_slices((inputs, y)).batch(8)
+        for inputs in (masked, x)
+    )
+    history = distiller.fit(
+        batches, epochs=EPOCHS, validation_data=validation, shuffle=False, verbose=0
+    ).history
+    return student.get_weights() + teacher.get_weights(), history
+
+
 def main() -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         cpu, 2 * [tf.config.LogicalDeviceConfiguration()]
     )
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    for labelled in (True, False):
-        one, history = train(contextlib.nullcontext(), labelled)
-        two, mirrored = train(strategy.scope(), labelled)
+    for fit in (
+        partial(train, labelled=True),
+        partial(train, labelled=False),
+        train_together,
+    ):
+        one, history = fit(contextlib.nullcontext())
+        two, mirrored = fit(strategy.scope())
         for weight, expected in zip(two, one, strict=True):
             np.testing.assert_allclose(weight, expected, atol=1e-5)
         assert mirrored.keys() == history.keys(), (mirrored, history)

@@ -1,7 +1,9 @@
-"""A training that can be killed: `python -m tests.distiller.resumable DIRECTORY STEP`.
+"""A training that can be killed:
+`python -m tests.distiller.resumable DIRECTORY STEP fixed|trained`.
 
 It has all that a resumed training must find again: a schedule each of alpha,
-temperature and learning rate, moments of the optimiser, dropout, batch statistics.
+temperature and learning rate, moments of the optimiser, dropout, batch statistics; and
+where the teacher trains, the same of the teacher, and a layer that both hold.
 """
 
 import os
@@ -33,34 +35,43 @@ class At(keras.callbacks.Callback):
             self.action()
 
 
-def build() -> kd.Distiller:
+def student_and_teacher(kind: str) -> tuple[keras.Model, keras.Model]:
     keras.utils.set_random_seed(0)
-    student = keras.Sequential(
-        [
-            keras.Input((FEATURES,)),
-            layers.Dense(5, "tanh"),
-            layers.BatchNormalization(),
-            layers.Dropout(0.4, seed=3),
-            layers.Dense(CLASSES),
-        ]
-    )
+    first = layers.Dense(5, "tanh")
+
+    def model(own: keras.Layer) -> keras.Model:
+        return keras.Sequential(
+            [
+                keras.Input((FEATURES,)),
+                own,
+                layers.BatchNormalization(),
+                layers.Dropout(0.4, seed=3),
+                layers.Dense(CLASSES),
+            ]
+        )
+
+    return model(first), mlp(seed=1) if kind == "fixed" else model(first)
+
+
+def build(kind: str) -> kd.Distiller:
     decay = keras.optimizers.schedules.PolynomialDecay
-    distiller = kd.Distiller(student, mlp(seed=1))
+    distiller = kd.Distiller(*student_and_teacher(kind))
     distiller.compile(
         keras.optimizers.Adam(decay(0.1, 12, 0.01)),
         crossentropy(),
         distillation_loss=kd.losses.ForwardKL(temperature=decay(4.0, 8, 1.0)),
         alpha=kd.schedules.LateStart(5, value=0.7),
+        teacher_loss=None if kind == "fixed" else crossentropy(),
     )
     return distiller
 
 
 def train(
-    directory: str, callbacks: Sequence[keras.callbacks.Callback] = ()
+    directory: str, kind: str, callbacks: Sequence[keras.callbacks.Callback] = ()
 ) -> tuple[kd.Distiller, dict[str, Any]]:
     """Train to the end, from where an earlier call in this directory was stopped."""
     dataset = tf.data.Dataset.from_tensor_slices(data(8 * STEPS_PER_EPOCH)).batch(8)
-    distiller = build()
+    distiller = build(kind)
     backup = keras.callbacks.BackupAndRestore(directory, delete_checkpoint=False)
     history = distiller.fit(
         dataset,
@@ -74,4 +85,4 @@ def train(
 
 if __name__ == "__main__":
     kill = At(int(sys.argv[2]), lambda: os.kill(os.getpid(), signal.SIGKILL))
-    train(sys.argv[1], [kill])
+    train(sys.argv[1], sys.argv[3], [kill])

@@ -106,6 +106,16 @@ def test_schedules_go_on_through_a_second_fit() -> None:
     np.testing.assert_allclose(alphas.seen, np.arange(12) / 12, rtol=1e-6)
 
 
+def test_a_validation_leaves_what_an_epoch_logs_of_a_schedule() -> None:
+    loss = kd.losses.ForwardKL(keras.optimizers.schedules.PolynomialDecay(4.0, 12, 1.0))
+    distiller = compiled(kd.schedules.LinearWarmup(12), distillation_loss=loss)
+    history = distiller.fit(
+        X, Y, batch_size=4, epochs=2, validation_data=(X, Y), verbose=0
+    ).history
+    np.testing.assert_allclose(history["alpha"], [5 / 12, 11 / 12], rtol=1e-6)
+    np.testing.assert_allclose(history["temperature"], [2.75, 1.25], rtol=1e-6)
+
+
 def test_steps_are_updates_where_gradients_are_accumulated() -> None:
     distiller = compiled(
         kd.schedules.LinearWarmup(3), sgd(gradient_accumulation_steps=2)

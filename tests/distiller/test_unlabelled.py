@@ -124,3 +124,13 @@ def test_evaluation_needs_labels_and_something_to_measure() -> None:
             distiller.evaluate(X, verbose=0)
     with pytest.raises(ValueError, match="Evaluation needs labels.*loss=None"):
         compiled().evaluate(X, Y, verbose=0)
+
+
+def test_compiled_again_without_a_loss_the_labels_are_forgotten() -> None:
+    distiller = compiled(crossentropy(), metrics=METRICS)
+    distiller.train_on_batch(X, Y)
+    distiller.compile("sgd", distillation_loss=kd.losses.ForwardKL(), alpha=1.0)
+    logs = distiller.train_on_batch(X, Y, return_dict=True)
+    assert logs.keys() == {"loss", "distillation_loss", "alpha"}
+    with pytest.raises(ValueError, match="Evaluation needs labels.*loss=None"):
+        distiller.evaluate(X, Y, verbose=0)

@@ -1,0 +1,85 @@
+"""What a teacher said before, read from the batch."""
+
+from typing import Any
+
+import keras
+import pytest
+import tensorflow as tf
+
+import keras_distill as kd
+from keras_distill.teachers import Recorded
+from tests.distiller.models import (
+    CLASSES,
+    Subclassed,
+    assert_same_weights,
+    crossentropy,
+    data,
+    mlp,
+)
+
+X, Y = data()
+SAID = mlp(seed=1)(X).numpy()
+
+
+def test_one_output_stands_under_one_key() -> None:
+    assert Recorded("said")({"x": X, "said": SAID}) is SAID
+
+
+@pytest.mark.parametrize(
+    "keys, expected",
+    [
+        (["b", "a"], [2, 1]),
+        (("a", "b"), [1, 2]),
+        ({"click": "b", "buy": "a"}, {"click": 2, "buy": 1}),
+    ],
+    ids=str,
+)
+def test_several_outputs_are_packed_as_the_keys_are(keys: Any, expected: Any) -> None:
+    assert Recorded(keys)({"a": 1, "b": 2, "x": X}) == expected
+
+
+@pytest.mark.parametrize("keys", ["said", ["x", "said"], {"click": "said"}], ids=str)
+def test_the_batch_must_hold_the_keys(keys: Any) -> None:
+    with pytest.raises(ValueError, match=r"teacher output 'said'.*Received: keys \['x"):
+        Recorded(keys)({"x": X, "y": Y})
+    with pytest.raises(ValueError, match="Pass a dict.*Received: keys None"):
+        Recorded("said")(X)
+
+
+def fitted(student: keras.Model, teacher: Any, x: Any) -> kd.Distiller:
+    distiller = kd.Distiller(student, teacher, privileged_features=["said"])
+    distiller.compile(
+        keras.optimizers.SGD(0.3),
+        crossentropy(),
+        distillation_loss=kd.losses.ForwardKL(temperature=2.0),
+    )
+    rows = tf.data.Dataset.from_tensor_slices((x, Y)).shuffle(24, seed=3)
+    distiller.fit(rows.batch(8), epochs=2, shuffle=False, verbose=0)
+    return distiller
+
+
+def student() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,), name="x")
+    return keras.Model(inputs, keras.layers.Dense(CLASSES)(inputs))
+
+
+def test_what_was_recorded_teaches_as_the_teacher_would() -> None:
+    live = mlp(seed=1)
+    batch = {"x": X, "said": SAID}
+    recorded = fitted(student(), Recorded("said"), batch)
+    expected = fitted(student(), lambda x: live(x["x"]), batch)
+    assert_same_weights(recorded.student, expected.student, atol=1e-6)
+    assert recorded.predict(X, verbose=0).shape == (24, CLASSES)
+
+
+def test_the_student_isnt_shown_what_the_teacher_said() -> None:
+    distiller = fitted(Subclassed(), Recorded("said"), {"x": X, "said": SAID})
+    assert distiller.student.hidden.kernel.shape[0] == 4
+
+
+def test_a_batch_without_it_stops_training() -> None:
+    distiller = kd.Distiller(student(), Recorded("said"))
+    distiller.compile("sgd", crossentropy())
+    with pytest.raises(ValueError, match="recorded teacher output 'said'"):
+        distiller.fit({"x": X}, Y, verbose=0)
