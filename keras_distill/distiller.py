@@ -1,6 +1,5 @@
 """The Distiller: a Keras model that trains a student under a teacher."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_distill import features, monitoring, saving
+from keras_distill.compilation import Compilation, check_not_shared
 from keras_distill.distillation import Batch, DistillationTerm
 from keras_distill.labels import LabelMask, checked_probabilities
 from keras_distill.losses import ForwardKL
@@ -16,11 +16,7 @@ from keras_distill.monitoring import TeacherGuard
 from keras_distill.saving import RandomStates
 from keras_distill.teachers import base as teachers
 from keras_distill.teachers.base import Teacher
-from keras_distill.teachers.training import (
-    TeacherLogs,
-    TrainingTeacher,
-    shared_weights,
-)
+from keras_distill.teachers.training import TrainingTeacher
 
 Tensor = Any
 
@@ -31,11 +27,8 @@ class _Untracked:
     def __init__(self, teacher: Teacher | None) -> None:
         self.teacher = teacher
         # set by `compile`
-        self.term: DistillationTerm | None = None
+        self.compilation: Compilation | None = None
         self.guard: TeacherGuard | None = None
-        self.label_mask = LabelMask(None, output_names=None)
-        self.training_teacher: TrainingTeacher | None = None
-        self.teacher_logs: TeacherLogs | None = None
         self.compile_config: dict[str, Any] = {}
 
 
@@ -130,21 +123,22 @@ class Distiller(RandomStates):
 
     @teacher.setter
     def teacher(self, teacher: Teacher) -> None:
-        if self._untracked.training_teacher is not None:
+        if self.teacher_in_training is not None:
             raise ValueError(
                 "This distiller's teacher trains, so it can't be replaced: files hold "
                 "it. Make a new `Distiller`, or `compile` without `teacher_loss` first."
             )
         checked = teachers.checked(teacher)
         if self.compiled:
-            self._check_not_shared(checked)
+            check_not_shared(checked, self.student)
         self._untracked.teacher = checked
         self.train_function: Any = None  # it was traced with the earlier teacher
 
     @property
     def teacher_in_training(self) -> TrainingTeacher | None:
         """The teacher with its optimiser, where it trains; files hold it."""
-        return self._untracked.training_teacher
+        compilation = self._untracked.compilation
+        return compilation.training_teacher if compilation else None
 
     @property
     def alpha(self) -> Any:
@@ -233,56 +227,36 @@ class Distiller(RandomStates):
         if distillation_loss is None:
             distillation_loss = ForwardKL(temperature=4.0)
         optimizer = keras.optimizers.get(optimizer)
-        # before Keras' own, so that a wrong argument leaves what was compiled earlier
-        output_names = getattr(self, "output_names", None)
-        term = DistillationTerm(
-            distillation_loss,
-            alpha,
-            label_losses=loss,
-            loss_weights=loss_weights,
-            output_names=output_names,
-        )
-        if loss is None:
-            term.check_needs_no_labels("loss=None")
-        mask = LabelMask(label_mask, output_names=output_names)
-        self._check_label_mask(mask, metrics)
-        training_teacher = None
-        if teacher_loss is not None:
-            training_teacher = TrainingTeacher(
-                self.teacher,
-                self.student,
-                optimizer=teacher_optimizer or _another(optimizer),
-                student_optimizer=optimizer,
-                loss=teacher_loss,
-                metrics=teacher_metrics,
-                label_mask=mask,
-                auto_scale_loss=kwargs.get("auto_scale_loss", True),
-            )
-        else:
-            self._check_fixed_teacher(teacher_optimizer, teacher_metrics)
-        self._warn_of_privileged_features_alone(term)
-        self.supports_jit = teachers.supports_jit(self.teacher)
-        # which Keras would keep where this call names none
-        self.loss = self._compile_loss = self._compile_metrics = None
-        super().compile(
-            optimizer, loss, loss_weights=loss_weights, metrics=metrics, **kwargs
-        )
-        untracked = self._untracked
-        untracked.term = term
-        untracked.label_mask = mask
-        untracked.training_teacher = training_teacher
-        if training_teacher is not None:
-            self._build_optimizer()  # as the teacher's is, so that files fit both
-        untracked.teacher_logs = training_teacher and TeacherLogs(training_teacher)
-        untracked.guard = TeacherGuard(xla=self.jit_compile) if check_teacher else None
-        untracked.compile_config = {
+        ours = {
             "distillation_loss": distillation_loss,
             "label_mask": label_mask,
             "teacher_loss": teacher_loss,
             "teacher_optimizer": teacher_optimizer,
             "teacher_metrics": teacher_metrics,
-            "check_teacher": check_teacher,
         }
+        # before Keras' own, so that a wrong argument leaves what was compiled earlier
+        compilation = Compilation(
+            self.student,
+            self.teacher,
+            self.privileged_features,
+            optimizer=optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            alpha=alpha,
+            auto_scale_loss=kwargs.get("auto_scale_loss", True),
+            **ours,
+        )
+        self.supports_jit = teachers.supports_jit(self.teacher)
+        super().compile(
+            optimizer, loss, loss_weights=loss_weights, metrics=metrics, **kwargs
+        )
+        untracked = self._untracked
+        untracked.compilation = compilation
+        untracked.guard = TeacherGuard(xla=self.jit_compile) if check_teacher else None
+        untracked.compile_config = {**ours, "check_teacher": check_teacher}
+        if compilation.training_teacher is not None:
+            self._build_optimizer()  # as the teacher's is, so that files fit both
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the student's outputs."""
@@ -302,13 +276,18 @@ class Distiller(RandomStates):
                 said = trained(x, training=True)
                 teacher_loss = trained.compute_loss(x, y, said, sample_weight)
                 monitoring.log_loss(trained, teacher_loss, x)
-            else:
+            output = self(x, training=True)
+            own_loss = self.compute_loss(x, y, output, sample_weight)
+            student_loss = None
+            if self._learns_from(y):
+                student_loss = own_loss - self._additional_loss()
+            if trained is None:
                 with tape.stop_recording():
                     said = teachers.call(
                         self.teacher, x, withheld=self._label_mask.keys
                     )
-            output = self(x, training=True)
-            loss = self._step_loss(x, y, sample_weight, said, output)
+            batch = self._batch(x, y, sample_weight, said, output)
+            loss = self._term.add_to(own_loss, student_loss, batch)
             monitoring.log_loss(self, loss, x)
             loss = self.optimizer.scale_loss(loss)
             if trained is not None:
@@ -332,8 +311,8 @@ class Distiller(RandomStates):
         _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         logs = super().test_step(data)
         not_measured = {*self._term.metrics, *(() if self.loss else ("loss",))}
-        if self._untracked.teacher_logs is not None:
-            not_measured |= set(self._untracked.teacher_logs.result())
+        if self._compilation.teacher_logs is not None:
+            not_measured |= set(self._compilation.teacher_logs.result())
         logs = {name: log for name, log in logs.items() if name not in not_measured}
         if y is None or not logs:
             raise ValueError(
@@ -381,9 +360,11 @@ class Distiller(RandomStates):
         """Keras' metrics, the terms of the loss, what is scheduled, the teacher's."""
         # compiled metrics that no labels have come to yet have no result
         built = [m for m in super().metrics if getattr(m, "built", True)]
-        term, teacher_logs = self._untracked.term, self._untracked.teacher_logs
-        built += term.metrics.values() if term else ()
-        return [*built, *((teacher_logs,) if teacher_logs else ())]
+        compilation = self._untracked.compilation
+        if compilation is None:
+            return built
+        teacher_logs = [compilation.teacher_logs] if compilation.teacher_logs else []
+        return [*built, *compilation.term.metrics.values(), *teacher_logs]
 
     def make_train_function(self, force: bool = False) -> None:
         """Build the function that `fit` calls, with the teacher's guard around it."""
@@ -417,45 +398,19 @@ class Distiller(RandomStates):
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, with the teacher only where it trains."""
-        config = {
+        trains = self.teacher_in_training is not None
+        return {
             **super().get_config(),
-            "student": keras.saving.serialize_keras_object(self.student),
+            **saving.models_config(self.student, self.teacher if trains else None),
             "privileged_features": list(self.privileged_features),
         }
-        if self.teacher_in_training is not None:
-            config["teacher"] = keras.saving.serialize_keras_object(self.teacher)
-            config["shared_layers"] = saving.shared_layers(self.teacher, self.student)
-            shared = shared_weights(self.teacher, self.student)
-            config["shared_weights"] = len(shared)
-        return config
 
     @classmethod
     def from_config(
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> "Distiller":
         """Build a distiller from `get_config`'s result."""
-        models: dict[str, Any] = {
-            name: keras.saving.deserialize_keras_object(
-                config[name], custom_objects=custom_objects
-            )
-            for name in ("student", "teacher")
-            if name in config
-        }
-        config = {**config, **models}
-        shared_layers = config.pop("shared_layers", [])
-        count = config.pop("shared_weights", 0)
-        if shared_layers:
-            config["teacher"] = saving.with_layers_of(
-                config["teacher"], config["student"], shared_layers
-            )
-        if count != len(shared_weights(config.get("teacher"), config["student"])):
-            raise ValueError(
-                "Keras can't tell from a file how these two models share weights. "
-                "Build both, make and compile the `Distiller`, and read the file with "
-                f"`distiller.load_weights`. Received: {count} shared weights, in "
-                f"layers {shared_layers} and deeper"
-            )
-        return cls(**config)
+        return cls(**saving.with_models(config, custom_objects))
 
     def get_compile_config(self) -> dict[str, Any]:
         """Return what `compile` was called with, serialised."""
@@ -511,20 +466,16 @@ class Distiller(RandomStates):
         if self.built and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
 
-    def _step_loss(
+    def _batch(
         self, x: Any, y: Any, sample_weight: Any, said: Any, output: Any
-    ) -> Tensor:
-        """Return the loss that the student trains on, the teacher's word included."""
+    ) -> Batch:
+        """Return what the distillation term reads of a step."""
         if y is None:
             self._term.check_needs_no_labels("y=None")
         targets, is_finite = teachers.as_targets(said), None
         if self._untracked.guard is not None:
             targets, is_finite = self._untracked.guard.watch(targets)
-        own_loss = self.compute_loss(x, y, output, sample_weight)
-        student_loss = None
-        if self._learns_from(y):
-            student_loss = own_loss - self._additional_loss()
-        batch = Batch(
+        return Batch(
             inputs=x,
             labels=self._label_mask.mask_labels(x, y),
             sample_weight=sample_weight,
@@ -534,7 +485,6 @@ class Distiller(RandomStates):
             masked_output=self._label_mask.mask_predictions(x, output),
             step=self.optimizer.iterations,
         )
-        return self._term.add_to(own_loss, student_loss, batch)
 
     def _learns_from(self, labels: Any) -> bool:
         return self.loss is not None and labels is not None
@@ -545,62 +495,23 @@ class Distiller(RandomStates):
         terms = [ops.cast(ops.sum(loss), dtype) for loss in self.losses]
         return sum(terms, start=ops.zeros(())) / monitoring.replicas()
 
-    def _check_label_mask(self, mask: LabelMask, metrics: Any) -> None:
-        features.check_not_declared(self.student, mask.keys, what="label masks")
-        if mask.keys and metrics is not None:
-            raise ValueError(
-                "`metrics` would count rows without a label. Pass them as "
-                "`weighted_metrics`, where such rows weigh 0. Received: "
-                f"metrics={metrics} with label masks {mask.keys}"
-            )
+    @property
+    def _compilation(self) -> Compilation:
+        if self._untracked.compilation is None:
+            raise ValueError("You must call `compile()` on the distiller before this.")
+        return self._untracked.compilation
 
-    def _check_fixed_teacher(self, optimizer: Any, metrics: Any) -> None:
-        if optimizer is not None or metrics is not None:
-            raise ValueError(
-                "The teacher trains only where it has a `teacher_loss`. Received: "
-                f"teacher_optimizer={optimizer}, teacher_metrics={metrics}, "
-                "teacher_loss=None"
-            )
-        self._check_not_shared(self.teacher)
-
-    def _check_not_shared(self, teacher: Teacher | None) -> None:
-        shared = shared_weights(teacher, self.student)
-        if shared and teacher is not self.student:  # itself it may teach
-            raise ValueError(
-                "The student would train weights that its fixed teacher holds too, and "
-                "so change the teacher. Give `teacher_loss` to train both, freeze the "
-                "shared layers, or give each model its own. Received: shared weights "
-                f"{[weight.path for weight in shared]}"
-            )
-
-    def _warn_of_privileged_features_alone(self, term: DistillationTerm) -> None:
-        read = features.declared_names(self.teacher)
-        alpha = term.final_alpha()
-        if read and set(read) <= set(self.privileged_features) and alpha > 0.5:
-            warnings.warn(
-                f"The teacher reads privileged features alone, {read}, at alpha "
-                f"{alpha}: what the student can't predict of them is noise to it, and "
-                "it may end below a student without a teacher. Let the teacher read "
-                "the student's features too, or lower alpha.",
-                stacklevel=3,
-            )
+    @property
+    def _term(self) -> DistillationTerm:
+        return self._compilation.term
 
     @property
     def _label_mask(self) -> LabelMask:
-        return self._untracked.label_mask
+        return self._compilation.label_mask
 
     @property
     def _withheld(self) -> tuple[str, ...]:
         """Inputs that a model without declared inputs isn't given."""
-        return (*self.privileged_features, *self._label_mask.keys)
-
-    @property
-    def _term(self) -> DistillationTerm:
-        if self._untracked.term is None:
-            raise ValueError("You must call `compile()` on the distiller before this.")
-        return self._untracked.term
-
-
-def _another(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Return an optimiser of the same configuration, with no state yet."""
-    return type(optimizer).from_config(optimizer.get_config())
+        compilation = self._untracked.compilation
+        masks = compilation.label_mask.keys if compilation else ()
+        return (*self.privileged_features, *masks)

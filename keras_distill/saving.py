@@ -1,9 +1,10 @@
 """What Keras leaves out of files although training can't go on without it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
+
+from keras_distill import sharing
 
 
 class RandomStates(keras.Model):
@@ -28,21 +29,44 @@ class RandomStates(keras.Model):
         return [v for v in self.non_trainable_variables if id(v) not in weights]
 
 
-def shared_layers(model: keras.Model, other: keras.Model) -> list[str]:
-    """Return the names of the layers that both models hold."""
-    held = {id(layer) for layer in other.layers}
-    return [layer.name for layer in model.layers if id(layer) in held]
+def models_config(
+    student: keras.Model, teacher: keras.Model | None = None
+) -> dict[str, Any]:
+    """Return both models serialised, and what of them is the same."""
+    config = {"student": keras.saving.serialize_keras_object(student)}
+    if teacher is not None:
+        config |= {
+            "teacher": keras.saving.serialize_keras_object(teacher),
+            "shared_layers": sharing.shared_layers(teacher, student),
+            "shared_weights": len(sharing.shared_weights(teacher, student)),
+        }
+    return config
 
 
-def with_layers_of(
-    model: keras.Model, other: keras.Model, names: Sequence[str]
-) -> keras.Model:
-    """Return `model` with the named layers of `other` in the place of its own.
+def with_models(
+    config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return a config that holds `models_config`'s result with the models made of it.
 
-    Files of Keras don't say which layers two models share.
+    Raises:
+        ValueError: If they share weights otherwise than by whole layers.
     """
-
-    def chosen(layer: keras.Layer) -> keras.Layer:
-        return other.get_layer(layer.name) if layer.name in names else layer
-
-    return keras.models.clone_model(model, clone_function=chosen)
+    config = dict(config)
+    names, count = config.pop("shared_layers", []), config.pop("shared_weights", 0)
+    for name in ("student", "teacher"):
+        if name in config:
+            config[name] = keras.saving.deserialize_keras_object(
+                config[name], custom_objects=custom_objects
+            )
+    if names:
+        config["teacher"] = sharing.with_layers_of(
+            config["teacher"], config["student"], names
+        )
+    if count != len(sharing.shared_weights(config.get("teacher"), config["student"])):
+        raise ValueError(
+            "Keras can't tell from a file how these two models share weights. Build "
+            "both, make and compile the `Distiller`, and read the file with "
+            f"`distiller.load_weights`. Received: {count} shared weights, in layers "
+            f"{names} and deeper"
+        )
+    return config

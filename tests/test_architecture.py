@@ -13,6 +13,7 @@ PACKAGE = Path(keras_distill.__file__).parent
 FLOORS = {
     "version": 1,
     "outputs": 0,
+    "sharing": 0,
     "labels": 1,
     "saving": 1,
     "features": 1,
@@ -24,6 +25,7 @@ FLOORS = {
     "distillation": 2,
     "teachers": 2,
     "hints": 2,
+    "compilation": 3,
     "distiller": 3,
     "online": 4,
     "report": 4,
@@ -34,7 +36,10 @@ FLOORS = {
     "__main__": 6,
     "__init__": 6,  # the public names: it may import from every room, none from it
 }
-ON_THE_SAME_FLOOR = {("losses", "schedules")}  # a temperature may be a schedule
+ON_THE_SAME_FLOOR = {
+    ("losses", "schedules"),  # a temperature may be a schedule
+    ("distiller", "compilation"),  # one room, too large for one file
+}
 
 OPTIONAL = {
     "ai_edge_litert",

@@ -1,6 +1,5 @@
 """A teacher that trains in the same steps as its student."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -8,6 +7,7 @@ import keras
 from keras_distill import features
 from keras_distill.labels import LabelMask, checked_probabilities
 from keras_distill.saving import RandomStates
+from keras_distill.sharing import shared_weights
 
 Tensor = Any
 
@@ -152,14 +152,6 @@ class TeacherLogs(keras.metrics.Metric):
         """Return the teacher's loss and metrics."""
         logs = self._teacher.get_metrics_result()
         return {f"teacher_{name}": value for name, value in logs.items()}
-
-
-def shared_weights(teacher: Any, student: keras.Model) -> Sequence[keras.Variable]:
-    """Return the weights of the student that train and that the teacher holds too."""
-    if not isinstance(teacher, keras.Layer):
-        return []
-    held = {id(weight) for weight in teacher.weights}
-    return [weight for weight in student.trainable_weights if id(weight) in held]
 
 
 def _loss_scale(

@@ -1,0 +1,34 @@
+"""What two models hold in common."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+
+def shared_weights(teacher: Any, student: keras.Model) -> Sequence[keras.Variable]:
+    """Return the weights of the student that train and that the teacher holds too."""
+    if not isinstance(teacher, keras.Layer):
+        return []
+    held = {id(weight) for weight in teacher.weights}
+    return [weight for weight in student.trainable_weights if id(weight) in held]
+
+
+def shared_layers(model: keras.Model, other: keras.Model) -> list[str]:
+    """Return the names of the layers that both models hold."""
+    held = {id(layer) for layer in other.layers}
+    return [layer.name for layer in model.layers if id(layer) in held]
+
+
+def with_layers_of(
+    model: keras.Model, other: keras.Model, names: Sequence[str]
+) -> keras.Model:
+    """Return `model` with the named layers of `other` in the place of its own.
+
+    Files of Keras don't say which layers two models share.
+    """
+
+    def chosen(layer: keras.Layer) -> keras.Layer:
+        return other.get_layer(layer.name) if layer.name in names else layer
+
+    return keras.models.clone_model(model, clone_function=chosen)
