@@ -10,7 +10,7 @@ from keras import ops
 from keras_distill import features, monitoring, saving
 from keras_distill.compilation import Compilation, check_not_shared
 from keras_distill.distillation import Batch, DistillationTerm
-from keras_distill.labels import LabelMask, checked_probabilities
+from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
 from keras_distill.saving import RandomStates
@@ -33,7 +33,7 @@ class _Untracked:
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class Distiller(RandomStates):
+class Distiller(RandomStates, LabelledModel):
     r"""Trains a student on labels and on the outputs of a teacher.
 
     `loss = (1 - alpha) * loss(y, s) + alpha * distillation_loss(t, s)
@@ -248,6 +248,8 @@ class Distiller(RandomStates):
             **ours,
         )
         self.supports_jit = teachers.supports_jit(self.teacher)
+        # which Keras would keep where this call names none
+        self.loss = self._compile_loss = self._compile_metrics = None
         super().compile(
             optimizer, loss, loss_weights=loss_weights, metrics=metrics, **kwargs
         )
@@ -332,14 +334,6 @@ class Distiller(RandomStates):
         """Return the student's own loss: of labels, and what its layers add."""
         if not self._learns_from(y):
             return self._additional_loss()
-        y = self._label_mask.mask_labels(x, y)
-        y = checked_probabilities(
-            self.loss,
-            y,
-            sample_weight,
-            output_names=getattr(self, "output_names", None),
-        )
-        y_pred = self._label_mask.mask_predictions(x, y_pred)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(
@@ -347,10 +341,7 @@ class Distiller(RandomStates):
     ) -> dict[str, Tensor]:
         """Update the compiled metrics, those of labels only where there are labels."""
         if y is not None:
-            weights = self._label_mask.mask_weights(x, y, sample_weight)
-            y = self._label_mask.mask_labels(x, y)
-            logs: dict[str, Tensor] = super().compute_metrics(x, y, y_pred, weights)
-            return logs
+            return super().compute_metrics(x, y, y_pred, sample_weight)
         own = {"loss", *self._term.metrics} - {"student_loss"}
         logs = self.get_metrics_result()
         return {name: log for name, log in logs.items() if name in own}
@@ -358,13 +349,11 @@ class Distiller(RandomStates):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """Keras' metrics, the terms of the loss, what is scheduled, the teacher's."""
-        # compiled metrics that no labels have come to yet have no result
-        built = [m for m in super().metrics if getattr(m, "built", True)]
         compilation = self._untracked.compilation
         if compilation is None:
-            return built
+            return super().metrics
         teacher_logs = [compilation.teacher_logs] if compilation.teacher_logs else []
-        return [*built, *compilation.term.metrics.values(), *teacher_logs]
+        return [*super().metrics, *compilation.term.metrics.values(), *teacher_logs]
 
     def make_train_function(self, force: bool = False) -> None:
         """Build the function that `fit` calls, with the teacher's guard around it."""

@@ -121,6 +121,47 @@ class LabelMask:
         return tree.pack_sequence_as(structure, mapped)
 
 
+class LabelledModel(keras.Model):
+    """A model whose label losses and metrics see labels alone: none that isn't one."""
+
+    @property
+    def _label_mask(self) -> LabelMask:
+        raise NotImplementedError
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Return Keras' loss of the rows that have a label."""
+        y = self._label_mask.mask_labels(x, y)
+        y = checked_probabilities(
+            self.loss,
+            y,
+            sample_weight,
+            output_names=getattr(self, "output_names", None),
+        )
+        y_pred = self._label_mask.mask_predictions(x, y_pred)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Tensor]:
+        """Update the metrics with the rows that have a label."""
+        weights = self._label_mask.mask_weights(x, y, sample_weight)
+        y = self._label_mask.mask_labels(x, y)
+        logs: dict[str, Tensor] = super().compute_metrics(x, y, y_pred, weights)
+        return logs
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Keras' metrics; compiled ones have no result before labels have come."""
+        return [m for m in super().metrics if getattr(m, "built", True)]
+
+
 def _held(x: Any, key: str | None) -> Any:
     """Return what a dict, or a dict in it, holds under a key; None where none does."""
     if not isinstance(x, Mapping):

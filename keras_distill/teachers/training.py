@@ -5,14 +5,14 @@ from typing import Any
 import keras
 
 from keras_distill import features
-from keras_distill.labels import LabelMask, checked_probabilities
+from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.saving import RandomStates
 from keras_distill.sharing import shared_weights
 
 Tensor = Any
 
 
-class TrainingTeacher(RandomStates, keras.Model):
+class TrainingTeacher(RandomStates, LabelledModel):
     """A teacher with a loss, an optimiser and metrics of its own.
 
     Args:
@@ -58,7 +58,7 @@ class TrainingTeacher(RandomStates, keras.Model):
         super().__init__(dtype=teacher.dtype_policy, autocast=False)
         self.teacher = teacher
         self.built = True
-        self._label_mask = label_mask
+        self._mask = label_mask
         self._shared = {id(weight) for weight in shared_weights(teacher, student)}
         counted = "weighted_metrics" if label_mask.keys else "metrics"
         self.compile(
@@ -85,11 +85,6 @@ class TrainingTeacher(RandomStates, keras.Model):
         return [weight for weight in weights if id(weight) not in self._shared]
 
     @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """Keras' metrics; compiled ones have no result before the first batch."""
-        return [m for m in super().metrics if getattr(m, "built", True)]
-
-    @property
     def output_names(self) -> list[str]:
         """Names of the teacher's outputs, where it declares any."""
         names: list[str] = self.teacher.output_names
@@ -114,24 +109,11 @@ class TrainingTeacher(RandomStates, keras.Model):
                 "A teacher that trains needs labels. Pass `y` to `fit`, with a "
                 "`label_mask` where some rows have none. Received: y=None"
             )
-        y = self._label_mask.mask_labels(x, y)
-        y = checked_probabilities(
-            self.loss,
-            y,
-            sample_weight,
-            output_names=getattr(self, "output_names", None),
-        )
-        y_pred = self._label_mask.mask_predictions(x, y_pred)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
-    def compute_metrics(
-        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
-    ) -> dict[str, Tensor]:
-        """Update the metrics with the rows that have a label."""
-        weights = self._label_mask.mask_weights(x, y, sample_weight)
-        y = self._label_mask.mask_labels(x, y)
-        logs: dict[str, Tensor] = super().compute_metrics(x, y, y_pred, weights)
-        return logs
+    @property
+    def _label_mask(self) -> LabelMask:
+        return self._mask
 
 
 class TeacherLogs(keras.metrics.Metric):

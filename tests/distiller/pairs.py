@@ -85,8 +85,7 @@ def together(
     distiller.compile(
         keras.optimizers.SGD(0.2, momentum=0.9) if optimizer is None else optimizer,
         bce(),
-        distillation_loss=kd.losses.BinarySoftTargets(),
         teacher_loss=bce() if teacher_loss is None else teacher_loss,
-        **kwargs,
+        **{"distillation_loss": kd.losses.BinarySoftTargets(), **kwargs},
     )
     return distiller

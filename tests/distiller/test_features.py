@@ -449,8 +449,10 @@ def test_a_teacher_of_privileged_features_alone_warns(alpha: Any, shown: str) ->
     query = keras.Input((4,), name="query")
     student = keras.Model(query, layers.Dense(CLASSES, name="scores")(query))
     distiller = kd.Distiller(student, blind(), privileged_features=["clicks"])
-    with pytest.warns(UserWarning, match=rf"alone, \['clicks'\], .*alpha.* {shown}:"):
+    message = rf"alone, \['clicks'\], .*alpha.* {shown}:"
+    with pytest.warns(UserWarning, match=message) as warned:
         distiller.compile("sgd", crossentropy(), alpha=alpha)
+    assert warned[0].filename == __file__
 
 
 def test_it_doesnt_where_the_labels_weigh_more_or_the_teacher_sees_more() -> None:

@@ -253,8 +253,9 @@ def by_name(outputs: Any) -> dict[str, Any]:
     ],
     ids=["a mask each", "one labelled throughout"],
 )
+@pytest.mark.parametrize("alphas", [None, {"click": 0.2, "buy": 0.9}], ids=str)
 def test_each_output_has_a_mask_of_its_own(
-    structure: Any, masks: dict[str, Any], click_rows: np.ndarray
+    structure: Any, masks: dict[str, Any], click_rows: np.ndarray, alphas: Any
 ) -> None:
     student, teacher = two_headed(structure, 0), two_headed(structure, 1)
     (s_click, s_buy), (t_click, t_buy) = (
@@ -266,6 +267,7 @@ def test_each_output_has_a_mask_of_its_own(
         teacher,
         loss={"click": bce(), "buy": bce()},
         label_mask=masks,
+        alpha=alphas or ALPHA,
         weighted_metrics={
             "click": [keras.metrics.BinaryAccuracy("accuracy", threshold=0.0)],
             "buy": [keras.metrics.BinaryAccuracy("accuracy", threshold=0.0)],
@@ -281,12 +283,18 @@ def test_each_output_has_a_mask_of_its_own(
         "buy_loss": binary(BUY, s_buy)[CLICKED].mean(),
         "click_accuracy": ((s_click > 0) == CLICK)[click_rows].mean(),
         "buy_accuracy": ((s_buy > 0) == BUY)[CLICKED].mean(),
-        "distillation_loss": binary(sigmoid(t_click), s_click).mean()
-        + binary(sigmoid(t_buy), s_buy).mean(),
     }
+    soft = {
+        "click": binary(sigmoid(t_click), s_click).mean(),
+        "buy": binary(sigmoid(t_buy), s_buy).mean(),
+    }
+    expected["distillation_loss"] = sum(soft.values())
     expected["student_loss"] = expected["click_loss"] + expected["buy_loss"]
-    expected["loss"] = (1 - ALPHA) * expected["student_loss"]
-    expected["loss"] += ALPHA * expected["distillation_loss"]
+    alphas = alphas or dict.fromkeys(NAMES, ALPHA)
+    expected["loss"] = sum(
+        (1 - alphas[name]) * expected[f"{name}_loss"] + alphas[name] * soft[name]
+        for name in NAMES
+    )
     for name, value in expected.items():
         np.testing.assert_allclose(logs[name], value, rtol=1e-5, err_msg=name)
 

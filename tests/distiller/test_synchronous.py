@@ -115,12 +115,16 @@ def test_with_shared_layers_alpha_reaches_both_models_when_it_starts(
             assert same(late[step], without[step]) == (step < start), step
 
 
-def test_no_gradient_of_the_distillation_loss_reaches_the_teacher() -> None:
+@pytest.mark.parametrize(
+    "loss", [kd.losses.BinarySoftTargets(), "mse"], ids=["ours", "Keras'"]
+)
+def test_no_gradient_of_the_distillation_loss_reaches_the_teacher(loss: Any) -> None:
     student, teacher = pair()
     before = student.get_weights(), teacher.get_weights()
     distiller = together(
         student,
         teacher,
+        distillation_loss=loss,
         teacher_loss=lambda y, logits: 0.0 * keras.ops.mean(logits, axis=-1),
         alpha=1.0,
         run_eagerly=True,
