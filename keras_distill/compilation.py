@@ -9,7 +9,7 @@ import keras
 from keras_distill import features
 from keras_distill.distillation import DistillationTerm
 from keras_distill.labels import LabelMask
-from keras_distill.sharing import shared_weights
+from keras_distill.sharing import shared_state
 from keras_distill.teachers.base import Teacher
 from keras_distill.teachers.training import TeacherLogs, TrainingTeacher
 
@@ -25,7 +25,8 @@ class Compilation:
         privileged_features: As in `Distiller`.
         optimizer: The student's.
         auto_scale_loss: As in `keras.Model.compile`.
-        **others: As in `Distiller.compile`.
+
+    The other arguments are those of `Distiller.compile`.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Compilation:
             self.term.check_needs_no_labels("loss=None")
         self.label_mask = LabelMask(label_mask, output_names=output_names)
         _check_label_mask(self.label_mask, student, metrics)
+        _check_names(self.term, output_names)
         _warn_of_privileged_features_alone(teacher, privileged_features, self.term)
         self.training_teacher: TrainingTeacher | None = None
         self.teacher_logs: TeacherLogs | None = None
@@ -84,8 +86,8 @@ class Compilation:
 
 
 def check_not_shared(teacher: Teacher | None, student: keras.Model) -> None:
-    """Raise ValueError if a fixed teacher holds weights that its student trains."""
-    shared = shared_weights(teacher, student)
+    """Raise ValueError if a student's training would change its fixed teacher."""
+    shared = shared_state(teacher, student)
     if shared and teacher is not student:  # itself it may teach
         raise ValueError(
             "The student would train weights that its fixed teacher holds too, and so "
@@ -102,6 +104,16 @@ def _check_label_mask(mask: LabelMask, student: keras.Model, metrics: Any) -> No
             "`metrics` would count rows without a label. Pass them as "
             "`weighted_metrics`, where such rows weigh 0. Received: "
             f"metrics={metrics} with label masks {mask.keys}"
+        )
+
+
+def _check_names(term: DistillationTerm, output_names: Sequence[str] | None) -> None:
+    taken = [name for name in output_names or () if f"{name}_loss" in term.metrics]
+    if taken:
+        raise ValueError(
+            "An output's loss would be logged under the name of one of ours, "
+            f"{sorted(term.metrics)}. Name the output otherwise. Received: outputs "
+            f"named {taken}"
         )
 
 

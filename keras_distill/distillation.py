@@ -62,6 +62,11 @@ class DistillationTerm:
         self._losses = PerOutputLoss(losses, output_names=output_names)
         self._label_losses, self._loss_weights = None, loss_weights
         if isinstance(alpha, Mapping):
+            if not alpha:
+                raise ValueError(
+                    "`alpha` must hold a weight for each output that is distilled. "
+                    "Received: alpha={}"
+                )
             self._alpha: Any = {
                 name: _weight(f"{name}_alpha", value) for name, value in alpha.items()
             }
@@ -75,9 +80,7 @@ class DistillationTerm:
         self.without_labels = label_losses is None
         means = ["student_loss"] * (label_losses is not None) + ["distillation_loss"]
         self.metrics: dict[str, keras.metrics.Metric] = {
-            **{
-                name: keras.metrics.Mean(name) for name in (*means, "distillation_loss")
-            },
+            **{name: keras.metrics.Mean(name) for name in means},
             **{
                 name: _metric_of(name, value)
                 for name, value in self._hyperparameters().items()

@@ -103,8 +103,16 @@ class Distiller(RandomStates, LabelledModel):
                 "`Distiller` trains on the TensorFlow backend. Set KERAS_BACKEND="
                 f"tensorflow. Received: backend {keras.backend.backend()!r}"
             )
+        if isinstance(privileged_features, str):
+            raise TypeError(
+                "`privileged_features` must be a list of names. Received: "
+                f"privileged_features={privileged_features!r}"
+            )
         features.check_not_declared(
             student, privileged_features, what="privileged features"
+        )
+        features.check_not_declared(
+            student, teachers.targets_read(teacher), what="recorded teacher outputs"
         )
         # the student casts its own inputs; the teacher may need them as they come
         super().__init__(
@@ -202,6 +210,7 @@ class Distiller(RandomStates, LabelledModel):
                 throughout. The label losses average over these rows; the others are
                 taught by the teacher alone. Neither model is given the mask unless
                 the teacher declares it. Put metrics of labels into `weighted_metrics`.
+                Evaluation takes a batch without the mask as labelled throughout.
             teacher_loss: The teacher's own label loss or losses. Given, the teacher
                 trains in the same steps as the student: it is called with
                 `training=True`, its outputs teach behind a stop-gradient, and files
@@ -209,12 +218,13 @@ class Distiller(RandomStates, LabelledModel):
             teacher_optimizer: The teacher's optimiser. Defaults to another of the
                 same configuration as `optimizer`.
             teacher_metrics: Metrics of the teacher's outputs; they and its loss are
-                logged under names that begin with `teacher_`.
+                logged under names that begin with `teacher_`. Sample weights act on
+                them where there is a `label_mask`.
             check_teacher: Whether to stop with an error at the step at which the
                 teacher's output is NaN or infinite. False lets -inf pass, the logit of
                 a class that the teacher rules out; `ForwardKL` and `SoftTargets` bear
                 it. Defaults to True.
-            loss_weights: As in `keras.Model.compile`.
+            loss_weights: As in `keras.Model.compile`; of `loss` alone.
             metrics: As in `keras.Model.compile`.
             **kwargs: `weighted_metrics`, `run_eagerly`, `steps_per_execution`,
                 `jit_compile`, `auto_scale_loss`, as in `keras.Model.compile`.
@@ -503,4 +513,5 @@ class Distiller(RandomStates, LabelledModel):
         """Inputs that a model without declared inputs isn't given."""
         compilation = self._untracked.compilation
         masks = compilation.label_mask.keys if compilation else ()
-        return (*self.privileged_features, *masks)
+        recorded = teachers.targets_read(self.teacher)
+        return (*self.privileged_features, *masks, *recorded)

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
+Tensor = Any
 tree = keras.tree
 
 Path = tuple[Any, ...]
@@ -98,3 +100,13 @@ def describe(outputs: Any) -> str:
     return str(
         tree.map_structure(lambda x: tuple(getattr(x, "shape", ())) or str(x), outputs)
     )
+
+
+def of_rank(mask: Tensor, other: Tensor) -> Tensor:
+    """Return the rows' mask or weights with as many dimensions as `other`."""
+    mask, other = ops.convert_to_tensor(mask), ops.convert_to_tensor(other)
+    while len(mask.shape) > len(other.shape) and mask.shape[-1] == 1:
+        mask = ops.squeeze(mask, -1)
+    while len(mask.shape) < len(other.shape):
+        mask = ops.expand_dims(mask, -1)
+    return mask

@@ -38,7 +38,7 @@ def models_config(
         config |= {
             "teacher": keras.saving.serialize_keras_object(teacher),
             "shared_layers": sharing.shared_layers(teacher, student),
-            "shared_weights": len(sharing.shared_weights(teacher, student)),
+            "shared_weights": sharing.count_shared(teacher, student),
         }
     return config
 
@@ -58,11 +58,14 @@ def with_models(
             config[name] = keras.saving.deserialize_keras_object(
                 config[name], custom_objects=custom_objects
             )
-    if names:
+    taken_apart = isinstance(config.get("teacher"), keras.Sequential) or getattr(
+        config.get("teacher"), "inputs", None
+    )
+    if names and taken_apart:
         config["teacher"] = sharing.with_layers_of(
             config["teacher"], config["student"], names
         )
-    if count != len(sharing.shared_weights(config.get("teacher"), config["student"])):
+    if count != sharing.count_shared(config.get("teacher"), config["student"]):
         raise ValueError(
             "Keras can't tell from a file how these two models share weights. Build "
             "both, make and compile the `Distiller`, and read the file with "

@@ -14,6 +14,26 @@ def shared_weights(teacher: Any, student: keras.Model) -> Sequence[keras.Variabl
     return [weight for weight in student.trainable_weights if id(weight) in held]
 
 
+def shared_state(teacher: Any, student: keras.Model) -> Sequence[keras.Variable]:
+    """Return what a training of the student changes and the teacher holds too.
+
+    Its trainable weights, and what layers keep count of, as moving averages.
+    """
+    if not isinstance(teacher, keras.Layer):
+        return []
+    held = {id(weight) for weight in teacher.weights}
+    layers = student._flatten_layers()
+    training = [layer for layer in layers if layer.trainable and not layer._layers]
+    kept = [weight for layer in training for weight in layer.non_trainable_weights]
+    return [w for w in (*student.trainable_weights, *kept) if id(w) in held]
+
+
+def count_shared(teacher: keras.Model | None, student: keras.Model) -> int:
+    """Return how many weights both models hold."""
+    held = {id(weight) for weight in student.weights}
+    return sum(id(w) in held for w in (teacher.weights if teacher else ()))
+
+
 def shared_layers(model: keras.Model, other: keras.Model) -> list[str]:
     """Return the names of the layers that both models hold."""
     held = {id(layer) for layer in other.layers}

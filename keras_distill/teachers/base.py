@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_distill import features
+from keras_distill.teachers.recorded import Recorded
 
 Teacher = Callable[..., Any]
 
@@ -62,6 +63,11 @@ def as_targets(outputs: Any) -> Any:
     return keras.tree.map_structure(
         lambda output: ops.stop_gradient(ops.convert_to_tensor(output)), outputs
     )
+
+
+def targets_read(teacher: Teacher | None) -> tuple[str, ...]:
+    """Return the keys of a batch under which the teacher's own answers stand."""
+    return tuple(teacher.reads) if isinstance(teacher, Recorded) else ()
 
 
 def supports_jit(teacher: Teacher | None) -> bool:

@@ -73,6 +73,11 @@ def cross_fit(
     spoken_of, said = [], []
     for training, held_out in pairs:
         teacher = make_teacher(*_take(data, with_label[training]))
+        if not callable(teacher):
+            raise TypeError(
+                "`make_teacher` must return a trained Keras model or a callable of a "
+                f"batch. Received: {teacher!r}"
+            )
         spoken_of.append(np.concatenate([with_label[held_out], unlabelled]))
         said.append(_predict(teacher, _take(data[0], spoken_of[-1]), batch_size))
 
@@ -116,6 +121,13 @@ def _pairs(folds: Any, rows: int, seed: int) -> list[tuple[Array, Array]]:
     pairs = [(np.asarray(training), np.asarray(fold)) for training, fold in folds]
     times_held_out = np.zeros(rows, int)
     for training, fold in pairs:
+        for part in (training, fold):
+            if part.dtype.kind not in "iu" or (part.size and part.max() >= rows):
+                raise ValueError(
+                    "Folds must be pairs of indices of the labelled rows, of which "
+                    f"there are {rows}. Received: {part.dtype} values up to "
+                    f"{part.max(initial=0)}"
+                )
         np.add.at(times_held_out, fold, 1)
         both = np.intersect1d(training, fold)
         if both.size:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import keras
+
 
 class Recorded:
     """Reads the teacher's outputs from the batch's inputs.
@@ -22,6 +24,11 @@ class Recorded:
 
     def __init__(self, keys: Any) -> None:
         self.keys = keys
+
+    @property
+    def reads(self) -> list[str]:
+        """The keys of the batch that it reads: targets, not for a student's eyes."""
+        return [str(key) for key in keras.tree.flatten(self.keys)]
 
     def __call__(self, x: Any) -> Any:
         """Return the recorded outputs of a batch, `x` a dict of inputs."""

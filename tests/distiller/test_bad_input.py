@@ -240,3 +240,34 @@ def test_alpha_assigned_where_there_are_no_labels() -> None:
     distiller.fit(X, verbose=0)
     with pytest.raises(ValueError, match="must stay 1.*alpha=0.5"):
         distiller.alpha = 0.5
+
+
+def test_privileged_features_are_a_list_of_names() -> None:
+    with pytest.raises(TypeError, match="list of names. Received: .*'dwell'"):
+        kd.Distiller(mlp(), mlp(), privileged_features="dwell")
+
+
+def test_an_empty_dict_of_alphas() -> None:
+    with pytest.raises(ValueError, match="a weight for each output.*alpha={}"):
+        compiled(mlp(), alpha={})
+
+
+def test_an_output_whose_loss_would_be_logged_as_ours() -> None:
+    inputs = keras.Input((4,))
+    heads = [keras.layers.Dense(3, name=name)(inputs) for name in ("student", "b")]
+    distiller = kd.Distiller(keras.Model(inputs, heads), lambda x: [x, x])
+    with pytest.raises(ValueError, match=r"logged under .*\['student'\]"):
+        distiller.compile("sgd", ["mse", "mse"])
+
+
+def test_a_fixed_teacher_keeps_its_moving_averages() -> None:
+    inputs = keras.Input((4,))
+    shared = keras.layers.BatchNormalization(center=False, scale=False)
+    student, teacher = (
+        keras.Model(inputs, keras.layers.Dense(3)(shared(inputs))) for _ in range(2)
+    )
+    distiller = kd.Distiller(student, teacher)
+    with pytest.raises(ValueError, match="fixed teacher holds too.*moving"):
+        distiller.compile("sgd", "mse")
+    shared.trainable = False
+    distiller.compile("sgd", "mse")

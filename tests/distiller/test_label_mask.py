@@ -597,3 +597,88 @@ def test_probabilities_in_between_are_labels_too() -> None:
         binary(labels, s).mean(),
         rtol=1e-5,
     )
+
+
+# Outputs, masks and weights of other shapes and dtypes.
+
+
+def flat_head() -> keras.Model:
+    """One number a row, of shape `(batch,)`."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((FEATURES,), name="x")
+    return keras.Model(inputs, keras.ops.squeeze(layers.Dense(1)(inputs), -1))
+
+
+@pytest.mark.parametrize("loss", [bce(), "mse"], ids=["bce", "mse"])
+def test_outputs_without_a_last_axis_are_rows_too(loss: Any) -> None:
+    model = flat_head()
+    distiller = compiled(model, lambda x: keras.ops.zeros(24), loss=loss)
+    labels, kept = CLICK.ravel(), LABELLED
+    output = model(X).numpy()
+    expected = (
+        np.square(labels - output)[kept].mean()
+        if loss == "mse"
+        else binary(CLICK, output[:, None])[kept].mean()
+    )
+    evaluated = distiller.test_on_batch(BATCH, labels, return_dict=True)
+    np.testing.assert_allclose(evaluated["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        step(distiller, y=labels)["student_loss"], expected, rtol=1e-5
+    )
+
+
+def test_a_mask_of_counts_weighs_no_more_than_one_of_truths() -> None:
+    counts = np.where(CLICK.ravel() == 1, 5, 1) * LABELLED
+    results = []
+    for mask in (LABELLED, counts):
+        metric = kd.metrics.PredictedOverObserved(from_logits=True)
+        distiller = compiled(weighted_metrics=[metric])
+        evaluated = distiller.test_on_batch(
+            {"x": X, "labelled": mask}, CLICK, return_dict=True
+        )
+        results.append(evaluated["predicted_over_observed"])
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int32"])
+def test_sample_weights_of_any_dtype_meet_a_mask(dtype: str) -> None:
+    weights = RNG.integers(1, 4, (24, 1))
+    logs = [
+        step(
+            compiled(weighted_metrics=["mse"]),
+            sample_weight=tf.constant(weights.astype(kind)),
+        )
+        for kind in (dtype, "float32")
+    ]
+    for name, value in logs[1].items():
+        np.testing.assert_allclose(logs[0][name], value, rtol=1e-3, err_msg=name)
+
+
+def test_a_mask_where_there_are_no_labels_at_all() -> None:
+    distiller = compiled(loss=None, alpha=1.0)
+    history = distiller.fit(BATCH, verbose=0).history
+    assert np.isfinite(history["distillation_loss"]).all()
+
+
+def test_a_mask_of_another_shape_is_named() -> None:
+    mask = np.ones((24, 2), bool)
+    with pytest.raises(ValueError, match=r"'labelled' must be .* shape \(24, 2\)"):
+        step(compiled(), {"x": X, "labelled": mask})
+
+
+def test_an_output_that_a_dict_of_masks_leaves_out_is_labelled() -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((FEATURES,), name="x")
+    heads = [layers.Dense(1, name=name)(inputs) for name in ("click", "buy")]
+    losses = []
+    for mask in ({"buy": "labelled"}, {"click": None, "buy": "labelled"}):
+        model = keras.Model(inputs, heads)
+        distiller = compiled(
+            model,
+            lambda x: [keras.ops.zeros((24, 1))] * 2,
+            loss=[bce(), bce()],
+            label_mask=mask,
+        )
+        logs = distiller.test_on_batch(BATCH, [CLICK, CLICK], return_dict=True)
+        losses.append(logs["loss"])
+    assert losses[0] == losses[1]

@@ -356,3 +356,19 @@ def test_checkpoints_and_backups_hold_both_models(tmp_path: Path) -> None:
         other = built_like(("items",))
         other.load_weights(tmp_path / path)
         assert_same(other, distiller)
+
+
+def test_a_frozen_layer_that_is_shared_deeper_down_is_not_lost_in_silence(
+    tmp_path: Path,
+) -> None:
+    keras.utils.set_random_seed(0)
+    frozen = layers.Embedding(9, 2, trainable=False, name="frozen")
+    inputs = keras.Input((1,), dtype="int64", name="user")
+    tower = keras.Model(inputs, layers.Flatten()(frozen(inputs)), name="tower")
+    student = keras.Model(inputs, layers.Dense(1)(layers.Flatten()(frozen(inputs))))
+    teacher = keras.Model(inputs, layers.Dense(1)(tower(inputs)))
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", "mse", distillation_loss="mse", teacher_loss="mse")
+    distiller.save(tmp_path / "d.keras")
+    with pytest.raises(ValueError, match="can't tell from a file how"):
+        kd.Distiller.load(tmp_path / "d.keras")

@@ -303,3 +303,25 @@ def test_what_was_said_out_of_fold_teaches_a_student() -> None:
     soft = np.logaddexp(0.0, s) - s / (1.0 + np.exp(-said))
     np.testing.assert_allclose(history["distillation_loss"][0], soft.mean(), rtol=1e-5)
     assert history["loss"][1] < history["loss"][0]
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [([0, 1], [2, 9]), (np.array([True, True, False]), np.array([False, False, True]))],
+    ids=["of all rows", "boolean"],
+)
+def test_folds_are_indices_of_the_labelled_rows(pair: Any) -> None:
+    x, y = np.zeros((4, 1)), np.zeros(4)
+    with pytest.raises(ValueError, match="indices of the labelled rows.* 3"):
+        cross_fit(
+            lambda x, y: lambda batch: batch,
+            (x, y),
+            folds=[pair],
+            labelled=np.array([True, True, True, False]),
+        )
+
+
+def test_what_is_made_must_be_a_teacher() -> None:
+    x, y = np.zeros((4, 1)), np.zeros(4)
+    with pytest.raises(TypeError, match="must return a trained .*Received: None"):
+        cross_fit(lambda x, y: None, (x, y), folds=2)

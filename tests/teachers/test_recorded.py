@@ -83,3 +83,18 @@ def test_a_batch_without_it_stops_training() -> None:
     distiller.compile("sgd", crossentropy())
     with pytest.raises(ValueError, match="recorded teacher output 'said'"):
         distiller.fit({"x": X}, Y, verbose=0)
+
+
+def test_the_student_is_never_shown_it_even_where_nobody_says_so() -> None:
+    distiller = kd.Distiller(Subclassed(), Recorded("said"))
+    distiller.compile("sgd", crossentropy())
+    distiller.fit({"x": X, "said": SAID}, Y, verbose=0)
+    assert distiller.student.hidden.kernel.shape[0] == 4
+
+
+def test_a_student_that_would_read_its_own_target_is_refused() -> None:
+    inputs = {"x": keras.Input((4,), name="x"), "said": keras.Input((3,), name="said")}
+    seen = keras.layers.Concatenate()(list(inputs.values()))
+    reader = keras.Model(inputs, keras.layers.Dense(CLASSES)(seen))
+    with pytest.raises(ValueError, match=r"recorded teacher outputs .*\['said'\]"):
+        kd.Distiller(reader, Recorded("said"))

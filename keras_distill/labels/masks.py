@@ -1,18 +1,17 @@
-"""Which rows of a batch have a label, and what a label may be."""
+"""Which rows of a batch have a label."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from keras_distill import outputs
+from keras_distill.labels.probabilities import checked_probabilities
+from keras_distill.outputs import of_rank
 
 Tensor = Any
 tree = keras.tree
-
-_BINARY = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
 
 
 class LabelMask:
@@ -46,6 +45,8 @@ class LabelMask:
         def masked(output: Tensor, mask: Tensor | None) -> Tensor:
             if mask is None:
                 return output
+            if len(output.shape) == 1:
+                output = ops.expand_dims(output, -1)  # or Keras would average the rows
             mask = _for_values(mask, output)
             earlier = getattr(output, "_keras_mask", None)
             output = ops.copy(output)  # whoever else holds it is to see no mask
@@ -57,12 +58,16 @@ class LabelMask:
 
     def mask_labels(self, x: Any, labels: Any) -> Any:
         """Return labels with 0 in place of what stands where there is none."""
+        if labels is None:
+            return None
 
         def masked(label: Tensor, mask: Tensor | None) -> Tensor:
             if mask is None:
                 return label
             label = ops.convert_to_tensor(label)
-            return ops.where(_of_rank(mask, label), label, ops.zeros_like(label))
+            if len(label.shape) == 1 and label.dtype.is_floating:
+                label = ops.expand_dims(label, -1)  # as the predictions
+            return ops.where(of_rank(mask, label), label, ops.zeros_like(label))
 
         return self._map(masked, labels, x)
 
@@ -74,7 +79,7 @@ class LabelMask:
         def masked(label: Tensor, mask: Tensor | None) -> Tensor:
             if mask is None:
                 return ops.ones(ops.shape(label)[:1])
-            return ops.cast(_of_rank(mask, label), keras.config.floatx())
+            return ops.cast(of_rank(mask, label), keras.config.floatx())
 
         masks = self._map(masked, labels, x)
         if sample_weight is None:
@@ -83,7 +88,9 @@ class LabelMask:
         if not tree.is_nested(weights):
             weights = tree.map_structure(lambda _: sample_weight, labels)
         return tree.map_structure(
-            lambda weight, mask: _of_rank(weight, mask) * mask, weights, masks
+            lambda weight, mask: ops.cast(of_rank(weight, mask), mask.dtype) * mask,
+            weights,
+            masks,
         )
 
     def _found(self, x: Any) -> bool:
@@ -102,8 +109,11 @@ class LabelMask:
             )
 
     def _by_path(self, structure: Any) -> dict[outputs.Path, str]:
+        keys = self._per_output
+        if isinstance(keys, Mapping) and not isinstance(structure, Mapping):
+            keys = {**dict.fromkeys(self._output_names or ()), **keys}
         return outputs.by_path(
-            self._per_output, structure, names=self._output_names, what="`label_mask`"
+            keys, structure, names=self._output_names, what="`label_mask`"
         )
 
     def _map(self, function: Any, structure: Any, x: Any) -> Any:
@@ -114,10 +124,14 @@ class LabelMask:
         if not self._found(x):
             return structure
         keys = self._by_path(structure)
-        mapped = [
-            function(tensor, _held(x, keys.get(tuple(path))))
-            for path, tensor in tree.flatten_with_path(structure)
-        ]
+        mapped = []
+        for path, tensor in tree.flatten_with_path(structure):
+            key = keys.get(tuple(path))
+            mask = _held(x, key)
+            if mask is not None:
+                mask = ops.cast(mask, "bool")
+                _check_rows(mask, tensor, key)
+            mapped.append(function(tensor, mask))
         return tree.pack_sequence_as(structure, mapped)
 
 
@@ -172,93 +186,21 @@ def _held(x: Any, key: str | None) -> Any:
     return next((item for item in found if item is not None), None)
 
 
-def _of_rank(mask: Tensor, other: Tensor) -> Tensor:
-    """Return the rows' mask or weights with as many dimensions as `other`."""
-    mask, other = ops.convert_to_tensor(mask), ops.convert_to_tensor(other)
-    while len(mask.shape) > len(other.shape) and mask.shape[-1] == 1:
-        mask = ops.squeeze(mask, -1)
-    while len(mask.shape) < len(other.shape):
-        mask = ops.expand_dims(mask, -1)
-    return mask
+def _check_rows(mask: Tensor, tensor: Tensor, key: str | None) -> None:
+    """Raise ValueError unless a mask says something of each row, or each element."""
+    shape, rows = tuple(mask.shape), tuple(tensor.shape)
+    pairs = zip(shape, rows, strict=False)
+    fits = all(size in (1, None, of) or of is None for size, of in pairs)
+    if not fits or (len(shape) > len(rows) and shape[len(rows) :] != (1,)):
+        raise ValueError(
+            f"The label mask '{key}' must be of shape (batch,) or (batch, 1), or hold "
+            f"a value for each label. Received: a mask of shape {shape} for labels or "
+            f"outputs of shape {rows}"
+        )
 
 
 def _for_values(mask: Tensor, output: Tensor) -> Tensor:
     """Return the rows' mask in the shape of a loss's values of `output`."""
     values = output[..., 0] if len(output.shape) > 1 else output
-    mask = ops.cast(_of_rank(mask, values), "bool")
+    mask = ops.cast(of_rank(mask, values), "bool")
     return ops.broadcast_to(mask, ops.shape(values))
-
-
-def checked_probabilities(
-    loss: Any,
-    labels: Any,
-    sample_weight: Any = None,
-    *,
-    output_names: Sequence[str] | None = None,
-) -> Any:
-    """Return the labels, or raise where a binary cross-entropy's lie outside [0, 1].
-
-    Rows of weight 0 are passed over, except for NaN, which no weight makes up for. A
-    step that XLA compiles doesn't check.
-
-    Args:
-        loss: The label loss, or a structure of them that mirrors the outputs.
-        labels: The labels.
-        sample_weight: As in `keras.Model.fit`.
-        output_names: The names of the outputs in order, where the model has any.
-
-    Raises:
-        tf.errors.InvalidArgumentError: If a label lies outside; so does NaN.
-    """
-    losses = _by_path_of_labels(loss, labels, output_names)
-    weights = {tuple(p): weight for p, weight in tree.flatten_with_path(sample_weight)}
-    checked = []
-    for path, label in tree.flatten_with_path(labels):
-        path = tuple(path)
-        # () is the path of what is given once for all outputs
-        if _is_binary_crossentropy(losses.get(path, losses.get(()))):
-            weight = weights.get(path, weights.get(()))
-            label = _checked_unit_interval(ops.convert_to_tensor(label), weight)
-        checked.append(label)
-    return tree.pack_sequence_as(labels, checked)
-
-
-def _by_path_of_labels(
-    loss: Any, labels: Any, names: Sequence[str] | None
-) -> dict[outputs.Path, Any]:
-    """Return losses by the path of their labels, as Keras matches the two."""
-    flat = tree.flatten(loss)
-    if not tree.is_nested(labels) and len(flat) == 1:
-        return {(): flat[0]}
-    if isinstance(loss, Mapping) and not isinstance(labels, Mapping):
-        loss = [loss.get(name) for name in names or ()]
-    elif isinstance(labels, Mapping) and isinstance(loss, list | tuple):
-        loss = dict(zip(names or (), loss, strict=False))
-    return {tuple(path): item for path, item in tree.flatten_with_path(loss)}
-
-
-def _is_binary_crossentropy(loss: Any) -> bool:
-    found = keras.losses.get(loss)
-    return isinstance(found, _BINARY) or found in (
-        keras.losses.binary_crossentropy,
-        keras.losses.binary_focal_crossentropy,
-    )
-
-
-def _checked_unit_interval(label: Tensor, weight: Tensor | None) -> Tensor:
-    if not label.dtype.is_floating and not label.dtype.is_integer:
-        return label
-    seen = label
-    if weight is not None:
-        weighs = ops.not_equal(_of_rank(weight, label), 0)
-        weighs |= ops.not_equal(label, label)  # 0 * NaN would be NaN
-        seen = ops.where(weighs, label, ops.zeros_like(label))
-    low, high = tf.reduce_min(seen), tf.reduce_max(seen)
-    message = (
-        "Labels of a binary cross-entropy must lie in [0, 1]. Name a `label_mask`, or "
-        "give a sample weight of 0, where there is no label. Received: labels between"
-    )
-    valid = (low >= 0) & (high <= 1) | tf.equal(tf.size(label), 0)
-    # what is computed of the labels, updates included, is to wait for the check
-    with tf.control_dependencies([tf.debugging.Assert(valid, [message, low, high])]):
-        return tf.identity(label)
