@@ -9,7 +9,7 @@ from keras import ops
 from keras_distill import outputs
 from keras_distill.losses.per_output import PerOutputLoss
 from keras_distill.monitoring import (
-    BAD_TEACHER_LOSS,
+    BAD_LOSS,
     CurrentValue,
     LastValue,
     replicas,
@@ -31,6 +31,7 @@ class Batch(NamedTuple):
     sample_weight: Any
     teacher_output: Any
     teacher_is_finite: Tensor | None  # what `TeacherGuard.watch` says
+    labels_are_valid: Tensor | None  # what is said of them where XLA compiles
     student_output: Any
     masked_output: Any  # the student's, masked where there is no label
     step: Any  # the optimiser's count of updates, which schedules are read at
@@ -150,10 +151,12 @@ class DistillationTerm:
             terms["student_loss"] = student_loss
         _check_scalar(terms)
         total = own_loss + self._weighted(losses, student_loss, batch)
-        if batch.teacher_is_finite is not None:
-            terms["distillation_loss"] = ops.where(
-                batch.teacher_is_finite, terms["distillation_loss"], BAD_TEACHER_LOSS
-            )
+        for name, is_good in (
+            ("distillation_loss", batch.teacher_is_finite),
+            ("student_loss", batch.labels_are_valid),
+        ):
+            if is_good is not None and name in terms:
+                terms[name] = ops.where(is_good, terms[name], BAD_LOSS)
         self._log(terms, batch)
         return total
 

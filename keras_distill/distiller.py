@@ -11,6 +11,7 @@ from keras_distill import features, monitoring, saving
 from keras_distill.compilation import Compilation, check_not_shared
 from keras_distill.distillation import Batch, DistillationTerm
 from keras_distill.labels import LabelledModel, LabelMask
+from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
 from keras_distill.saving import RandomStates
@@ -268,6 +269,7 @@ class Distiller(RandomStates, LabelledModel):
         untracked.guard = TeacherGuard(xla=self.jit_compile) if check_teacher else None
         untracked.compile_config = {**ours, "check_teacher": check_teacher}
         if compilation.training_teacher is not None:
+            compilation.training_teacher.jit_compile = self.jit_compile
             self._build_optimizer()  # as the teacher's is, so that files fit both
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -366,13 +368,15 @@ class Distiller(RandomStates, LabelledModel):
         return [*super().metrics, *compilation.term.metrics.values(), *teacher_logs]
 
     def make_train_function(self, force: bool = False) -> None:
-        """Build the function that `fit` calls, with the teacher's guard around it."""
+        """Build the function that `fit` calls; XLA's is looked after from outside."""
         if self.train_function is not None and not force:
             return
         super().make_train_function(force=force)
-        guard = self._untracked.guard
-        if guard is not None:
-            self.train_function = guard.after_each(self.train_function)
+        if self.jit_compile:
+            messages = {"student_loss": BAD_LABELS + " values that aren't"}
+            if self._untracked.guard is not None:
+                messages["distillation_loss"] = monitoring.BAD_TEACHER
+            self.train_function = monitoring.stopping(self.train_function, messages)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train the student; takes and returns what `keras.Model.fit` does.
@@ -474,12 +478,16 @@ class Distiller(RandomStates, LabelledModel):
         targets, is_finite = teachers.as_targets(said), None
         if self._untracked.guard is not None:
             targets, is_finite = self._untracked.guard.watch(targets)
+        labels, are_valid = None, None
+        if self._learns_from(y):
+            labels, are_valid = self._checked_labels(x, y, sample_weight)
         return Batch(
             inputs=x,
-            labels=self._label_mask.mask_labels(x, y),
+            labels=labels,
             sample_weight=sample_weight,
             teacher_output=targets,
             teacher_is_finite=is_finite,
+            labels_are_valid=are_valid if self.jit_compile else None,
             student_output=output,
             masked_output=self._label_mask.mask_predictions(x, output),
             step=self.optimizer.iterations,

@@ -9,14 +9,16 @@ from keras import ops
 
 Tensor = Any
 
-_BAD_TEACHER = (
+BAD_TEACHER = (
     "The teacher's output is NaN or infinite, so the student would learn nothing from "
     "it. Look at the teacher's weights, at the inputs of this batch and, where the "
     "teacher computes in float16, at overflow. `compile(check_teacher=False)` switches "
     "this check off, e.g. for a teacher that masks classes with -inf."
 )
 
-BAD_TEACHER_LOSS = -float("inf")
+# What a step compiled by XLA, which drops assertions silently, logs in the place of a
+# loss that it can't go on from: no batch has it of its own.
+BAD_LOSS = -float("inf")
 
 
 def log_loss(model: keras.Model, loss: Tensor, x: Any) -> None:
@@ -77,7 +79,7 @@ class TeacherGuard:
         xla: Whether the step is compiled by XLA, which drops assertions silently.
             There zeros take the place of the teacher's output, so that this one step
             teaches uniform targets instead of NaN; the step logs a distillation loss
-            of -inf, which no batch has of its own, and that is looked for after it.
+            of `BAD_LOSS`, which `stopping` looks for.
     """
 
     def __init__(self, *, xla: bool) -> None:
@@ -100,21 +102,26 @@ class TeacherGuard:
         )
         return spared, finite
 
-    def after_each(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `step` followed by a look at what it logged."""
-        if not self._xla:
-            return step
 
-        def checked_step(iterator: Any) -> Any:
-            logs = step(iterator)
-            if float(logs["distillation_loss"]) == BAD_TEACHER_LOSS:
-                raise tf.errors.InvalidArgumentError(None, None, _BAD_TEACHER)
-            return logs
+def stopping(step: Callable[..., Any], messages: dict[str, str]) -> Callable[..., Any]:
+    """Return `step` followed by a look at what it logged.
 
-        return checked_step
+    Args:
+        step: A training step that XLA compiles, a function of the data's iterator.
+        messages: What to raise by the name of the loss that is `BAD_LOSS`.
+    """
+
+    def checked_step(iterator: Any) -> Any:
+        logs = step(iterator)
+        for name, message in messages.items():
+            if name in logs and float(logs[name]) == BAD_LOSS:
+                raise tf.errors.InvalidArgumentError(None, None, message)
+        return logs
+
+    return checked_step
 
 
 def _stop_if_bad(output: Tensor) -> Tensor:
     if not output.dtype.is_floating:
         return output
-    return tf.debugging.check_numerics(output, _BAD_TEACHER)
+    return tf.debugging.check_numerics(output, BAD_TEACHER)

@@ -151,15 +151,19 @@ class LabelledModel(keras.Model):
         training: bool = True,
     ) -> Tensor:
         """Return Keras' loss of the rows that have a label."""
-        y = self._label_mask.mask_labels(x, y)
-        y = checked_probabilities(
-            self.loss,
-            y,
-            sample_weight,
-            output_names=getattr(self, "output_names", None),
-        )
+        y, _ = self._checked_labels(x, y, sample_weight)
         y_pred = self._label_mask.mask_predictions(x, y_pred)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def _checked_labels(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Tensor]:
+        """Return the labels, 0 where there is none, and whether all can be labels."""
+        return checked_probabilities(
+            self.loss,
+            self._label_mask.mask_labels(x, y),
+            sample_weight,
+            output_names=getattr(self, "output_names", None),
+            xla=self.jit_compile,
+        )
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None

@@ -13,6 +13,11 @@ from keras_distill.outputs import of_rank
 Tensor = Any
 tree = keras.tree
 
+BAD_LABELS = (
+    "Labels of a binary cross-entropy must lie in [0, 1]. Name a `label_mask`, or give "
+    "a sample weight of 0, where there is no label. Received: labels between"
+)
+
 _BINARY = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
 
 
@@ -22,32 +27,46 @@ def checked_probabilities(
     sample_weight: Any = None,
     *,
     output_names: Sequence[str] | None = None,
-) -> Any:
-    """Return the labels, or raise where a binary cross-entropy's lie outside [0, 1].
+    xla: bool = False,
+) -> tuple[Any, Tensor]:
+    """Raise where the labels of a binary cross-entropy lie outside [0, 1].
 
-    Rows of weight 0 are passed over, except for NaN, which no weight makes up for. A
-    step that XLA compiles doesn't check.
+    Rows of weight 0 are passed over, except for NaN, which no weight makes up for.
 
     Args:
         loss: The label loss, or a structure of them that mirrors the outputs.
         labels: The labels.
         sample_weight: As in `keras.Model.fit`.
         output_names: The names of the outputs in order, where the model has any.
+        xla: Whether the step is compiled by XLA, which drops assertions silently.
+            There zeros take the place of such labels, so that the step's weights
+            stay finite until someone looks at what is returned.
+
+    Returns:
+        The labels, and whether all are as they must be, a boolean scalar.
 
     Raises:
         tf.errors.InvalidArgumentError: If a label lies outside; so does NaN.
     """
     losses = _by_path_of_labels(loss, labels, output_names)
     weights = {tuple(p): weight for p, weight in tree.flatten_with_path(sample_weight)}
-    checked = []
+    checked, all_valid = [], tf.constant(True)
     for path, label in tree.flatten_with_path(labels):
         path = tuple(path)
         # () is the path of what is given once for all outputs
-        if _is_binary_crossentropy(losses.get(path, losses.get(()))):
-            weight = weights.get(path, weights.get(()))
-            label = _checked_unit_interval(ops.convert_to_tensor(label), weight)
+        label = ops.convert_to_tensor(label)
+        of_binary = _is_binary_crossentropy(losses.get(path, losses.get(())))
+        if of_binary and not label.dtype.is_bool:
+            counting = _counting(label, weights.get(path, weights.get(())))
+            # not by their range: where XLA looks for one, it passes over NaN
+            valid = tf.reduce_all((counting >= 0) & (counting <= 1))
+            if xla:
+                label = tf.where(valid, label, tf.zeros_like(label))
+            else:
+                label = _asserted(valid, label, counting)
+            all_valid &= valid
         checked.append(label)
-    return tree.pack_sequence_as(labels, checked)
+    return tree.pack_sequence_as(labels, checked), all_valid
 
 
 def _by_path_of_labels(
@@ -72,20 +91,17 @@ def _is_binary_crossentropy(loss: Any) -> bool:
     )
 
 
-def _checked_unit_interval(label: Tensor, weight: Tensor | None) -> Tensor:
-    if not label.dtype.is_floating and not label.dtype.is_integer:
+def _counting(label: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the labels with 0 in place of those that don't count."""
+    if weight is None:
         return label
-    seen = label
-    if weight is not None:
-        weighs = ops.not_equal(of_rank(weight, label), 0)
-        weighs |= ops.not_equal(label, label)  # 0 * NaN would be NaN
-        seen = ops.where(weighs, label, ops.zeros_like(label))
-    low, high = tf.reduce_min(seen), tf.reduce_max(seen)
-    message = (
-        "Labels of a binary cross-entropy must lie in [0, 1]. Name a `label_mask`, or "
-        "give a sample weight of 0, where there is no label. Received: labels between"
-    )
-    valid = (low >= 0) & (high <= 1) | tf.equal(tf.size(label), 0)
+    counts = ops.not_equal(of_rank(weight, label), 0)
+    counts |= ops.not_equal(label, label)  # 0 * NaN would be NaN
+    return ops.where(counts, label, ops.zeros_like(label))
+
+
+def _asserted(valid: Tensor, label: Tensor, counting: Tensor) -> Tensor:
+    found = [tf.reduce_min(counting), tf.reduce_max(counting)]
     # what is computed of the labels, updates included, is to wait for the check
-    with tf.control_dependencies([tf.debugging.Assert(valid, [message, low, high])]):
+    with tf.control_dependencies([tf.debugging.Assert(valid, [BAD_LABELS, *found])]):
         return tf.identity(label)

@@ -13,6 +13,7 @@ import keras_distill as kd
 from tests.distiller.models import (
     CLASSES,
     FEATURES,
+    StepLogs,
     Subclassed,
     assert_same_weights,
     crossentropy,
@@ -682,3 +683,31 @@ def test_an_output_that_a_dict_of_masks_leaves_out_is_labelled() -> None:
         logs = distiller.test_on_batch(BATCH, [CLICK, CLICK], return_dict=True)
         losses.append(logs["loss"])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("bad", [2.0, -1.0, np.nan])
+@pytest.mark.parametrize("trains", [False, True])
+def test_xla_too_stops_at_labels_that_are_none(bad: float, trains: bool) -> None:
+    labels = CLICK.copy()
+    labels[9] = bad
+    distiller = compiled(
+        label_mask=None,
+        run_eagerly=False,
+        jit_compile=True,
+        teacher_loss=bce() if trains else None,
+    )
+    counts = StepLogs(lambda: int(distiller.optimizer.iterations))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"lie in \[0, 1\]"):
+        distiller.fit(
+            {"x": X}, labels, batch_size=8, shuffle=False, verbose=0, callbacks=[counts]
+        )
+    assert counts.seen == [1]  # the second of three steps stopped it
+    for model in (distiller.student, distiller.teacher):
+        assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+def test_labels_may_be_booleans() -> None:
+    booleans, floats = (
+        step(compiled(), y=labels)["student_loss"] for labels in (CLICK == 1, CLICK)
+    )
+    assert booleans == floats
