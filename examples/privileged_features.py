@@ -1,12 +1,23 @@
-"""Columns that exist in training only, on two real tables, beside the honest control.
+"""Columns that exist in training only, on two real tables, beside their control.
 
-TODO
+A pupil's final grade is asked for before there are any others, a bank customer's yes
+before the call that has a `duration`. The privileged teacher reads such columns too.
+The control reads what the student reads, and gives what soft targets and more rows give
+by themselves: only what is beyond it comes of the columns.
+
+All models are linear, start at zero and take the same steps. `decay` is what suits the
+student alone; it, `ALPHA` and the logarithm of `duration` were chosen by 5-fold
+cross-validation within the labelled rows of other seeds. Seeds redraw one table, so
+that their test rows overlap: take the p-values for somewhat too small.
+
+As measured, with unlabelled rows the columns take 0.6 off a squared error of 8.5 and
+add 0.01 to an AUC of 0.695; the control gains nothing. On labelled rows alone no
+student gains. It's the same whether a teacher learns first or beside its student, since
+the losses are convex and both are trained down.
 """
 
 import argparse
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
@@ -19,11 +30,10 @@ from sklearn.metrics import roc_auc_score
 import keras_distill as kd
 
 Arrays = dict[str, np.ndarray]
-Key = tuple[str, str, str]  # which rows were taught on, in which way, by whom
+Key = tuple[str, str, str]  # which rows were taught, in which way, by whom
 ALPHA, CONTROL = 0.9, "self-distilled"
-READS = {CONTROL: ("x",), "privileged": ("x", "privileged")}  # what teachers read
-ALONE, TEACHER = ("labelled", "labels", "alone"), ("labelled", "labels", "privileged")
-PAIRS = kd.losses.PairwiseSoftTargets(group="group")
+READS = {CONTROL: ["x"], "privileged": ["x", "privileged"]}  # what a teacher reads
+ALONE, TEACHER = ("", "", "student alone"), ("", "", "privileged teacher")
 
 
 class Recipe(NamedTuple):
@@ -33,18 +43,18 @@ class Recipe(NamedTuple):
     distillation_loss: keras.losses.Loss
     learning_rate: float
     decay: float
-    steps: int = 1000
+    steps: int = 2000
 
 
 MSE = keras.losses.MeanSquaredError()
 CROSS_ENTROPY = keras.losses.BinaryCrossentropy(from_logits=True)
 RECIPES = {
-    "students": Recipe(MSE, MSE, learning_rate=0.05, decay=50.0),
+    "students": Recipe(MSE, MSE, 0.05, decay=50.0),
     "bank": Recipe(CROSS_ENTROPY, kd.losses.BinarySoftTargets(), 1.0, decay=1.0),
 }
 
 
-def linear(x: Arrays, names: Sequence[str], penalty: float) -> keras.Model:
+def linear(x: Arrays, names: list[str], penalty: float) -> keras.Model:
     """Build a linear model of the inputs `names`, its weights zero."""
     inputs = {name: keras.Input(x[name].shape[1:], name=name) for name in names}
     seen = keras.ops.concatenate(list(inputs.values()), axis=-1)
@@ -53,96 +63,64 @@ def linear(x: Arrays, names: Sequence[str], penalty: float) -> keras.Model:
     return keras.Model(inputs, layer(seen))
 
 
-def fit(
-    recipe: Recipe, trainer: keras.Model, x: Arrays, y: np.ndarray, **terms: Any
-) -> None:
-    """Fit a model or a Distiller by full-batch gradient descent."""
+def trained(
+    recipe: Recipe, names: list, x: Arrays, y: Any, teacher: Any = None, **terms: Any
+) -> keras.Model:
+    """Return a model of the inputs `names`, trained on labels, and under a teacher."""
+    model = trainer = linear(x, names, recipe.decay / len(y))
+    if teacher is None:
+        x = {name: x[name] for name in names}
+    else:
+        trainer = kd.Distiller(model, teacher, privileged_features=["privileged"])
+        terms |= {"distillation_loss": recipe.distillation_loss, "alpha": ALPHA}
+        terms |= {"label_mask": "labelled"}
     optimizer = keras.optimizers.SGD(recipe.learning_rate)
     trainer.compile(optimizer, recipe.loss, steps_per_execution=recipe.steps, **terms)
     batches = tf.data.Dataset.from_tensors((x, y)).repeat(recipe.steps)
-    trainer.fit(batches, steps_per_epoch=recipe.steps, shuffle=False, verbose=0)
-
-
-def on_labels(
-    recipe: Recipe, names: Sequence[str], x: Arrays, y: np.ndarray
-) -> keras.Model:
-    """Return a model of the inputs `names`, trained on labels."""
-    model = linear(x, names, recipe.decay / len(y))
-    fit(recipe, model, {name: x[name] for name in names}, y)
+    trainer.fit(batches, shuffle=False, verbose=0)
     return model
 
 
-def distilled(
-    recipe: Recipe, teacher: Any, x: Arrays, y: np.ndarray, **terms: Any
-) -> keras.Model:
-    """Return a student of a teacher and of the labels that there are."""
-    student = linear(x, ["x"], recipe.decay / len(y))
-    distiller = kd.Distiller(student, teacher, privileged_features=["privileged"])
-    terms = {"distillation_loss": recipe.distillation_loss, **terms}
-    fit(recipe, distiller, x, y, alpha=ALPHA, label_mask="labelled", **terms)
-    return student
-
-
-def train(recipe: Recipe, task: tabular.Task, data: Arrays) -> dict[Key, keras.Model]:
-    """Return the models of a split."""
-    rows = task.labelled + task.unlabelled
-    labelled = np.arange(rows) < task.labelled
-    y = np.where(labelled[:, None], data["y"][:rows], 0.0)  # nobody knows the others
-    x = {name: data[name][:rows] for name in ("x", "privileged")}
-    x |= {"labelled": labelled, "group": np.zeros(rows, "int32")}
-    models, teachers = {}, {}
+def train(recipe: Recipe, x: Arrays, y: np.ndarray) -> dict[Key, keras.Model]:
+    """Return all models of a split."""
+    labelled, models = x["labelled"].sum(), {}
     for name, reads in READS.items():
-        teach = partial(on_labels, recipe, reads)
-        x["said"] = kd.teachers.cross_fit(teach, (x, y), labelled=labelled)
-        recorded = kd.teachers.Recorded("said")
-        for place, size in {"labelled": task.labelled, "all": rows}.items():
-            batch = {key: values[:size] for key, values in x.items()}, y[:size]
-            if place == "labelled":
-                models[place, "labels", name] = teacher = teach(*batch)
-            models[place, "teacher first", name] = distilled(recipe, teacher, *batch)
-            models[place, "together", name] = distilled(
-                recipe,
-                linear(x, reads, recipe.decay / task.labelled),
-                *batch,
-                teacher_loss=recipe.loss,
-            )
-            models[place, "cross-fitted", name] = distilled(recipe, recorded, *batch)
-            if place == "labelled" and recipe.loss is CROSS_ENTROPY:
-                models[place, "cross-fitted pairs", name] = distilled(
-                    recipe, recorded, *batch, distillation_loss=PAIRS
-                )
+        teach, distil = partial(trained, recipe, reads), partial(trained, recipe, ["x"])
+        said = kd.teachers.cross_fit(teach, (x, y), labelled=x["labelled"])
+        first = teach({key: x[key][:labelled] for key in reads}, y[:labelled])
+        models[ALONE if name == CONTROL else TEACHER] = first
+        for rows, size in {"labelled rows": labelled, "all rows": len(y)}.items():
+            batch = {k: v[:size] for k, v in {**x, "said": said}.items()}, y[:size]
+            beside = linear(x, reads, recipe.decay / labelled)
+            students = {
+                "teacher first": distil(*batch, first),
+                "together": distil(*batch, beside, teacher_loss=recipe.loss),
+                "cross-fitted": distil(*batch, kd.teachers.Recorded("said")),
+            }
+            models |= {(rows, way, name): model for way, model in students.items()}
     return models
 
 
-def measure(recipe: Recipe, model: keras.Model, test: Arrays) -> dict[str, float]:
-    """Return scores on the test rows; the first is the one to compare by."""
+def measure(recipe: Recipe, model: keras.Model, test: Arrays) -> tuple[float, ...]:
+    """Return MSE; or AUC, log-loss and what is predicted by what is observed."""
     y, output = test["y"], model({name: test[name] for name in model.input}).numpy()
     if recipe.loss is MSE:
-        return {"MSE": float(MSE(y, output))}
-    calibration = kd.metrics.PredictedOverObserved(from_logits=True)
-    return {
-        "AUC": roc_auc_score(y, output),
-        "log-loss": float(CROSS_ENTROPY(y, output)),
-        "pred/obs": float(calibration(y, output)),
-    }
+        return (float(MSE(y, output)),)
+    calibration = kd.metrics.PredictedOverObserved(from_logits=True)(y, output)
+    return roc_auc_score(y, output), float(recipe.loss(y, output)), float(calibration)
 
 
-def print_table(scores: dict[Key, list[dict[str, float]]]) -> None:
-    """Print mean and sd of each score, and paired differences in the first."""
-    alone, *_ = scores
-    names = list(scores[alone][0])
-    versus = [f"{f'minus {other}':>19s}      t       p" for other in ("alone", CONTROL)]
-    print(f"{'taught on, how, by whom':46s}", *(f"{n:>17s}" for n in names), *versus)
-    first = {key: np.array([s[names[0]] for s in runs]) for key, runs in scores.items()}
-    for key, runs in sorted(scores.items(), key=lambda item: item[0][:2]):
-        values = [[score[name] for score in runs] for name in names]
-        cells = [f"{np.mean(v):9.4f} ± {np.std(v, ddof=1):.4f}" for v in values]
-        for other in (alone, (*key[:2], CONTROL)):
-            if key != other and key != TEACHER:
-                t, p = ttest_rel(first[key], first[other])
-                difference = np.mean(first[key] - first[other])
-                cells.append(f"{difference:+19.4f} {t:+6.1f} {p:7.4f}")
-        print(f"{key[0]:9s}{key[1]:20s}{key[2]:16s}", *cells)
+def print_table(runs: dict[Key, list[tuple[float, ...]]]) -> None:
+    """Print means and sds, and paired differences in the first score with t and p."""
+    scores = {key: np.array(values).T for key, values in runs.items()}
+    for key in sorted(runs, key=lambda key: key[:2]):  # the control stays first
+        cells = [f"{s.mean():8.4f} ({s.std(ddof=1):.4f})" for s in scores[key]]
+        for other in (ALONE, (*key[:2], CONTROL)):
+            if key[0] and key != other:
+                t, p = ttest_rel(scores[key][0], scores[other][0])
+                difference = np.mean(scores[key][0] - scores[other][0])
+                cells.append(f"{difference:+10.4f} {t:+6.1f} {p:8.2g}")
+        print(f"{', '.join(filter(None, key)):44s}", *cells)
 
 
 def main() -> None:
@@ -151,22 +129,21 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a size for CI")
     parser.add_argument("--seeds", type=int, default=10, help="how many splits")
     parser.add_argument("--task", choices=RECIPES, help="default: both")
-    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--data-dir", help="default: see tabular.py")
     arguments = parser.parse_args()
-    for name in [arguments.task] if arguments.task else RECIPES:
+    for name in (arguments.task,) if arguments.task else RECIPES:
         task, recipe = tabular.TASKS[name], RECIPES[name]
-        table = tabular.read(task, arguments.data_dir)
         if arguments.smoke:
-            recipe = recipe._replace(steps=20)
-        scores: dict[Key, list[dict[str, float]]] = {}
-        for seed in range(2 if arguments.smoke else arguments.seeds):
+            arguments.seeds, recipe = 2, recipe._replace(steps=20)
+        table, runs = tabular.read(task, arguments.data_dir), {}
+        for seed in range(arguments.seeds):
             keras.utils.clear_session()
-            data = tabular.split(task, table, seed)
-            test = {k: v[task.labelled + task.unlabelled :] for k, v in data.items()}
-            for key, model in train(recipe, task, data).items():
-                scores.setdefault(key, []).append(measure(recipe, model, test))
-        print(f"\n{name}: ...")
-        print_table(scores)
+            x, y, test = tabular.split(task, table, seed)
+            for key, model in train(recipe, x, y).items():
+                runs.setdefault(key, []).append(measure(recipe, model, test))
+        scores = "MSE" if recipe.loss is MSE else "AUC, log-loss, predicted / observed"
+        print(f"\n{name}: {scores} (sd); minus alone, t, p; minus the control, t, p")
+        print_table(runs)
 
 
 if __name__ == "__main__":

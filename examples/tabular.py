@@ -1,8 +1,12 @@
-"""Two public tables with columns that exist in training only, for the examples."""
+"""Two public tables with columns that exist in training only, for the examples.
+
+UCI has both, TensorFlow Datasets neither.
+"""
 
 import csv
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +14,7 @@ import numpy as np
 from sklearn.compose import ColumnTransformer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+Arrays = dict[str, np.ndarray]
 BESIDE = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -33,7 +38,7 @@ class Task(NamedTuple):
 TASKS = {
     "students": Task(
         url="https://archive.ics.uci.edu/dataset/320/student+performance",
-        file="student_performance/student-por.csv",
+        file="student-por.csv",
         member=None,
         target="G3",
         privileged=("G1", "G2"),
@@ -43,7 +48,7 @@ TASKS = {
     ),
     "bank": Task(
         url="https://archive.ics.uci.edu/dataset/222/bank+marketing",
-        file="bank_marketing/bank.zip",
+        file="bank.zip",
         member="bank-full.csv",
         target="y",
         privileged=("duration",),
@@ -54,28 +59,27 @@ TASKS = {
 }
 
 
-def read(task: Task, data_dir: str | Path | None = None) -> dict[str, np.ndarray]:
+def read(task: Task, data_dir: str | Path | None = None) -> Arrays:
     """Read a task's table: columns of numbers or of strings, by name.
 
     Args:
         task: One of `TASKS`.
-        data_dir: The folder of `task.file`, or of that file by its bare name. Default:
+        data_dir: The folder of `task.file`, or the folder of that folder. Default:
             `data` in `KERAS_DISTILL_DATA`, else in `shared` beside the project.
 
     Raises:
         FileNotFoundError: If it isn't there; nothing is downloaded.
     """
     prepared = Path(os.environ.get("KERAS_DISTILL_DATA", BESIDE)) / "data"
-    path = Path(data_dir or prepared) / task.file
-    bare = Path(data_dir or prepared) / path.name
-    if not path.is_file() and not bare.is_file():
+    folder = Path(data_dir or prepared)
+    found = [*folder.glob(task.file), *folder.glob(f"*/{task.file}")]
+    if not found:
         raise FileNotFoundError(
-            f"`{path}` doesn't exist. Download it from {task.url} and give the folder "
-            f"that holds `{path.name}` with `--data-dir FOLDER`, or set "
-            f"`KERAS_DISTILL_DATA` to a folder that holds `data/{task.file}`."
+            f"`{task.file}` is neither in {folder} nor in a folder of it. Download it "
+            f"from {task.url} and give its folder with `--data-dir FOLDER`, or put it "
+            "into the folder `data` of one that `KERAS_DISTILL_DATA` names."
         )
-    path = path if path.is_file() else bare
-    opened = zipfile.Path(path, task.member) if task.member else path
+    opened = zipfile.Path(found[0], task.member) if task.member else found[0]
     names, *rows = csv.reader(opened.read_text("utf-8").splitlines(), delimiter=";")
     table = {}
     for name, values in zip(names, np.array(rows).T, strict=True):
@@ -85,31 +89,35 @@ def read(task: Task, data_dir: str | Path | None = None) -> dict[str, np.ndarray
     return table
 
 
-def split(task: Task, table: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """Shuffle the rows: labelled ones first, then unlabelled ones, then those to test.
+def split(task: Task, table: Arrays, seed: int) -> tuple[Arrays, np.ndarray, Arrays]:
+    """Deal the rows out at random: labelled ones, unlabelled ones, those to test.
 
-    Numbers are scaled and strings made one-hot by what the rows before the test's hold.
+    Numbers are scaled and strings made one-hot by what the rows to train on hold.
 
     Returns:
-        float32 arrays of all rows: the inputs `x` and `privileged`, and `y` of shape
-        `(rows, 1)`, numbers as they are, "yes" as 1.
+        The inputs `x`, `privileged` and `labelled` of the rows to train on, labelled
+        ones first; `y` of shape `(rows, 1)`, "yes" being 1, and 0 where there is no
+        label; of the rows to test `x`, `privileged` and `y`.
     """
     order = np.random.default_rng(seed).permutation(len(table[task.target]))
+    rows = task.labelled + task.unlabelled
 
-    def encoded(names: list[str]) -> np.ndarray:
+    def encoded(names: Sequence[str]) -> np.ndarray:
         columns = np.array([table[name][order] for name in names], object).T
         words = [i for i, name in enumerate(names) if table[name].dtype.kind == "U"]
         one_hot = OneHotEncoder(
             drop="if_binary", handle_unknown="ignore", sparse_output=False
         )
-        encoder = ColumnTransformer([("words", one_hot, words)], StandardScaler())
-        encoder.fit(columns[: task.labelled + task.unlabelled])
-        return encoder.transform(columns).astype("float32")
+        encoder = ColumnTransformer(
+            [("words", one_hot, words)], remainder=StandardScaler()
+        )
+        return encoder.fit(columns[:rows]).transform(columns).astype("float32")
 
     y = table[task.target][order, None]
+    y = (y == "yes" if y.dtype.kind == "U" else y).astype("float32")
     regular = [name for name in table if name not in (task.target, *task.privileged)]
-    return {
-        "x": encoded(regular),
-        "privileged": encoded(list(task.privileged)),
-        "y": (y == "yes" if y.dtype.kind == "U" else y).astype("float32"),
-    }
+    inputs = {"x": encoded(regular), "privileged": encoded(task.privileged)}
+    x = {name: values[:rows] for name, values in inputs.items()}
+    x["labelled"] = np.arange(rows) < task.labelled
+    test = {name: values[rows:] for name, values in {**inputs, "y": y}.items()}
+    return x, np.where(x["labelled"][:, None], y[:rows], 0.0), test

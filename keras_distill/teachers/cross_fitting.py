@@ -30,8 +30,9 @@ def cross_fit(
     alone. Rows without a label, which none has seen, get the mean of all teachers.
 
     Args:
-        make_teacher: Called with `data` less one fold, as `make_teacher(x, y)`;
-            returns a trained Keras model, or a callable of a batch of inputs.
+        make_teacher: Called with `data` less one fold, as `make_teacher(x, y)`, all
+            keys of a dict included; returns a trained Keras model, or a callable of a
+            batch of inputs.
         data: `(x, y)` or `(x, y, sample_weight)`, NumPy arrays or structures of them
             with the rows first. Of a dict, a model is given the keys that it declares.
         folds: Their number, at least 2; rows are dealt out at random. Or pairs of
