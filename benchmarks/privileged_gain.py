@@ -30,6 +30,13 @@ Xu et al. 2020 on Taobao, AUC of the student:
   purchases, 30 days   alone .9040   PFD .9084   privileged features alone .8965"""
 
 
+def shuffled(log: click_log.Log, seed: int) -> click_log.Log:
+    """Return a log with another row's privileged features in each row."""
+    other = np.random.default_rng(seed).permutation(len(log.x["user"]))
+    moved = {name: log.x[name][other] for name in click_log.PRIVILEGED}
+    return log._replace(x={**log.x, **moved})
+
+
 def main() -> None:
     """Train every variant on every seed; print means and paired differences."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -41,7 +48,10 @@ def main() -> None:
         log = click_log.generate(options.impressions, seed)
         train_log, test_log = log.split(0.9)
         for variant in VARIANTS:
-            student, teacher = recommender.train(train_log, variant, seed)
+            seen, trained_as = train_log, variant
+            if variant == "shuffled":
+                seen, trained_as = shuffled(train_log, seed), "privileged"
+            student, teacher = recommender.train(seen, trained_as, seed)
             scored = {variant: student}
             if variant == "privileged":
                 scored["its teacher"] = teacher

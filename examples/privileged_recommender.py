@@ -70,9 +70,8 @@ def train(log: Log, variant: str, seed: int) -> tuple[keras.Model, keras.Model |
     Args:
         log: The impressions to train on.
         variant: "alone"; "self", the control, whose teacher reads what the student
-            reads; "privileged"; or "shuffled", where another row's privileged
-            features stand in each row.
-        seed: Of weights and batches, and of the shuffling.
+            reads; or "privileged".
+        seed: Of weights and batches.
     """
     keras.utils.set_random_seed(seed)
     student, teacher = build(log, () if variant == "self" else PRIVILEGED)
@@ -81,7 +80,7 @@ def train(log: Log, variant: str, seed: int) -> tuple[keras.Model, keras.Model |
     loss = dict.fromkeys(TASKS, keras.losses.BinaryCrossentropy(from_logits=True))
     # where there was no click there is no purchase to predict: such rows weigh 0
     weight = {"click": np.ones_like(log.y["click"]), "buy": log.y["click"]}
-    x, trainer = dict(log.x), student
+    x, trainer = log.x, student
     if variant == "alone":
         x, teacher = {name: x[name] for name in IDS}, None
         student.compile(keras.optimizers.Adam(rate), loss)
@@ -94,9 +93,6 @@ def train(log: Log, variant: str, seed: int) -> tuple[keras.Model, keras.Model |
             alpha={"click": 0.5, "buy": kd.schedules.LateStart(steps // 10, 0.9)},
             teacher_loss=loss,
         )
-    if variant == "shuffled":
-        other = np.random.default_rng(seed).permutation(len(x["user"]))
-        x |= {name: x[name][other] for name in PRIVILEGED}
     batches = {"batch_size": BATCH, "epochs": EPOCHS, "verbose": 0}
     trainer.fit(x, log.y, sample_weight=weight, **batches)
     return student, teacher
@@ -133,22 +129,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--impressions", type=int, default=1_000_000)
     parser.add_argument("--movielens", metavar="SIZE", help="100k, 1m, 20m, 25m")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="20,000 impressions")
     options = parser.parse_args()
-    impressions = 20_000 if options.smoke else options.impressions
     if options.movielens:
         log = click_log.movielens(options.movielens)
     else:
-        log = click_log.generate(impressions, options.seed)
+        rows = 20_000 if options.smoke else options.impressions
+        log = click_log.generate(rows, seed=0)
     train_log, test_log = log.split(0.9)
-    rows = {}
+    table = {}
     for variant in ("alone", "self", "privileged"):
-        student, teacher = train(train_log, variant, options.seed)
-        rows[f"student, {variant}"] = measure(student, test_log)
-    rows["its teacher"] = measure(teacher, test_log)
-    print(f"{'':20s}", *(f"{name:>9s}" for name in rows["its teacher"]))
-    for name, row in rows.items():
+        student, teacher = train(train_log, variant, seed=0)
+        table[f"student, {variant}"] = measure(student, test_log)
+    table["its teacher"] = measure(teacher, test_log)
+    print(f"{'':20s}", *(f"{name:>9s}" for name in table["its teacher"]))
+    for name, row in table.items():
         print(f"{name:20s}", *(f"{value:9.4f}" for value in row.values()))
     with tempfile.TemporaryDirectory() as folder:
         batch = {name: test_log.x[name][:32] for name in IDS}
