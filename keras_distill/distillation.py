@@ -73,8 +73,7 @@ class DistillationTerm:
             }
             if label_losses is not None:
                 self._label_losses = PerOutputLoss(
-                    keras.tree.map_structure(_of_labels, label_losses),
-                    output_names=output_names,
+                    label_losses, output_names=output_names
                 )
         else:
             self._alpha = _weight("alpha", alpha)
@@ -174,14 +173,12 @@ class DistillationTerm:
             if student_loss is not None:
                 loss = loss - student_loss
             return ops.cast(self._alpha.at(batch.step), loss.dtype) * loss
-        given = self._alpha
-        if not isinstance(batch.student_output, Mapping):
-            given = {**dict.fromkeys(self._output_names or ()), **given}
         alphas = outputs.by_path(
-            given,
+            self._alpha,
             batch.student_output,
             names=self._output_names,
             what="`alpha`",
+            partial=True,
         )
         if set(alphas) != set(losses):
             raise ValueError(
@@ -234,23 +231,6 @@ def _weight(name: str, value: Alpha) -> Hyperparameter:
         requirement="in [0, 1]",
         accepts=lambda number: 0.0 <= number <= 1.0,
     )
-
-
-def _of_labels(loss: Any) -> Any:
-    """Return a loss function as one that takes labels without a last axis.
-
-    As Keras' own do, for which a column of outputs is no matrix.
-    """
-    found = keras.losses.get(loss)
-    if found is None or isinstance(found, keras.losses.Loss):
-        return found
-
-    def matched(labels: Tensor, output: Tensor) -> Tensor:
-        if len(labels.shape) == 1 and tuple(output.shape[1:]) == (1,):
-            labels = ops.expand_dims(labels, -1)
-        return found(labels, output)
-
-    return matched
 
 
 def _metric_of(name: str, value: Hyperparameter) -> keras.metrics.Metric:

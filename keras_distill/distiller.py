@@ -478,8 +478,9 @@ class Distiller(RandomStates, LabelledModel):
         targets, is_finite = teachers.as_targets(said), None
         if self._untracked.guard is not None:
             targets, is_finite = self._untracked.guard.watch(targets)
-        labels, are_valid = None, None
-        if self._learns_from(y):
+        labels, are_valid = self._label_mask.mask_labels(x, y), None
+        if self.jit_compile and self._learns_from(y):
+            # without XLA, the student's own loss has asserted it
             labels, are_valid = self._checked_labels(x, y, sample_weight)
         return Batch(
             inputs=x,
@@ -487,7 +488,7 @@ class Distiller(RandomStates, LabelledModel):
             sample_weight=sample_weight,
             teacher_output=targets,
             teacher_is_finite=is_finite,
-            labels_are_valid=are_valid if self.jit_compile else None,
+            labels_are_valid=are_valid,
             student_output=output,
             masked_output=self._label_mask.mask_predictions(x, output),
             step=self.optimizer.iterations,

@@ -13,7 +13,12 @@ Path = tuple[Any, ...]
 
 
 def by_path(
-    per_output: Any, outputs: Any, *, names: Sequence[str] | None, what: str
+    per_output: Any,
+    outputs: Any,
+    *,
+    names: Sequence[str] | None,
+    what: str,
+    partial: bool = False,
 ) -> dict[Path, Any]:
     """Return what is given per output under the path of that output.
 
@@ -24,6 +29,7 @@ def by_path(
         names: The names of the outputs in order, where the model has any, so that a
             dict may be given for a list of outputs.
         what: What is given, as error messages call it.
+        partial: Whether a dict for a list of outputs may leave some out.
 
     Raises:
         ValueError: If `per_output` doesn't fit the outputs.
@@ -32,6 +38,8 @@ def by_path(
     if not tree.is_nested(per_output):
         return dict.fromkeys(paths, per_output)
     if isinstance(per_output, Mapping) and not isinstance(outputs, Mapping):
+        if partial:
+            per_output = {**dict.fromkeys(names or ()), **per_output}
         if set(per_output) != set(names or ()):
             raise ValueError(
                 f"The keys of {what} must be the names of the student's outputs. "

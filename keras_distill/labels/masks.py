@@ -109,11 +109,12 @@ class LabelMask:
             )
 
     def _by_path(self, structure: Any) -> dict[outputs.Path, str]:
-        keys = self._per_output
-        if isinstance(keys, Mapping) and not isinstance(structure, Mapping):
-            keys = {**dict.fromkeys(self._output_names or ()), **keys}
         return outputs.by_path(
-            keys, structure, names=self._output_names, what="`label_mask`"
+            self._per_output,
+            structure,
+            names=self._output_names,
+            what="`label_mask`",
+            partial=True,
         )
 
     def _map(self, function: Any, structure: Any, x: Any) -> Any:
@@ -206,5 +207,4 @@ def _check_rows(mask: Tensor, tensor: Tensor, key: str | None) -> None:
 def _for_values(mask: Tensor, output: Tensor) -> Tensor:
     """Return the rows' mask in the shape of a loss's values of `output`."""
     values = output[..., 0] if len(output.shape) > 1 else output
-    mask = ops.cast(of_rank(mask, values), "bool")
-    return ops.broadcast_to(mask, ops.shape(values))
+    return ops.broadcast_to(of_rank(mask, values), ops.shape(values))

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_distill import outputs
 from keras_distill.losses.base import TemperedLoss
@@ -22,6 +23,9 @@ class _FunctionLoss(keras.losses.Loss):
         self._function = function
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        # as Keras' own losses do, for which a column of outputs is no matrix
+        if len(y_true.shape) == 1 and tuple(y_pred.shape[1:]) == (1,):
+            y_true = ops.expand_dims(y_true, -1)
         return self._function(y_true, y_pred)
 
 

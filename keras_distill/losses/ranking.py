@@ -162,7 +162,30 @@ class RankingLoss(SigmoidLoss):
 
 
 class ListwiseLoss(RankingLoss):
-    """A loss that compares distributions over the items of a list."""
+    """Cross-entropy between distributions over the items of a list.
+
+    Subclasses implement `log_masses`.
+    """
+
+    @abstractmethod
+    def log_masses(self, logits: Tensor) -> Tensor:
+        """Return what the softmax over a list is taken of."""
+
+    def list_divergence(
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        temperature: Tensor,
+        lists: Lists,
+    ) -> Tensor:
+        """Return the cross-entropy per list."""
+        return divergences.listwise_cross_entropy(
+            self.log_masses(teacher_logits),
+            self.log_masses(student_logits),
+            temperature,
+            lists.members,
+            lists.item_weight,
+        )
 
     def says_something(self, teacher_output: Tensor, lists: Lists) -> Tensor:
         """Return per list whether it has two items or more."""
@@ -228,21 +251,9 @@ class ListwiseSoftTargets(ListwiseLoss):
         Approach", https://doi.org/10.1145/1273496.1273513, section 4 (ListNet).
     """
 
-    def list_divergence(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        temperature: Tensor,
-        lists: Lists,
-    ) -> Tensor:
-        """Return the cross-entropy per list."""
-        return divergences.listwise_cross_entropy(
-            teacher_logits,
-            student_logits,
-            temperature,
-            lists.members,
-            lists.item_weight,
-        )
+    def log_masses(self, logits: Tensor) -> Tensor:
+        """Return the logits themselves."""
+        return logits
 
 
 @_register
@@ -311,21 +322,9 @@ class CalibratedListwise(ListwiseLoss):
             accepts=lambda value: value == 1.0,
         )
 
-    def list_divergence(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        temperature: Tensor,
-        lists: Lists,
-    ) -> Tensor:
-        """Return the cross-entropy per list."""
-        return divergences.listwise_cross_entropy(
-            ops.log_sigmoid(teacher_logits),
-            ops.log_sigmoid(student_logits),
-            temperature,
-            lists.members,
-            lists.item_weight,
-        )
+    def log_masses(self, logits: Tensor) -> Tensor:
+        """Return the logarithms of the click probabilities."""
+        return ops.log_sigmoid(logits)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
