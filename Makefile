@@ -4,6 +4,8 @@ VENV ?= .venv
 READY = $(VENV)/.installed
 # What TensorFlow logs at its start would bury what a command prints.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# ONNX Runtime would report its use to Microsoft.
+export ORT_DISABLE_TELEMETRY ?= 1
 
 .PHONY: demo test lint bench clean
 
@@ -24,6 +26,8 @@ bench: $(READY)
 	$(VENV)/bin/python benchmarks/privileged_gain.py
 	$(VENV)/bin/python benchmarks/transfer_set.py
 	$(VENV)/bin/python benchmarks/quality_vs_keras.py
+	$(VENV)/bin/python benchmarks/export_latency.py
+	$(VENV)/bin/python benchmarks/export_memory.py
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -399,6 +399,27 @@ class Distiller(RandomStates, LabelledModel):
         """Export the student, as `keras.Model.export` does."""
         return self.student.export(*args, **kwargs)
 
+    def provenance(self) -> dict[str, Any]:
+        """Return how the student was trained, for the manifest of its export.
+
+        Returns:
+            What JSON can hold: the teacher's name, `alpha`, the distillation loss with
+            its temperature, the privileged features and the number of steps.
+
+        Raises:
+            RuntimeError: The distiller isn't compiled.
+        """
+        if not self.compiled:
+            raise RuntimeError("`provenance` is of a distiller that was compiled.")
+        config = self.get_compile_config()
+        return {
+            "teacher": getattr(self.teacher, "name", type(self.teacher).__name__),
+            "alpha": config["alpha"],
+            "distillation_loss": config["distillation_loss"],
+            "privileged_features": list(self.privileged_features),
+            "steps": int(self.optimizer.iterations),
+        }
+
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, with the teacher only where it trains."""
         trains = self.teacher_in_training is not None

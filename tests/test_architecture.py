@@ -51,6 +51,7 @@ OPTIONAL = {
     "sklearn",
     "tensorflow_datasets",
     "tf2onnx",
+    "tritonclient",
 }
 
 

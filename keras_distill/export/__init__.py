@@ -1,9 +1,14 @@
 """Export of any Keras model to the files that servers and phones take.
 
-One call writes a SavedModel, an ONNX and a LiteRT file, runs each of them in its own
-runtime against the model, and puts them in place together or not at all.
+One call writes a SavedModel, an ONNX and a LiteRT file, in full precision and
+quantised, runs each of them in its own runtime against the model, and puts them in
+place together or not at all.
 """
 
+from keras_distill.export.evaluation import Evaluation
 from keras_distill.export.exporter import export
+from keras_distill.export.parity import ParityError
+from keras_distill.export.preprocessing import split_preprocessing
+from keras_distill.export.verification import verify
 
-__all__ = ["export"]
+__all__ = ["Evaluation", "ParityError", "export", "split_preprocessing", "verify"]

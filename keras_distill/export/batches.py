@@ -1,5 +1,6 @@
-"""Example batches: from what the caller passes to named NumPy arrays."""
+"""Batches: from what the caller passes to named NumPy arrays, whole or in pieces."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,22 +10,32 @@ import tensorflow as tf
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def to_arrays(batch: Any, specs: dict[str, tf.TensorSpec]) -> Arrays:
-    """Bring `batch` under the input names and dtypes of `specs`, and check it."""
+def to_arrays(
+    batch: Any, specs: dict[str, tf.TensorSpec], argument: str = "example_batch"
+) -> Arrays:
+    """Bring `batch` under the input names and dtypes of `specs`, and check it.
+
+    Args:
+        batch: An array, or a list or dict of arrays.
+        specs: Input name to spec; the size of the first axis isn't looked at.
+        argument: What the caller calls `batch`, for errors.
+    """
     arrays = {
-        name: to_array(values, specs[name], name)
-        for name, values in _by_name(batch, list(specs)).items()
+        name: to_array(values, specs[name], name, argument)
+        for name, values in by_name(batch, list(specs), argument).items()
     }
     sizes = {name: len(array) for name, array in arrays.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(
-            "`example_batch` must have the same number of examples in every input. "
+            f"`{argument}` must have the same number of examples in every input. "
             f"Received: {sizes}."
         )
     return arrays
 
 
-def to_array(values: Any, spec: tf.TensorSpec, name: str) -> npt.NDArray[Any]:
+def to_array(
+    values: Any, spec: tf.TensorSpec, name: str, argument: str = "example_batch"
+) -> npt.NDArray[Any]:
     """Bring one input to the dtype of `spec` and check its shape."""
     array = np.asarray(values)
     dtype = np.dtype(spec.dtype.as_numpy_dtype)
@@ -33,41 +44,68 @@ def to_array(values: Any, spec: tf.TensorSpec, name: str) -> npt.NDArray[Any]:
         is_text or np.can_cast(array.dtype, dtype, "same_kind")
     ):
         raise ValueError(
-            f"`example_batch` must hold {spec.dtype.name} for the input {name!r}. "
+            f"`{argument}` must hold {spec.dtype.name} for the input {name!r}. "
             f"Received: dtype={array.dtype}."
         )
-    if array.ndim == 0 or not spec.shape.is_compatible_with(array.shape):
+    if array.ndim == 0 or not spec.shape[1:].is_compatible_with(array.shape[1:]):
         raise ValueError(
-            f"`example_batch` must have shape {tuple(spec.shape)} for the input "
+            f"`{argument}` must have shape {(None, *spec.shape[1:])} for the input "
             f"{name!r}; None takes any size. Received: shape={array.shape}."
         )
     if len(array) == 0:
         raise ValueError(
-            "`example_batch` must hold at least one example. "
+            f"`{argument}` must hold at least one example. "
             f"Received: shape={array.shape} for the input {name!r}."
         )
-    return array.astype(dtype)
+    return array.astype(dtype, copy=False)
 
 
-def other_size(arrays: Arrays) -> Arrays:
-    """Make a batch of another size: its first example, or that example twice."""
-    size = len(next(iter(arrays.values())))
-    rows = [0] if size > 1 else [0, 0]
-    return {name: array[rows] for name, array in arrays.items()}
-
-
-def _by_name(batch: Any, names: list[str]) -> dict[str, Any]:
+def by_name(batch: Any, names: list[str], argument: str) -> dict[str, Any]:
+    """Bring an array, or a list or dict of arrays, under `names`."""
     if isinstance(batch, dict):
         if set(batch) != set(names):
             raise ValueError(
-                f"`example_batch` must have the keys {sorted(names)}. "
+                f"`{argument}` must have the keys {sorted(names)}. "
                 f"Received: keys={sorted(map(str, batch))}."
             )
         return {name: batch[name] for name in names}
     values = list(batch) if isinstance(batch, list | tuple) else [batch]
     if len(values) != len(names):
         raise ValueError(
-            f"`example_batch` must hold one array for each of the {len(names)} inputs "
+            f"`{argument}` must hold one array for each of the {len(names)} inputs "
             f"{names}. Received: {len(values)} of type {type(batch).__name__}."
         )
     return dict(zip(names, values, strict=True))
+
+
+def as_text(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return text as `str` objects; TensorFlow gives `bytes`, other runtimes `str`."""
+    decoded = [x.decode() if isinstance(x, bytes) else str(x) for x in array.flat]
+    return np.array(decoded, dtype=object).reshape(array.shape)
+
+
+def size_of(arrays: Arrays) -> int:
+    """Return the number of examples."""
+    return len(next(iter(arrays.values())))
+
+
+def rows(arrays: Arrays, which: slice | list[int]) -> Arrays:
+    """Take some examples."""
+    return {name: array[which] for name, array in arrays.items()}
+
+
+def other_size(arrays: Arrays) -> Arrays:
+    """Make a batch of another size: its first example, or that example twice."""
+    return rows(arrays, [0] if size_of(arrays) > 1 else [0, 0])
+
+
+def pieces(arrays: Arrays, size: int) -> Iterator[tuple[Arrays, int]]:
+    """Cut into batches of exactly `size`, with the number of examples that count.
+
+    The last one is filled up with its last example, for models of a fixed batch size.
+    """
+    total = size_of(arrays)
+    for begin in range(0, total, size):
+        count = min(size, total - begin)
+        fill = [begin + count - 1] * (size - count)
+        yield rows(arrays, [*range(begin, begin + count), *fill]), count

@@ -1,29 +1,45 @@
 """`export`: one model, every format, checked and published together."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
-from keras_distill.export import litert, manifest, onnx, parity, saved_model
-from keras_distill.export.batches import to_arrays
-from keras_distill.export.manifest import Manifest
-from keras_distill.export.publish import replacing
-from keras_distill.export.serving import serve
-
-# In the order of writing: LiteRT is converted from the SavedModel.
-_FORMATS = (saved_model.FORMAT, onnx.FORMAT, litert.FORMAT)
+from keras_distill.export import (
+    arguments,
+    examples,
+    litert,
+    manifest,
+    parity,
+    saved_model,
+)
+from keras_distill.export.batches import Arrays, pieces, size_of
+from keras_distill.export.evaluation import Evaluation, Judge
+from keras_distill.export.formats import Conversion, Target
+from keras_distill.export.loading import load_model
+from keras_distill.export.manifest import Artefact, Manifest
+from keras_distill.export.parity import Reference
+from keras_distill.export.publish import place, replacing
+from keras_distill.export.serving import Served, serve
 
 
 def export(
-    model: keras.Model,
+    model: keras.Model | str | os.PathLike[str],
     directory: str | os.PathLike[str],
     formats: Sequence[str] = ("saved_model", "onnx", "litert"),
     *,
     example_batch: Any = None,
-    tolerance: float = 1e-5,
+    quantize: str | Sequence[str] | None = None,
+    calibration_data: Any = None,
+    evaluation: Evaluation | None = None,
+    preprocessing: keras.layers.Layer | None = None,
+    batch_size: int | None = None,
+    tolerance: float | Mapping[str, float] | None = None,
+    version: int | Literal["next"] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    select_tf_ops: bool = False,
 ) -> Manifest:
     """Export `model` to `directory`, checked in each format's own runtime.
 
@@ -38,8 +54,8 @@ def export(
       taken gets the suffix `_1`, `_2`, ....
 
     Before anything is put in place, each artefact is loaded by TensorFlow, ONNX
-    Runtime or the LiteRT interpreter, and compared with Keras on `example_batch` and
-    on a batch of another size:
+    Runtime or the LiteRT interpreter, and compared with Keras on `example_batch`, on a
+    batch of another size and on the data of `evaluation`:
 
         max |artefact - keras| <= tolerance * max(scale, |keras|)
 
@@ -47,26 +63,58 @@ def export(
     `example_batch`, leaving out masks (values of 1e4 and more). Outputs that aren't
     floats have to be equal.
 
-    `directory` then holds `manifest.json` and, as asked for, `saved_model/`,
-    `model.onnx` (opset 18) and `model.tflite` (LiteRT operators alone). An earlier
-    export there is replaced as a whole at the very end: a process that dies before
-    leaves it as it was.
+    `directory` then holds `manifest.json`, `examples.npz` (the first 32 rows of
+    `example_batch` with the model's outputs, for `verify`) and, as asked for,
+    `saved_model/`, `model.onnx` (opset 18) and `model.tflite`, each with its quantised
+    forms beside it: `model.int8.onnx`. An earlier export there is replaced as a whole
+    at the very end: a process that dies before leaves it as it was.
 
     Args:
-        model: A built Keras model. Of a distilled one, the student.
+        model: A built Keras model, of a distilled one the student; or the path of a
+            `.keras` file, which is loaded in safe mode.
         directory: Where the export goes: absent, empty, or an earlier export.
         formats: Any of `"saved_model"`, `"onnx"`, `"litert"`.
         example_batch: A batch of real inputs as the model takes them: an array, a
             list of arrays or a dict of arrays, of shape `(batch, ...)`. Models that
             are neither Functional nor Sequential take dtypes and shapes from it.
+        quantize: Precisions to write besides the model's own, for each format that
+            knows them:
+
+            - `"float16"` (ONNX, LiteRT): half the size; inputs and outputs stay.
+            - `"dynamic_int8"` (ONNX, LiteRT): weights in int8. In ONNX of dense and
+              recurrent layers alone, as its convolutions would become slower.
+            - `"int8"` (ONNX, LiteRT): weights and activations in int8, by
+              `calibration_data`; inputs and outputs stay floats.
+            - `"integer_only"` (LiteRT): the same with int8 inputs and outputs, for
+              accelerators without floats; the manifest has their scales.
+        calibration_data: Inputs as in `example_batch`, a few hundred typical ones, for
+            `"int8"` and `"integer_only"`.
+        evaluation: Held-out data with a metric and the most that an artefact may lose
+            of it. It decides about int8 artefacts in place of `tolerance`.
+        preprocessing: A layer or model that makes the model's inputs of raw features,
+            such as the first half of `split_preprocessing`. Then `example_batch`,
+            `calibration_data` and `evaluation` are raw, and the SavedModel has a
+            signature `serving_raw` that takes them so, with the preprocessing inside.
+        batch_size: The only batch size that the artefacts take; None for any. LSTM and
+            GRU layers become LiteRT's own with one.
         tolerance: The largest difference from Keras, relative to the scale of the
-            output. Defaults to 1e-5, about five times what deep float32 networks
-            need; a model that computes in 16 bits needs 1e-2.
+            output, or a dict of that by precision (`"full"` and those of `quantize`).
+            Defaults to 1e-5, about five times what deep float32 networks need; 1e-2
+            for `"float16"`; 0.2 for int8, which tells a broken file but no worse one.
+            A number is meant for `"full"`. A model that computes in 16 bits needs 1e-2.
+        version: Publish to `directory/3` rather than to `directory`, or to the number
+            after the highest there with `"next"`. Earlier versions stay.
+        provenance: What JSON can hold about how the model was made, kept in the
+            manifest as it is: `Distiller.provenance()`, dates, a commit.
+        select_tf_ops: Whether the LiteRT file may hold TensorFlow operators, which
+            only runtimes with the Flex delegate have; the manifest says whether it
+            does.
 
     Returns:
         The manifest, as in `manifest.json`: the model's name, parameter count and
         signature; for each artefact its files with sizes and SHA-256, the largest
-        absolute difference seen and the tolerance; the versions that made it.
+        difference seen, the tolerance, its metric; how it was quantised; the versions
+        that made it.
 
     Raises:
         TypeError: `model` isn't a Keras model.
@@ -74,7 +122,8 @@ def export(
             its weights or outputs.
         ImportError: A package that a format needs isn't installed.
         OSError: `directory` can't be written, or holds something else.
-        RuntimeError: A format can't hold the model, or an artefact differs from it.
+        ParityError: An artefact differs from the model, or loses too much.
+        RuntimeError: A format can't hold the model.
 
     Example:
     >>> import tempfile
@@ -88,54 +137,88 @@ def export(
     >>> manifest["signature"]["inputs"]
     [{'name': 'x', 'dtype': 'float32', 'shape': [None, 4]}]
     """
-    _check_arguments(model, formats, example_batch, tolerance)
-    targets = [target for target in _FORMATS if target.name in formats]
-    for target in targets:
-        target.require()
-    with replacing(Path(os.path.realpath(directory))) as scratch:
-        served = serve(model, example_batch)
-        expected = parity.reference(served, to_arrays(example_batch, served.inputs))
-        differences = []
-        for target in targets:
+    wanted = arguments.targets(formats, quantize)
+    arguments.check_data(wanted, example_batch, calibration_data, batch_size)
+    arguments.check_provenance(provenance)
+    tolerances = arguments.tolerances(tolerance)
+    for target in wanted:
+        target.format.require()
+    model = load_model(model)
+    goal, check = place(Path(os.path.realpath(directory)), version)
+    with replacing(goal, check) as scratch:
+        served = serve(
+            model, example_batch, batch_size=batch_size, preprocessing=preprocessing
+        )
+        expected = parity.reference(served, example_batch)
+        judge = None if evaluation is None else Judge(evaluation, served)
+        calibration = _calibration(served, calibration_data)
+        artefacts = []
+        for target in wanted:
+            conversion = Conversion(
+                served, target.precision, calibration, select_tf_ops
+            )
             path = scratch / target.file
             with target.explaining("converting it"):
-                target.write(served, path)
-            with target.explaining("loading what the converter wrote"):
-                loaded = target.load(path)
-            difference = parity.compare(target, loaded, expected, tolerance)
-            differences.append((target, difference))
-        described = manifest.describe(served, scratch, differences, tolerance)
+                target.format.write(conversion, path)
+            artefacts.append(
+                _checked(target, path, expected, judge, tolerances[target.precision])
+            )
+        examples.write(scratch, expected, batch_size)
+        described = manifest.describe(
+            served,
+            scratch,
+            artefacts,
+            expected.scales,
+            version=None if version is None else int(goal.name),
+            batch_size=batch_size,
+            evaluation=judge.describe() if judge else None,
+            calibration=_describe_calibration(calibration),
+            provenance=provenance,
+        )
         manifest.write(described, scratch)
     return described
 
 
-def _check_arguments(
-    model: keras.Model, formats: Sequence[str], example_batch: Any, tolerance: float
-) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"`model` must be a `keras.Model`. Received: {type(model).__name__}."
+def _checked(
+    target: Target,
+    path: Path,
+    expected: Reference,
+    judge: Judge | None,
+    tolerance: float,
+) -> Artefact:
+    """Load an artefact and compare it with its model in every way asked for."""
+    with target.explaining("loading what the converter wrote"):
+        loaded = target.format.load(path)
+    # int8 is judged by what it is for, where that can be told.
+    judged = judge is not None and target.precision in arguments.INTEGERS
+    bound = None if judged else tolerance
+    difference = parity.compare(target, loaded, expected.cases, expected.scales, bound)
+    if expected.raw_cases and target.format is saved_model.FORMAT:
+        raw = saved_model.load_signature(path, saved_model.RAW_SIGNATURE)
+        difference |= parity.compare(
+            target, raw, expected.raw_cases, expected.scales, bound
         )
-    if not model.built:
-        raise ValueError(
-            "`model` must be built. Received: a model without weights, named "
-            f"{model.name!r}. Call it on a batch first."
-        )
-    _check_formats(formats)
-    if example_batch is None:
-        raise ValueError(
-            "`example_batch` must be a batch of inputs as the model takes them; every "
-            "artefact is compared with the model on it. Received: example_batch=None."
-        )
-    if not tolerance > 0:
-        raise ValueError(
-            f"`tolerance` must be positive. Received: tolerance={tolerance}."
-        )
+    details: dict[str, Any] = {}
+    if judge is not None:
+        details["evaluation"] = judge.score(target, loaded, expected.scales, bound)
+    if loaded.integers:
+        details["integers"] = loaded.integers
+    if target.format is litert.FORMAT:
+        details["tf_ops"] = litert.holds_tf_ops(path)
+    # Kernels of another machine may round otherwise where nothing bounds them here.
+    kept = max(2 * difference.relative, tolerance) if bound is None else bound
+    return Artefact(target, difference, kept, details)
 
 
-def _check_formats(formats: Sequence[str]) -> None:
-    known = [target.name for target in _FORMATS]
-    if isinstance(formats, str) or not formats or not set(formats) <= set(known):
-        raise ValueError(
-            f"`formats` must be a list of some of {known}. Received: formats={formats}."
-        )
+def _calibration(served: Served, data: Any) -> list[Arrays]:
+    """Cut calibration data to single examples, or to batches of the fixed size."""
+    if data is None:
+        return []
+    arrays = served.arrays(data, "calibration_data")
+    return [piece for piece, _ in pieces(arrays, served.batch_size or 1)]
+
+
+def _describe_calibration(calibration: list[Arrays]) -> dict[str, int] | None:
+    if not calibration:
+        return None
+    return {"batches": len(calibration), "batch_size": size_of(calibration[0])}

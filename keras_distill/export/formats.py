@@ -1,14 +1,18 @@
-"""What a format is: a file name, a writer and the runtime that reads it back."""
+"""What a format is: file names, a writer and the runtime that reads it back."""
 
 import importlib.util
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from keras_distill.export.batches import Arrays
 from keras_distill.export.serving import Served
+
+# What the model itself computes in; always written.
+FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -18,12 +22,39 @@ class Loaded:
     Attributes:
         inputs: The input names that the runtime asks for.
         outputs: The output names that it gives.
-        run: Named arrays in, named arrays out.
+        run: Named arrays in, named arrays out, both in the dtypes of the model.
+        integers: Of inputs and outputs that are integers in the file and floats in
+            the model: name to `{"dtype", "scale", "zero_point"}`.
     """
 
     inputs: frozenset[str]
     outputs: frozenset[str]
     run: Callable[[Arrays], Arrays]
+    integers: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a writer is given.
+
+    Attributes:
+        served: The model.
+        precision: `FULL`, or one of those that the format lists.
+        calibration: Batches of the model's named inputs, for static quantisation.
+        select_tf_ops: Whether a LiteRT file may hold TensorFlow operators.
+    """
+
+    served: Served
+    precision: str = FULL
+    calibration: Sequence[Arrays] = ()
+    select_tf_ops: bool = False
+
+
+class Load(Protocol):
+    """Loads an artefact with its own runtime, on `threads` threads or its default."""
+
+    def __call__(self, path: Path, threads: int | None = None) -> Loaded:
+        """Load the artefact at `path`."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +63,22 @@ class Format:
 
     Attributes:
         name: What callers pass in `formats`.
-        file: Its file or directory inside the export.
+        file: Its file or directory inside the export, in full precision.
+        precisions: What it can be quantised to.
         extra: The optional dependencies of this package that it needs, or None.
         modules: Import name to distribution name of those.
-        write: Writes the artefact of a served model to a path.
+        write: Writes the artefact of a conversion to a path; in full precision first.
         load: Loads it with its own runtime.
         advice: What to do about models that the format can't hold.
     """
 
     name: str
     file: str
+    precisions: tuple[str, ...]
     extra: str | None
     modules: dict[str, str]
-    write: Callable[[Served, Path], None]
-    load: Callable[[Path], Loaded]
+    write: Callable[[Conversion, Path], None]
+    load: Load
     advice: str
 
     def require(self) -> None:
@@ -57,6 +90,28 @@ class Format:
                     "which is not installed. Install it with "
                     f"`pip install keras-distill[{self.extra}]`."
                 )
+
+
+@dataclass(frozen=True)
+class Target:
+    """One artefact: a format in a precision."""
+
+    format: Format
+    precision: str = FULL
+
+    @property
+    def name(self) -> str:
+        """The format's name, and the precision where it isn't the model's own."""
+        full = self.precision == FULL
+        return self.format.name if full else f"{self.format.name}_{self.precision}"
+
+    @property
+    def file(self) -> str:
+        """`model.onnx`, or `model.int8.onnx`."""
+        if self.precision == FULL:
+            return self.format.file
+        file = Path(self.format.file)
+        return f"{file.stem}.{self.precision}{file.suffix}"
 
     @contextmanager
     def explaining(self, action: str) -> Iterator[None]:
@@ -70,8 +125,10 @@ class Format:
             raise
         except Exception as error:
             reason = textwrap.shorten(f"{type(error).__name__}: {error}", 800)
+            where = "formats" if self.precision == FULL else "quantize"
+            left_out = self.format.name if self.precision == FULL else self.precision
             raise RuntimeError(
-                f"`model` can't be exported in the format {self.name!r}: {action} "
-                f"failed. Received: {reason.rstrip('. ')}. Nothing was published. "
-                f"Leave {self.name!r} out of `formats`, or {self.advice}."
+                f"`model` can't be exported as {self.name!r}: {action} failed. "
+                f"Received: {reason.rstrip('. ')}. "
+                f"Leave {left_out!r} out of `{where}`, or {self.format.advice}."
             ) from error

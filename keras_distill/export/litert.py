@@ -1,59 +1,155 @@
 """LiteRT (TensorFlow Lite) from the SavedModel, read back by its interpreter."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from keras_distill.export import saved_model
 from keras_distill.export.batches import Arrays
-from keras_distill.export.formats import Format, Loaded
+from keras_distill.export.formats import Conversion, Format, Loaded
 from keras_distill.export.quiet import quiet
-from keras_distill.export.serving import Served
+
+# By ranges of activations, which calibration data gives.
+_STATIC = ("int8", "integer_only")
 
 
-def write(served: Served, path: Path) -> None:
-    """Convert with LiteRT's own operators alone, so that the plain runtime reads it."""
+def write(conversion: Conversion, path: Path) -> None:
+    """Convert with LiteRT's own operators alone, unless others are asked for."""
+    if conversion.precision in _STATIC:
+        _refuse_loops(path.with_name(FORMAT.file))
     with tempfile.TemporaryDirectory() as scratch:
         source = path.with_name(saved_model.FORMAT.file)
         if not source.exists():
             source = Path(scratch, saved_model.FORMAT.file)
-            saved_model.write(served, source)
+            saved_model.write(conversion, source)
         # `from_concrete_functions` with a Keras 3 model writes a file that gives NaN.
         converter = tf.lite.TFLiteConverter.from_saved_model(
             str(source), signature_keys=[saved_model.SIGNATURE]
         )
+        _configure(converter, conversion)
         with quiet("tensorflow", "absl"):
             path.write_bytes(converter.convert())
 
 
-def load(path: Path) -> Loaded:
-    """Load it with the interpreter of `ai_edge_litert`."""
+def load(path: Path, threads: int | None = None) -> Loaded:
+    """Load it with the interpreter of `ai_edge_litert`.
+
+    A file with TensorFlow operators runs in `tf.lite.Interpreter`, which links them.
+    """
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=str(path))
+    with quiet("tensorflow", "absl"):
+        if holds_tf_ops(path):
+            Interpreter = tf.lite.Interpreter
+        interpreter = Interpreter(model_path=str(path), num_threads=threads)
     runner = interpreter.get_signature_runner(saved_model.SIGNATURE)
+    inputs, outputs = runner.get_input_details(), runner.get_output_details()
+    integers = {
+        name: _integers(details)
+        for name, details in {**inputs, **outputs}.items()
+        if details["dtype"] == np.int8 and details["quantization"][0]
+    }
 
     def run(arrays: Arrays) -> Arrays:
-        outputs: Arrays = runner(**arrays)
-        return outputs
+        given = {
+            name: _quantized(array, integers[name]) if name in integers else array
+            for name, array in arrays.items()
+        }
+        return {
+            name: _dequantized(array, integers[name]) if name in integers else array
+            for name, array in runner(**given).items()
+        }
 
-    return Loaded(
-        frozenset(runner.get_input_details()),
-        frozenset(runner.get_output_details()),
-        run,
-    )
+    return Loaded(frozenset(inputs), frozenset(outputs), run, integers)
+
+
+def holds_tf_ops(path: Path) -> bool:
+    """Tell whether a file holds TensorFlow ("Flex") operators."""
+    names = [code.CustomCode() for code in _operators(path)]
+    return any(name and name.startswith(b"Flex") for name in names)
+
+
+def _operators(path: Path) -> list[Any]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(path.read_bytes())
+    return [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
+
+
+def _refuse_loops(path: Path) -> None:
+    """Raise where calibrating the file would end the process."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    loop = schema.BuiltinOperator.WHILE
+    if any(code.BuiltinCode() == loop for code in _operators(path)):
+        raise ValueError(
+            "it can't be calibrated, as it holds a loop, such as that of an LSTM or "
+            "GRU layer without `unroll=True`"
+        )
+
+
+def _configure(converter: Any, conversion: Conversion) -> None:
+    operators = tf.lite.OpsSet
+    if conversion.select_tf_ops:
+        converter.target_spec.supported_ops = [
+            operators.TFLITE_BUILTINS,
+            operators.SELECT_TF_OPS,
+        ]
+    precision = conversion.precision
+    if precision not in FORMAT.precisions:
+        return
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if precision == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if precision in _STATIC:
+        converter.target_spec.supported_ops = [operators.TFLITE_BUILTINS_INT8]
+
+        def samples() -> Iterator[tuple[str, Arrays]]:
+            for batch in conversion.calibration:
+                yield saved_model.SIGNATURE, batch
+
+        converter.representative_dataset = samples
+    if precision == "integer_only":
+        converter.inference_input_type = tf.int8
+        converter.inference_output_type = tf.int8
+
+
+def _integers(details: dict[str, Any]) -> dict[str, Any]:
+    scale, zero_point = details["quantization"]
+    return {"dtype": "int8", "scale": float(scale), "zero_point": int(zero_point)}
+
+
+def _quantized(
+    array: npt.NDArray[Any], integers: dict[str, Any]
+) -> npt.NDArray[np.int8]:
+    rounded = np.round(array / integers["scale"]) + integers["zero_point"]
+    whole: npt.NDArray[np.int8] = np.clip(rounded, -128, 127).astype(np.int8)
+    return whole
+
+
+def _dequantized(
+    array: npt.NDArray[Any], integers: dict[str, Any]
+) -> npt.NDArray[np.float32]:
+    steps = array.astype(np.float32) - integers["zero_point"]
+    values: npt.NDArray[np.float32] = steps * np.float32(integers["scale"])
+    return values
 
 
 FORMAT = Format(
-    "litert",
-    "model.tflite",
-    "litert",
-    {"ai_edge_litert": "ai-edge-litert"},
-    write,
-    load,
-    (
-        "compute in float32 and give LSTM and GRU layers `unroll=True`, as LiteRT has "
-        "no loops over a batch of open size"
+    name="litert",
+    file="model.tflite",
+    precisions=("float16", "dynamic_int8", "int8", "integer_only"),
+    extra="litert",
+    modules={"ai_edge_litert": "ai-edge-litert"},
+    write=write,
+    load=load,
+    advice=(
+        "compute in float32 and give LSTM and GRU layers `unroll=True` or the export "
+        "a `batch_size`, as LiteRT has no loops over a batch of open size"
     ),
 )

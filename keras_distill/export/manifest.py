@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,53 +12,73 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_distill.export.formats import Format
+from keras_distill.export import examples
+from keras_distill.export.formats import FULL, Format, Target
+from keras_distill.export.parity import Difference
 from keras_distill.export.serving import Served
 from keras_distill.export.signature import Specs
 
 FILE = "manifest.json"
 _KIND = "keras_distill.export"
-_FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What is known of one artefact.
+
+    Attributes:
+        target: Which it is.
+        difference: The largest from Keras on the example batch.
+        tolerance: The largest relative difference that `verify` will take.
+        details: What its format or precision adds.
+    """
+
+    target: Target
+    difference: Difference
+    tolerance: float
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 def describe(
     served: Served,
     directory: Path,
-    differences: Iterable[tuple[Format, float]],
-    tolerance: float,
+    artefacts: list[Artefact],
+    scales: dict[str, float],
+    **more: Any,
 ) -> Manifest:
     """Describe the artefacts that lie in `directory`.
 
     Args:
         served: The model behind them.
         directory: Where the artefacts are.
-        differences: Each format with the largest absolute difference from Keras.
-        tolerance: What they were checked against.
+        artefacts: What is known of each.
+        scales: Output name to the scale that differences are relative to.
+        **more: Further entries; those that are None are left out.
 
     Returns:
         What `write` stores, made of what JSON knows.
     """
-    differences = list(differences)
     return {
         "kind": _KIND,
-        "format_version": _FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "model": served.model.name,
         "parameters": int(served.model.count_params()),
         "signature": {
-            "inputs": _describe_specs(served.inputs),
-            "outputs": _describe_specs(served.outputs),
+            "inputs": describe_specs(served.inputs),
+            "outputs": describe_specs(served.outputs),
+            **({"raw_inputs": describe_specs(served.raw.inputs)} if served.raw else {}),
         },
+        "scales": scales,
         "artefacts": {
-            target.name: {
-                "files": _describe_files(directory, target.file),
-                "max_abs_difference": difference,
-                "tolerance": tolerance,
-            }
-            for target, difference in differences
+            artefact.target.name: _describe_artefact(artefact, served, directory)
+            for artefact in artefacts
         },
-        "versions": _versions(target for target, _ in differences),
+        "examples": _describe_files(directory, examples.FILE),
+        **{name: value for name, value in more.items() if value is not None},
+        "versions": _versions(artefact.target.format for artefact in artefacts),
     }
 
 
@@ -77,17 +98,70 @@ def read(directory: Path) -> Manifest | None:
     return manifest if ours else None
 
 
+def require(directory: Path) -> Manifest:
+    """Read the manifest in `directory`.
+
+    Raises:
+        FileNotFoundError: There is none of this package.
+        ValueError: It was written by another version of this package.
+    """
+    manifest = read(directory)
+    if manifest is None:
+        raise FileNotFoundError(
+            "`directory` must hold an export with its manifest.json. "
+            f"Received: directory={str(directory)!r}."
+        )
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"The manifest must be of version {FORMAT_VERSION}. Received: "
+            f"{manifest.get('format_version')!r} in {str(directory)!r}. Use the "
+            "version of keras-distill that wrote it, or export the model again."
+        )
+    return manifest
+
+
+def files(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return path, size and checksum of every file but the manifest itself."""
+    artefacts = manifest["artefacts"].values()
+    listed = [file for artefact in artefacts for file in artefact["files"]]
+    return [*listed, *manifest.get("examples", [])]
+
+
 def listed_files(manifest: Manifest) -> set[str]:
     """Return the relative paths of all the files of an export, itself included."""
-    artefacts = manifest["artefacts"].values()
-    return {FILE, *(file["path"] for item in artefacts for file in item["files"])}
+    return {FILE, *(file["path"] for file in files(manifest))}
 
 
-def _describe_specs(specs: Specs) -> list[dict[str, Any]]:
+def describe_specs(specs: Specs) -> list[dict[str, Any]]:
+    """Return names, dtypes and shapes as JSON knows them."""
     return [
         {"name": name, "dtype": spec.dtype.name, "shape": _shape(spec)}
         for name, spec in specs.items()
     ]
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _describe_artefact(
+    artefact: Artefact, served: Served, directory: Path
+) -> dict[str, Any]:
+    target = artefact.target
+    listed = _describe_files(directory, target.file)
+    own = served.model.compute_dtype
+    return {
+        "format": target.format.name,
+        "precision": own if target.precision == FULL else target.precision,
+        "files": listed,
+        "bytes": sum(file["bytes"] for file in listed),
+        "max_abs_difference": artefact.difference.absolute,
+        "max_relative_difference": artefact.difference.relative,
+        "tolerance": artefact.tolerance,
+        **artefact.details,
+    }
 
 
 def _shape(spec: tf.TensorSpec) -> list[int | None] | None:
@@ -101,16 +175,11 @@ def _describe_files(directory: Path, name: str) -> list[dict[str, Any]]:
         {
             "path": path.relative_to(directory).as_posix(),
             "bytes": path.stat().st_size,
-            "sha256": _sha256(path),
+            "sha256": sha256(path),
         }
         for path in paths
         if path.is_file()
     ]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions(formats: Iterable[Format]) -> dict[str, str]:

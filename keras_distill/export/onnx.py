@@ -1,45 +1,50 @@
 """ONNX by tf2onnx, read back by ONNX Runtime."""
 
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_distill.export.batches import Arrays
-from keras_distill.export.formats import Format, Loaded
+from keras_distill.export.formats import FULL, Conversion, Format, Loaded
+from keras_distill.export.portability import described, unportable_layers
 from keras_distill.export.quiet import quiet
 from keras_distill.export.serving import Served, Tensors
 
 # The newest that tf2onnx writes; it takes 15 unless told.
 OPSET = 18
+# Weights from here on don't pass through tf2onnx, which copies each tens of times.
+_LARGE = 2**20
+# What protobuf, and with it an ONNX file, can hold.
+_LARGEST_FILE = 2**31 - 1
+# Convolutions by dynamic int8 are several times slower than in float32.
+_DYNAMIC_OPERATORS = ["MatMul", "Gemm", "Gather", "Attention", "LSTM"]
+# ONNX Runtime aborts the process where these read what an int8 `Gather` gave.
+_HOLDING_GRAPHS = {"If", "Loop", "Scan"}
+
+Weights = dict[str, keras.Variable]
 
 
-def write(served: Served, path: Path) -> None:
+def write(conversion: Conversion, path: Path) -> None:
     """Write an ONNX file whose first axes are called `batch`."""
-    import tf2onnx
-
-    # The tf2onnx module loggers hand their records up to this one.
-    with quiet("tf2onnx", "tensorflow", "absl") as errors:
-        proto, _ = tf2onnx.convert.from_function(
-            _without_captures(served), input_signature=[served.inputs], opset=OPSET
-        )
-    # tf2onnx goes on after an error, to a file that no runtime loads. Failed rewrites
-    # are among the errors too, and harmless.
-    unsupported = [line for line in errors if "is not supported" in line]
-    unconverted = [line for line in errors if line.startswith("Failed to convert")]
-    if unsupported or unconverted:
-        raise ValueError("; ".join(unsupported or unconverted))
-    for value in [*proto.graph.input, *proto.graph.output]:
-        _name_open_axes(value)
-    path.write_bytes(proto.SerializeToString())
+    if conversion.precision == FULL:
+        _write_full(conversion.served, path)
+    else:
+        _write_quantized(conversion, path.with_name(FORMAT.file), path)
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path, threads: int | None = None) -> Loaded:
     """Load it with ONNX Runtime on the CPU."""
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
     session = onnxruntime.InferenceSession(
-        str(path), providers=["CPUExecutionProvider"]
+        str(path), options, providers=["CPUExecutionProvider"]
     )
     outputs = [value.name for value in session.get_outputs()]
 
@@ -53,7 +58,184 @@ def load(path: Path) -> Loaded:
     )
 
 
-def _without_captures(served: Served) -> Any:
+def _write_full(served: Served, path: Path) -> None:
+    import onnx
+    import tf2onnx
+
+    _refuse_unportable(served.model)
+    weights = _large_weights(served)
+    function, specs = _with_weights_as_inputs(served, weights)
+    # The tf2onnx module loggers hand their records up to this one.
+    with quiet("tf2onnx", "tensorflow", "absl") as errors:
+        proto, _ = tf2onnx.convert.from_function(
+            _without_captures(function, specs, served.outputs),
+            input_signature=[specs],
+            opset=OPSET,
+            custom_op_handlers={"Erfc": (_write_erfc, [])},
+        )
+    # tf2onnx goes on after an error, to a file that no runtime loads. Failed rewrites
+    # are among the errors too, and harmless.
+    unsupported = [line for line in errors if "is not supported" in line]
+    unconverted = [line for line in errors if line.startswith("Failed to convert")]
+    if unsupported or unconverted:
+        raise ValueError("; ".join(unsupported or unconverted))
+    for value in [*proto.graph.input, *proto.graph.output]:
+        if value.name not in weights:
+            _name_open_axes(value)
+    onnx.checker.check_model(proto, full_check=True)
+    _write_with_weights(proto, weights, path)
+
+
+def _write_erfc(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+    """Make `1 - erf(x)` of `erfc(x)`, which the exact `gelu` is made of."""
+    import onnx
+
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(graph.get_dtype(node.output[0]))
+    one = graph.make_const(f"{name}_one", np.ones((), dtype))
+    node.type = "Erf"
+    graph.insert_new_node_on_output(
+        "Sub", node.output[0], f"{name}_sub", inputs=[one.output[0], node.output[0]]
+    )
+
+
+def _write_quantized(conversion: Conversion, source: Path, path: Path) -> None:
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    if conversion.precision == "float16":
+        with quiet("onnxruntime"):
+            half = convert_float_to_float16(onnx.load(source), keep_io_types=True)
+        onnx.save(half, path)
+        return
+    with tempfile.TemporaryDirectory() as scratch, quiet("root", "onnxruntime"):
+        prepared = Path(scratch, "prepared.onnx")
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        if conversion.precision == "dynamic_int8":
+            present = {node.op_type for node in onnx.load(prepared).graph.node}
+            operators = set(_DYNAMIC_OPERATORS)
+            if present & _HOLDING_GRAPHS:
+                operators.remove("Gather")
+            if not present & operators:
+                raise ValueError(
+                    f"it has none of {_DYNAMIC_OPERATORS}, and dynamic int8 makes "
+                    "convolutions slower"
+                )
+            quantization.quantize_dynamic(
+                prepared,
+                path,
+                op_types_to_quantize=sorted(operators),
+                weight_type=quantization.QuantType.QInt8,
+            )
+        else:
+            quantization.quantize_static(
+                prepared,
+                path,
+                _reader(conversion.calibration),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=quantization.QuantType.QInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )
+
+
+def _reader(batches: Iterable[Arrays]) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._batches = iter(batches)
+
+        def get_next(self) -> Arrays | None:
+            return next(self._batches, None)
+
+    return Reader()
+
+
+def _refuse_unportable(model: keras.Model) -> None:
+    layers = unportable_layers(model)
+    if layers:
+        raise ValueError(
+            f"ONNX has no operators for the layers {described(layers)}: split them off "
+            "with `keras_distill.export.split_preprocessing(model)`, or with "
+            "`--split-preprocessing` on the command line"
+        )
+
+
+def _large_weights(served: Served) -> Weights:
+    """Name the large weights that may become inputs of the traced function.
+
+    tf2onnx has to see those of recurrent and convolutional layers as constants, to
+    fuse loops and to turn kernels around.
+    """
+    large = [
+        weight
+        for layer in _layers(served.model)
+        if isinstance(layer, keras.layers.Dense | keras.layers.Embedding)
+        for weight in layer.weights
+        if weight.dtype == "float32"
+        and tf.TensorShape(weight.shape).num_elements() >= _LARGE
+    ]
+    unique = {id(weight): weight for weight in large}
+    return {f"weight_{i}": weight for i, weight in enumerate(unique.values())}
+
+
+def _layers(model: keras.Model) -> list[keras.layers.Layer]:
+    return [
+        layer
+        for layer in tf.train.TrackableView(model).descendants()
+        if isinstance(layer, keras.layers.Layer)
+    ]
+
+
+def _with_weights_as_inputs(
+    served: Served, weights: Weights
+) -> tuple[Any, dict[str, tf.TensorSpec]]:
+    if not weights:
+        return served.function, served.inputs
+    specs = dict(served.inputs)
+    for name, weight in weights.items():
+        # TensorFlow's optimiser makes a tensor of every input whose shape it is told.
+        unknown = [None] * len(weight.shape)
+        specs[name] = tf.TensorSpec(unknown, weight.dtype, name=name)
+
+    def call(tensors: Tensors) -> Tensors:
+        given = [
+            (weight, tf.ensure_shape(tensors[name], weight.shape))
+            for name, weight in weights.items()
+        ]
+        with keras.StatelessScope(state_mapping=given):
+            return served.call({name: tensors[name] for name in served.inputs})
+
+    return tf.function(call, input_signature=[specs], autograph=False), specs
+
+
+def _write_with_weights(proto: Any, weights: Weights, path: Path) -> None:
+    """Write a model; its inputs that are `weights` become constants.
+
+    The parts of a protobuf message that are written one after the other are read as
+    one. So no more than one large weight at a time is held a second time.
+    """
+    import onnx
+
+    total = proto.ByteSize() + sum(w.numpy().nbytes for w in weights.values())
+    if total > _LARGEST_FILE:
+        raise ValueError(f"its file would have {total:,} bytes, and ONNX ends at 2 GB")
+    inputs = [value for value in proto.graph.input if value.name not in weights]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    with path.open("wb") as file:
+        file.write(proto.SerializeToString())
+        for name, weight in weights.items():
+            tensor = onnx.numpy_helper.from_array(weight.numpy(), name)
+            part = onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor]))
+            file.write(part.SerializeToString())
+
+
+def _without_captures(
+    function: Any, inputs: dict[str, tf.TensorSpec], outputs: Iterable[str]
+) -> Callable[[Tensors], Tensors]:
     """Return the function with captured tensors as constants.
 
     tf2onnx makes a required input of every tensor that a function captures, such as
@@ -63,26 +245,27 @@ def _without_captures(served: Served) -> Any:
         convert_variables_to_constants_v2,
     )
 
-    concrete = served.function.get_concrete_function()
+    concrete = function.get_concrete_function()
     if all(tensor.dtype == tf.resource for tensor in concrete.captured_inputs):
-        return served.function
+        kept: Callable[[Tensors], Tensors] = function
+        return kept
     # Lowered control flow would turn the loops of LSTM and GRU into what tf2onnx
     # can't convert.
     frozen = convert_variables_to_constants_v2(
         concrete, lower_control_flow=False, aggressive_inlining=True
     )
-    if len(frozen.inputs) != len(served.inputs):
-        raise ValueError(
-            "the model holds lookup tables (StringLookup, IntegerLookup, "
-            "TextVectorization), which can't become constants"
-        )
+    if len(frozen.inputs) != len(inputs):
+        raise ValueError("the model holds lookup tables, which can't become constants")
 
     def call(tensors: Tensors) -> Tensors:
         # A frozen function takes and gives flat lists, in the sorted order of dicts.
-        outputs = frozen(*(tensors[name] for name in sorted(served.inputs)))
-        return dict(zip(sorted(served.outputs), outputs, strict=True))
+        values = frozen(*(tensors[name] for name in sorted(inputs)))
+        return dict(zip(sorted(outputs), values, strict=True))
 
-    return tf.function(call, input_signature=[served.inputs], autograph=False)
+    frozen_function: Callable[[Tensors], Tensors] = tf.function(
+        call, input_signature=[inputs], autograph=False
+    )
+    return frozen_function
 
 
 def _name_open_axes(value: Any) -> None:
@@ -92,13 +275,14 @@ def _name_open_axes(value: Any) -> None:
 
 
 FORMAT = Format(
-    "onnx",
-    "model.onnx",
-    "onnx",
-    {"tf2onnx": "tf2onnx", "onnx": "onnx", "onnxruntime": "onnxruntime"},
-    write,
-    load,
-    (
+    name="onnx",
+    file="model.onnx",
+    precisions=("float16", "dynamic_int8", "int8"),
+    extra="onnx",
+    modules={"tf2onnx": "tf2onnx", "onnx": "onnx", "onnxruntime": "onnxruntime"},
+    write=write,
+    load=load,
+    advice=(
         "split off the preprocessing (StringLookup, IntegerLookup, TextVectorization, "
         "Hashing) and compute in float32"
     ),

@@ -1,19 +1,32 @@
 """Does an artefact compute what its model computes?"""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from keras_distill.export.batches import Arrays, other_size
-from keras_distill.export.formats import Format, Loaded
-from keras_distill.export.serving import Served
+from keras_distill.export.batches import (
+    Arrays,
+    as_text,
+    other_size,
+    pieces,
+    size_of,
+    to_arrays,
+)
+from keras_distill.export.formats import Loaded, Target
+from keras_distill.export.serving import Served, tensors_of
 
 # Outputs from here on are taken for masks (-1e9 in padded places): they are compared
 # relative to themselves, and don't blow up the scale of the others.
 _MASK = 1e4
+
+
+class ParityError(RuntimeError):
+    """An artefact isn't the model that it was made of."""
 
 
 @dataclass(frozen=True)
@@ -22,64 +35,108 @@ class Reference:
 
     Attributes:
         cases: Pairs of named inputs and named outputs.
+        raw_cases: Pairs of named raw features and named outputs; empty where there is
+            no preprocessing.
         scales: Output name to the largest magnitude in the example batch.
     """
 
     cases: list[tuple[Arrays, Arrays]]
+    raw_cases: list[tuple[Arrays, Arrays]]
     scales: dict[str, float]
 
 
-def reference(served: Served, arrays: Arrays) -> Reference:
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference between artefact and model.
+
+    Attributes:
+        absolute: As it is.
+        relative: Over the larger of the scale of the output and the value itself.
+    """
+
+    absolute: float = 0.0
+    relative: float = 0.0
+
+    def __or__(self, other: "Difference") -> "Difference":
+        return Difference(
+            max(self.absolute, other.absolute), max(self.relative, other.relative)
+        )
+
+
+def reference(served: Served, example_batch: Any) -> Reference:
     """Run the model itself, eagerly, in inference mode, on the CPU.
 
     Raises:
-        ValueError: A weight or an output is NaN.
+        ValueError: A weight or an output is NaN, or the batch doesn't fit the model.
     """
     _refuse_nan_weights(served.model)
-    cases = [(batch, _call(served, batch)) for batch in (arrays, other_size(arrays))]
-    outputs = cases[0][1]
-    return Reference(cases, {name: _scale(outputs[name]) for name in outputs})
+    batches = _batches(served.arrays(example_batch, "example_batch"), served.batch_size)
+    outputs = [call(served, batch) for batch in batches]
+    raw_cases = []
+    if served.raw is not None:
+        raw = to_arrays(example_batch, served.raw.inputs)
+        raw_cases = list(zip(_batches(raw, served.batch_size), outputs, strict=True))
+    cases = list(zip(batches, outputs, strict=True))
+    return Reference(cases, raw_cases, _scales(outputs))
 
 
-def compare(
-    target: Format, loaded: Loaded, expected: Reference, tolerance: float
-) -> float:
-    """Return the largest absolute difference between artefact and model.
+def _batches(arrays: Arrays, batch_size: int | None) -> list[Arrays]:
+    if batch_size is None:
+        return [arrays, other_size(arrays)]
+    return [piece for piece, _ in pieces(arrays, batch_size)]
+
+
+def call(served: Served, batch: Arrays) -> Arrays:
+    """Run the model itself on one batch.
 
     Raises:
-        RuntimeError: The artefact doesn't run, its names, shapes or dtypes aren't the
-            model's, or an output is NaN or off by more than `tolerance` times the
-            scale of the output.
+        ValueError: An output is NaN.
     """
-    inputs, outputs = expected.cases[0]
-    _check_names(target.name, "input", loaded.inputs, frozenset(inputs))
-    _check_names(target.name, "output", loaded.outputs, frozenset(outputs))
-    largest = 0.0
-    for batch, wanted in expected.cases:
-        size = len(next(iter(batch.values())))
-        with target.explaining(f"running it on a batch of {size}"):
-            given = loaded.run(batch)
-        for name, scale in expected.scales.items():
-            label = f"output {name!r} of the {target.name} artefact"
-            difference = _difference(label, given[name], wanted[name], scale, tolerance)
-            largest = max(largest, difference)
-    return largest
-
-
-def _call(served: Served, batch: Arrays) -> Arrays:
     # Runtimes are compared on the CPU; GPUs multiply in TF32, which is no reference.
     with tf.device("/CPU:0"):
-        tensors = {name: tf.constant(array) for name, array in batch.items()}
-        outputs = served.call(tensors)
+        outputs = served.call(tensors_of(batch))
     arrays = {name: outputs[name].numpy() for name in outputs}
     for name, array in arrays.items():
         bad = int(np.isnan(_numbers(array)).sum())
         if bad:
             raise ValueError(
-                "`model` must give no NaN on `example_batch`. Received: "
+                "`model` must give no NaN on the examples. Received: "
                 f"{bad} NaN among the {array.size} values of the output {name!r}."
             )
     return arrays
+
+
+def compare(
+    target: Target,
+    loaded: Loaded,
+    cases: Iterable[tuple[Arrays, Arrays]],
+    scales: dict[str, float],
+    tolerance: float | None,
+) -> Difference:
+    """Return the largest difference between artefact and model.
+
+    Args:
+        target: Which artefact, for errors.
+        loaded: The artefact.
+        cases: Pairs of named inputs and what the model gives for them.
+        scales: Output name to its scale.
+        tolerance: The largest relative difference; None for any that is finite.
+
+    Raises:
+        ParityError: Its names, shapes or dtypes aren't the model's, or an output is
+            NaN or off by more than `tolerance` times the scale of the output.
+        RuntimeError: The artefact doesn't run.
+    """
+    largest = Difference()
+    for batch, wanted in cases:
+        _check_names(target.name, "input", loaded.inputs, frozenset(batch))
+        _check_names(target.name, "output", loaded.outputs, frozenset(wanted))
+        with target.explaining(f"running it on a batch of {size_of(batch)}"):
+            given = loaded.run(batch)
+        for name, scale in scales.items():
+            label = f"output {name!r} of the {target.name} artefact"
+            largest |= _difference(label, given[name], wanted[name], scale, tolerance)
+    return largest
 
 
 def _refuse_nan_weights(model: keras.Model) -> None:
@@ -93,12 +150,12 @@ def _refuse_nan_weights(model: keras.Model) -> None:
 
 
 def _check_names(
-    format_name: str, kind: str, given: frozenset[str], wanted: frozenset[str]
+    artefact: str, kind: str, given: frozenset[str], wanted: frozenset[str]
 ) -> None:
     if given != wanted:
-        raise RuntimeError(
-            f"The {format_name} artefact must have the {kind} names {sorted(wanted)}. "
-            f"Received: {sorted(given)}. Nothing was published."
+        raise ParityError(
+            f"The {artefact} artefact must have the {kind} names {sorted(wanted)}. "
+            f"Received: {sorted(given)}."
         )
 
 
@@ -107,28 +164,36 @@ def _difference(
     given: npt.NDArray[np.generic],
     wanted: npt.NDArray[np.generic],
     scale: float,
-    tolerance: float,
-) -> float:
+    tolerance: float | None,
+) -> Difference:
     _check_kind(label, given, wanted)
     if not np.issubdtype(wanted.dtype, np.inexact) and wanted.dtype.kind != "V":
-        return _exact_difference(label, given, wanted)
+        return _exact_difference(label, given, wanted, tolerance)
     got, want = _numbers(given), _numbers(wanted)
-    allowed = tolerance * np.maximum(scale, np.abs(want))
+    measure = np.maximum(scale, np.abs(want))
     with np.errstate(invalid="ignore"):  # infinities: equal or refused
         distance = np.where(got == want, 0.0, np.abs(got - want))
-        excess = distance / allowed
-    excess = np.where(np.isnan(excess), np.inf, excess)
-    worst = int(np.argmax(excess)) if excess.size else None
-    if worst is not None and excess.flat[worst] > 1:
-        raise RuntimeError(
-            f"The {label} must agree with Keras within {allowed.flat[worst]:.3g} "
-            f"(`tolerance` {tolerance:g}, scale of the output {scale:.3g}). Received: "
-            f"{got.flat[worst]:.9g} where Keras gives {want.flat[worst]:.9g}, and "
-            f"{int((excess > 1).sum())} of {want.size} values beyond the tolerance. "
-            "Nothing was published. Leave the format out, or "
-            "raise `tolerance` if the model computes in 16 bits."
+        relative = distance / measure
+    relative = np.where(np.isnan(relative), np.inf, relative)
+    if not relative.size:
+        return Difference()
+    worst = int(np.argmax(relative))
+    limit = np.finfo(np.float64).max if tolerance is None else tolerance
+    if relative.flat[worst] > limit:
+        demand = (
+            "be finite where Keras is"
+            if tolerance is None
+            else f"agree with Keras within {limit * measure.flat[worst]:.3g} "
+            f"(`tolerance` {limit:g}, scale of the output {scale:.3g})"
         )
-    return float(distance.max(initial=0.0))
+        raise ParityError(
+            f"The {label} must {demand}. Received: {got.flat[worst]:.9g} where Keras "
+            f"gives {want.flat[worst]:.9g}, and {int((relative > limit).sum())} of "
+            f"{want.size} values beyond the tolerance. Leave the format "
+            "or precision out, raise `tolerance` if the model computes in 16 bits, or "
+            "give an `evaluation` to judge int8 by."
+        )
+    return Difference(float(distance.max()), float(relative.flat[worst]))
 
 
 def _check_kind(
@@ -137,27 +202,39 @@ def _check_kind(
     # Runtimes give text as objects or bytes.
     same_dtype = given.dtype == wanted.dtype or _is_text(given) and _is_text(wanted)
     if given.shape != wanted.shape or not same_dtype:
-        raise RuntimeError(
+        raise ParityError(
             f"The {label} must be {wanted.dtype} of shape {wanted.shape}. "
-            f"Received: {given.dtype} of shape {given.shape}. Nothing was published."
+            f"Received: {given.dtype} of shape {given.shape}."
         )
 
 
 def _exact_difference(
-    label: str, given: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic]
-) -> float:
+    label: str,
+    given: npt.NDArray[np.generic],
+    wanted: npt.NDArray[np.generic],
+    tolerance: float | None,
+) -> Difference:
+    if _is_text(wanted):
+        given, wanted = as_text(given), as_text(wanted)
     unequal = int((given != wanted).sum())
-    if unequal:
-        raise RuntimeError(
+    if unequal and tolerance is not None:
+        raise ParityError(
             f"The {label} must equal Keras', as it is {wanted.dtype}. Received: "
-            f"{unequal} of {wanted.size} values that differ. Nothing was published."
+            f"{unequal} of {wanted.size} values that differ."
         )
-    return 0.0
+    return Difference(float(unequal > 0), float(unequal > 0))
 
 
-def _scale(wanted: npt.NDArray[np.generic]) -> float:
+def _scales(cases: list[Arrays]) -> dict[str, float]:
+    return {
+        name: max(_largest(outputs[name]) for outputs in cases) or 1.0
+        for name in cases[0]
+    }
+
+
+def _largest(wanted: npt.NDArray[np.generic]) -> float:
     magnitudes = np.abs(_numbers(wanted))
-    return float(magnitudes[magnitudes < _MASK].max(initial=0.0)) or 1.0
+    return float(magnitudes[magnitudes < _MASK].max(initial=0.0))
 
 
 def _numbers(array: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:

@@ -3,17 +3,21 @@
 import ctypes
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from keras_distill.export import manifest
 
 # From the Linux headers: paths relative to the working directory; swap two paths.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+# The scratch directory of `name`; what it steps aside as ends with `.old`.
+_SCRATCH = re.compile(r"\.(?P<name>.+)\.keras-distill-[0-9a-f]{8}(?P<old>\.old)?")
 
 
 def check_replaceable(directory: Path) -> None:
@@ -39,6 +43,55 @@ def check_replaceable(directory: Path) -> None:
             f"{', '.join(sorted(foreign)[:3])}. Choose another directory, or move "
             "these files."
         )
+
+
+def place(
+    directory: Path, version: int | Literal["next"] | None
+) -> tuple[Path, Callable[[Path], None]]:
+    """Return where an export goes, and the check that nothing is lost there.
+
+    Args:
+        directory: An absolute path.
+        version: None for `directory` itself; a number for that version inside of it;
+            `"next"` for the one after the highest.
+    """
+    if version is None:
+        return directory, check_replaceable
+    if version == "next":
+        version = 1 + max(_versions(directory), default=0)
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ValueError(
+            "`version` must be a number from 1 on, 'next', or None. "
+            f"Received: version={version!r}."
+        )
+    if manifest.read(directory) is not None:
+        raise FileExistsError(
+            "`directory` must be one of versions. Received: directory="
+            f"{str(directory)!r}, which is an export by itself. Choose another "
+            "directory, or leave out `version` to replace it."
+        )
+    return directory / str(version), check_absent
+
+
+def check_absent(directory: Path) -> None:
+    """Raise where `directory` is there: what was published as a version stays."""
+    if os.path.lexists(directory):
+        raise FileExistsError(
+            f"`version` must be a new one. Received: {str(directory)!r}, which exists. "
+            "Published versions stay as they are: pass `version='next'`."
+        )
+
+
+def _versions(directory: Path) -> Iterator[int]:
+    """Yield the versions that are published, and those about to be."""
+    if not directory.is_dir():
+        return
+    _recover(directory)
+    for path in directory.iterdir():
+        scratch = _SCRATCH.fullmatch(path.name)
+        name = scratch["name"] if scratch else path.name
+        if name.isdecimal():
+            yield int(name)
 
 
 @contextmanager
@@ -80,41 +133,46 @@ def replacing(
 
 def _make_scratch(directory: Path) -> tuple[Path, int]:
     """Clean up after killed runs; make a scratch directory and lock it."""
-    scratch = directory.with_name(f"{_prefix(directory)}{secrets.token_hex(4)}")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        _recover(directory)
-        # Not `mkdtemp`: a server of another user couldn't read what that makes.
-        scratch.mkdir()
+        _recover(directory.parent)
+        while True:
+            name = f".{directory.name}.keras-distill-{secrets.token_hex(4)}"
+            scratch = directory.with_name(name)
+            # Not `mkdtemp`: a server of another user couldn't read what that makes.
+            scratch.mkdir()
+            try:
+                lock = os.open(scratch, os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # another export took it for one of a killed run
+            _try_lock(lock)
+            return scratch, lock
     except OSError as error:
         raise OSError(
             error.errno,
             "`directory` must lie where this process can write. "
             f"Received: directory={str(directory)!r} ({error.strerror})",
         ) from error
-    lock = os.open(scratch, os.O_RDONLY)
-    _try_lock(lock)
-    return scratch, lock
 
 
-def _prefix(directory: Path) -> str:
-    return f".{directory.name}.keras-distill-"
-
-
-def _recover(directory: Path) -> None:
-    """Put back or remove what killed exports to `directory` left beside it."""
-    prefix = _prefix(directory)
-    for path in directory.parent.iterdir():
-        if not path.name.startswith(prefix) or not path.is_dir():
+def _recover(parent: Path) -> None:
+    """Put back or remove what killed exports left in `parent`."""
+    for path in parent.iterdir():
+        scratch = _SCRATCH.fullmatch(path.name)
+        if not scratch or not path.is_dir():
             continue
-        lock = os.open(path, os.O_RDONLY)
+        try:
+            lock = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # its owner has finished
         try:
             if not _try_lock(lock):
                 continue
-            if path.name.endswith(".old") and not directory.exists():
+            directory = parent / scratch["name"]
+            if scratch["old"] and not directory.exists():
                 path.rename(directory)
             else:
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(lock)
 

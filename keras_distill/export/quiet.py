@@ -1,6 +1,7 @@
 """Converters that talk less, with what they report as errors kept."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def quiet(*names: str) -> Iterator[list[str]]:
-    """Hold back what the loggers `names` say; yield the errors among it.
+    """Hold back Python warnings and what the loggers `names` say; yield its errors.
 
     The levels are back at what they were afterwards, whatever happens inside.
     """
@@ -28,7 +29,10 @@ def quiet(*names: str) -> Iterator[list[str]]:
         logger.propagate = False
         logger.handlers = [collector]
     try:
-        yield collector.messages
+        with warnings.catch_warnings():
+            # Of converters that call what they themselves will remove.
+            warnings.simplefilter("ignore")
+            yield collector.messages
     finally:
         for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
             logger.setLevel(level)

@@ -6,33 +6,45 @@ import keras
 import tensorflow as tf
 
 from keras_distill.export.batches import Arrays
-from keras_distill.export.formats import Format, Loaded
+from keras_distill.export.formats import Conversion, Format, Loaded
 from keras_distill.export.quiet import quiet
-from keras_distill.export.serving import Served
 
 SIGNATURE = "serving_default"
+# Takes raw features, with the preprocessing inside.
+RAW_SIGNATURE = "serving_raw"
 
 
-def write(served: Served, path: Path) -> None:
+def write(conversion: Conversion, path: Path) -> None:
     """Write the endpoint `serve`, which is `serving_default` too."""
+    served = conversion.served
     archive = keras.export.ExportArchive()
     # The archive finds the variables that the function uses by itself. Tracking the
     # model would store every weight a second time, and its metrics with them.
-    for table in _tables(served.model):
-        archive.track(table)
+    models = [served.model]
     archive.add_endpoint("serve", served.function)
+    if served.raw is not None:
+        models.append(served.raw.preprocessing)
+        archive.add_endpoint(RAW_SIGNATURE, served.raw.function)
+    for model in models:
+        for table in _tables(model):
+            archive.track(table)
     with quiet("tensorflow", "absl"):
         archive.write_out(str(path), verbose=False)
 
 
-def load(path: Path) -> Loaded:
-    """Load it with `tf.saved_model.load`."""
+def load(path: Path, threads: int | None = None) -> Loaded:
+    """Load it with `tf.saved_model.load`; threads are set once a process."""
+    return load_signature(path, SIGNATURE)
+
+
+def load_signature(path: Path, signature: str) -> Loaded:
+    """Load it to run one of its signatures."""
     saved = tf.saved_model.load(str(path))
-    function = saved.signatures[SIGNATURE]
+    function = saved.signatures[signature]
 
     def run(arrays: Arrays) -> Arrays:
         # A signature doesn't keep its variables alive: `saved` has to.
-        outputs = saved.signatures[SIGNATURE](
+        outputs = saved.signatures[signature](
             **{name: tf.constant(array) for name, array in arrays.items()}
         )
         return {name: tensor.numpy() for name, tensor in outputs.items()}
@@ -44,7 +56,9 @@ def load(path: Path) -> Loaded:
     )
 
 
-def _tables(model: keras.Model) -> list[tf.saved_model.experimental.TrackableResource]:
+def _tables(
+    model: keras.layers.Layer,
+) -> list[tf.saved_model.experimental.TrackableResource]:
     return [
         resource
         for resource in tf.train.TrackableView(model).descendants()
@@ -53,11 +67,12 @@ def _tables(model: keras.Model) -> list[tf.saved_model.experimental.TrackableRes
 
 
 FORMAT = Format(
-    "saved_model",
-    "saved_model",
-    None,
-    {},
-    write,
-    load,
-    "build the model from layers that `tf.function` can trace",
+    name="saved_model",
+    file="saved_model",
+    precisions=(),
+    extra=None,
+    modules={},
+    write=write,
+    load=load,
+    advice="build the model from layers that `tf.function` can trace",
 )

@@ -18,8 +18,10 @@ _PORTABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _AUTOMATIC = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
 
 
-def input_specs(model: keras.Model, example_batch: Any) -> Specs:
-    """Name the inputs of `model`, in its own order, with a batch size left open.
+def input_specs(
+    model: keras.layers.Layer, example_batch: Any, batch_size: int | None = None
+) -> Specs:
+    """Name the inputs of `model`, in its own order, with the batch size given or open.
 
     Functional and Sequential models know their inputs. Of any other model the example
     batch tells: its keys, else `input`, or `input_0`, `input_1`, ... for a list; its
@@ -36,12 +38,14 @@ def input_specs(model: keras.Model, example_batch: Any) -> Specs:
                 f"Received: {name!r}."
             )
     return {
-        name: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=name)
+        name: tf.TensorSpec([batch_size, *tensor.shape[1:]], tensor.dtype, name=name)
         for name, tensor in tensors.items()
     }
 
 
-def packing(model: keras.Model, example_batch: Any) -> Callable[[dict[str, Any]], Any]:
+def packing(
+    model: keras.layers.Layer, example_batch: Any
+) -> Callable[[dict[str, Any]], Any]:
     """Return the function from named inputs to the structure that `model` takes."""
     structure = example_batch
     if isinstance(model, keras.Sequential):
@@ -75,7 +79,7 @@ def name_outputs(model: keras.Model, outputs: Any, taken: Specs) -> dict[str, An
     return result
 
 
-def _is_functional(model: keras.Model) -> bool:
+def _is_functional(model: keras.layers.Layer) -> bool:
     # Keras has no public name for the class of functional models.
     inputs = getattr(model, "inputs", None)
     return isinstance(inputs, list) and all(
@@ -83,7 +87,7 @@ def _is_functional(model: keras.Model) -> bool:
     )
 
 
-def _declared_inputs(model: keras.Model) -> dict[str, Any] | None:
+def _declared_inputs(model: keras.layers.Layer) -> dict[str, Any] | None:
     if not _is_functional(model):
         return None
     if not isinstance(model, keras.Sequential) and isinstance(model.input, dict):

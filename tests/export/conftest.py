@@ -19,19 +19,25 @@ def run_saved_model(directory, arrays):
     return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
-def run_onnx(directory, arrays):
+def run_onnx(directory, arrays, precision=None):
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(directory / "model.onnx"))
+    path = directory / file_name("model.onnx", precision)
+    session = onnxruntime.InferenceSession(str(path))
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, arrays), strict=True))
 
 
-def run_litert(directory, arrays):
+def run_litert(directory, arrays, precision=None):
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=str(directory / "model.tflite"))
-    return interpreter.get_signature_runner()(**arrays)
+    path = directory / file_name("model.tflite", precision)
+    return Interpreter(model_path=str(path)).get_signature_runner()(**arrays)
+
+
+def file_name(full, precision):
+    """`model.int8.onnx` of `model.onnx`."""
+    return full if precision is None else full.replace(".", f".{precision}.")
 
 
 @pytest.fixture(scope="session")

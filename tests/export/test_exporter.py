@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_distill.export import export, exporter, onnx
+from keras_distill.export import arguments, export, exporter, onnx
 
 
 class TwoHeads(keras.Model):
@@ -101,7 +101,7 @@ def test_the_model_is_left_as_it_was(dense_model, floats, tmp_path):
 def test_formats_are_those_asked_for(dense_model, floats, tmp_path):
     export(dense_model, tmp_path / "out", ["litert"], example_batch=floats(2, 4))
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"model.tflite", "manifest.json"}
+    assert names == {"model.tflite", "examples.npz", "manifest.json"}
 
 
 def test_export_replaces_an_earlier_one_whole(dense_model, floats, tmp_path):
@@ -110,6 +110,7 @@ def test_export_replaces_an_earlier_one_whole(dense_model, floats, tmp_path):
     returned = export(dense_model, directory, ["onnx"], example_batch=floats(2, 4))
     assert {path.name for path in directory.iterdir()} == {
         "model.onnx",
+        "examples.npz",
         "manifest.json",
     }
     assert json.loads((directory / "manifest.json").read_text()) == returned
@@ -123,12 +124,12 @@ def test_a_converter_that_fails_leaves_the_old_export(
     export(dense_model, directory, ["onnx"], example_batch=floats(2, 4))
     before = (directory / "model.onnx").read_bytes()
 
-    def broken(served, path):
+    def broken(conversion, path):
         path.write_bytes(b"half a fi")
         raise KeyError("no such op")
 
     failing = onnx.Format(**{**vars(onnx.FORMAT), "write": broken})
-    monkeypatch.setattr(exporter, "_FORMATS", (failing,))
+    monkeypatch.setattr(arguments, "_FORMATS", (failing,))
     with pytest.raises(RuntimeError, match="'onnx': converting it failed.*no such op"):
         export(dense_model, directory, ["onnx"], example_batch=floats(2, 4))
     assert (directory / "model.onnx").read_bytes() == before
@@ -138,14 +139,14 @@ def test_a_converter_that_fails_leaves_the_old_export(
 def test_an_artefact_of_other_weights_is_not_published(
     dense_model, floats, tmp_path, monkeypatch
 ):
-    def wrong(served, path):
-        onnx.write(served, path)
-        served.model.set_weights([w + 0.01 for w in served.model.get_weights()])
-        onnx.write(served, path)
-        served.model.set_weights([w - 0.01 for w in served.model.get_weights()])
+    def wrong(conversion, path):
+        model = conversion.served.model
+        model.set_weights([w + 0.01 for w in model.get_weights()])
+        onnx.write(conversion, path)
+        model.set_weights([w - 0.01 for w in model.get_weights()])
 
     monkeypatch.setattr(
-        exporter, "_FORMATS", (onnx.Format(**{**vars(onnx.FORMAT), "write": wrong}),)
+        arguments, "_FORMATS", (onnx.Format(**{**vars(onnx.FORMAT), "write": wrong}),)
     )
     with pytest.raises(RuntimeError, match="'scores' of the onnx .* within .* Keras"):
         export(dense_model, tmp_path / "out", ["onnx"], example_batch=floats(2, 4))
@@ -187,7 +188,8 @@ def test_tolerance_decides(floats, tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model": "m.keras"}, TypeError, "`model` must be a `keras.Model`.*: str"),
+        ({"model": 3}, TypeError, "`model` must be a `keras.Model` or .*: int"),
+        ({"model": "m.keras"}, FileNotFoundError, "Received: 'm.keras', where .*no"),
         ({"model": TwoHeads()}, ValueError, "`model` must be built.*two_heads"),
         ({"formats": ["onnx", "tfjs"]}, ValueError, "some of .*litert.*tfjs"),
         ({"formats": "onnx"}, ValueError, "must be a list"),

@@ -4,9 +4,11 @@ import importlib.util
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from keras_distill.export import export, litert, onnx, saved_model
+from keras_distill.export.formats import Target
 
 
 @pytest.mark.parametrize(
@@ -47,16 +49,19 @@ def test_saved_model_needs_no_extra(dense_model, tmp_path, monkeypatch):
 
 
 def test_system_errors_pass_as_they_are():
-    with pytest.raises(OSError, match="No space left"), onnx.FORMAT.explaining("it"):
+    target = Target(onnx.FORMAT)
+    with pytest.raises(OSError, match="No space left"), target.explaining("it"):
         raise OSError(28, "No space left on device")
 
 
 def test_lookup_layers_are_refused_by_onnx_and_held_by_the_others(tmp_path, runtimes):
-    lookup = layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")
+    lookup = layers.StringLookup(
+        vocabulary=["a", "b"], output_mode="one_hot", name="looking"
+    )
     x = keras.Input((), dtype="string", name="word")
     model = keras.Model(x, layers.Dense(2, name="y")(lookup(x)))
     words = np.array(["a", "b", "zebra"], dtype=object)
-    with pytest.raises(RuntimeError, match="(?s)'onnx'.*lookup tables.*split off"):
+    with pytest.raises(RuntimeError, match="'onnx'.*'looking' .*split them off"):
         export(model, tmp_path / "out", example_batch=words)
     assert list(tmp_path.iterdir()) == []
     kept = ["saved_model", "litert"]
@@ -67,12 +72,35 @@ def test_lookup_layers_are_refused_by_onnx_and_held_by_the_others(tmp_path, runt
         np.testing.assert_allclose(outputs["y"], expected, rtol=1e-6, err_msg=name)
 
 
-def test_operators_that_tf2onnx_lacks_are_named(tmp_path):
+class Hashed(layers.Layer):
+    """Hashing by hand: only the converter finds out."""
+
+    def call(self, ids):
+        text = tf.strings.as_string(ids)
+        return tf.cast(tf.strings.to_hash_bucket_fast(text, 5), "float32")
+
+
+class LookedUp(layers.Layer):
+    """A table by hand."""
+
+    def build(self, shape):
+        entries = tf.lookup.KeyValueTensorInitializer([1, 2], [0.5, 0.25])
+        self.table = tf.lookup.StaticHashTable(entries, 0.0)
+
+    def call(self, ids):
+        return self.table.lookup(tf.cast(ids, "int32"))
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [(Hashed, "StringToHashBucketFast.*supported"), (LookedUp, "holds lookup tables")],
+)
+def test_operators_that_tf2onnx_lacks_are_named(tmp_path, layer, reason):
     x = keras.Input((3,), dtype="int64", name="ids")
-    hashed = layers.Hashing(5, output_mode="multi_hot")(x)
-    model = keras.Model(x, layers.Dense(2)(hashed))
-    with pytest.raises(RuntimeError, match="'onnx'.*StringToHashBucketFast.*supported"):
+    model = keras.Model(x, layers.Dense(2)(layer()(x)))
+    with pytest.raises(RuntimeError, match=f"(?s)'onnx'.*{reason}.*split off"):
         export(model, tmp_path / "o", ["onnx"], example_batch=np.ones((2, 3), "int64"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_normalization_adds_no_inputs_to_onnx(floats, tmp_path, runtimes):
@@ -138,8 +166,6 @@ def test_open_axes_stay_open_in_every_format(floats, tmp_path, runtimes):
 
 
 def test_saved_model_has_both_signatures(exported):
-    import tensorflow as tf
-
     saved = tf.saved_model.load(str(exported[0] / "saved_model"))
     assert set(saved.signatures) == {"serve", saved_model.SIGNATURE}
     outputs = saved.serve({"image": np.ones((2, 8, 8, 1)), "extra": np.ones((2, 3))})

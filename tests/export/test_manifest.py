@@ -16,12 +16,12 @@ def test_the_file_is_what_export_returns(exported):
 def test_sizes_and_checksums_are_those_of_the_files(exported):
     directory, returned = exported
     listed = {"manifest.json"}
-    for artefact in returned["artefacts"].values():
-        for file in artefact["files"]:
-            data = (directory / file["path"]).read_bytes()
-            assert file["bytes"] == len(data)
-            assert file["sha256"] == hashlib.sha256(data).hexdigest()
-            listed.add(file["path"])
+    groups = [artefact["files"] for artefact in returned["artefacts"].values()]
+    for file in sum(groups, returned["examples"]):
+        data = (directory / file["path"]).read_bytes()
+        assert file["bytes"] == len(data)
+        assert file["sha256"] == hashlib.sha256(data).hexdigest()
+        listed.add(file["path"])
     present = {
         path.relative_to(directory).as_posix()
         for path in directory.rglob("*")

@@ -130,13 +130,15 @@ def test_where_nothing_can_be_written(tmp_path, parent):
 def test_leftovers_of_killed_runs_are_cleaned(tmp_path):
     out = tmp_path / "out"
     leftover = tmp_path / ".out.keras-distill-0badf00d"
-    others = tmp_path / ".out2.keras-distill-0badf00d"
-    for path in (leftover, others):
+    of_another = tmp_path / ".out2.keras-distill-0badf00d"
+    others = [tmp_path / name for name in ("out2", ".out", ".out.keras-distill-old")]
+    for path in (leftover, of_another, *others):
         path.mkdir()
         (path / "half").write_text("x")
     publish_word(out, "new")
     assert not leftover.exists()
-    assert others.exists()
+    assert not of_another.exists()
+    assert all((path / "half").exists() for path in others)
 
 
 def test_a_running_export_keeps_its_scratch_directory(tmp_path):

@@ -1,0 +1,87 @@
+"""`keras-distill bench`."""
+
+import argparse
+
+import tensorflow as tf
+
+from keras_distill.cli.parsing import Commands, add_command, print_json, print_table
+from keras_distill.export.latency import measure
+
+_DESCRIPTION = """\
+Time every artefact of an export in its own runtime: latency and throughput by batch
+size, beside the Keras model. Sides take turns; on a busy machine trust ratios alone.
+"""
+
+_EXAMPLES = """\
+  keras-distill bench models/student/3 --model student.keras
+  keras-distill bench models/student/3 --batch-sizes 1 32 --threads 1 --json
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the subcommand."""
+    parser = add_command(
+        commands,
+        "bench",
+        _run,
+        help="time the artefacts of an export beside the Keras model",
+        description=_DESCRIPTION,
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("export", metavar="EXPORT", help="with a manifest.json")
+    parser.add_argument(
+        "--model", metavar="MODEL.keras", help="what the export was made from"
+    )
+    parser.add_argument(
+        "--batch-sizes",
+        type=int,
+        nargs="+",
+        default=[1, 8, 64],
+        metavar="N",
+        help="(default: 1 8 64)",
+    )
+    parser.add_argument(
+        "--calls",
+        type=int,
+        default=200,
+        metavar="N",
+        help="of each side for each batch size (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of each runtime (default: each runtime's own choice)",
+    )
+    parser.add_argument("--json", action="store_true", help="print rows as JSON")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
+    rows = measure(
+        arguments.export,
+        model=arguments.model,
+        batch_sizes=arguments.batch_sizes,
+        calls=arguments.calls,
+        threads=arguments.threads,
+    )
+    if arguments.json:
+        print_json(rows)
+        return
+    print_table(
+        ["side", "batch", "p50 ms", "p95 ms", "p99 ms", "examples/s", "x predict"],
+        [
+            [
+                row["side"],
+                str(row["batch_size"]),
+                f"{row['p50_ms']:.3f}",
+                f"{row['p95_ms']:.3f}",
+                f"{row['p99_ms']:.3f}",
+                f"{row['examples_per_s']:,.0f}",
+                f"{row['speedup']:.1f}" if row["speedup"] else "",
+            ]
+            for row in rows
+        ],
+    )

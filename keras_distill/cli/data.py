@@ -1,0 +1,111 @@
+"""What the subcommands read from `.npz` files and from metric options."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_distill.export import Evaluation
+from keras_distill.export.loading import load_arrays
+
+# Keras' own "accuracy" by itself is the equality of values, which logits never have.
+_SHORT = {"accuracy": "SparseCategoricalAccuracy", "auc": "AUC"}
+
+
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `evaluation` reads."""
+    group = parser.add_argument_group("evaluation on held-out data")
+    group.add_argument(
+        "--evaluate",
+        metavar="FILE.npz",
+        help="inputs by name, and the labels",
+    )
+    group.add_argument(
+        "--labels",
+        default="labels",
+        metavar="NAME",
+        help="the array in FILE.npz that holds the labels (default: %(default)s)",
+    )
+    group.add_argument(
+        "--metric",
+        default="SparseCategoricalAccuracy",
+        metavar="CLASS",
+        help="a class of keras.metrics; `accuracy` is SparseCategoricalAccuracy, "
+        "`auc` is AUC (default: %(default)s)",
+    )
+    group.add_argument(
+        "--metric-config",
+        default={},
+        type=json.loads,
+        metavar="JSON",
+        help="the arguments of the metric, as '{\"from_logits\": true}'",
+    )
+    group.add_argument(
+        "--max-drop",
+        type=float,
+        default=0.01,
+        metavar="DROP",
+        help="by how much an artefact's metric may be worse (default: %(default)s)",
+    )
+    group.add_argument(
+        "--mode",
+        choices=("max", "min"),
+        default="max",
+        help="whether larger or smaller is better (default: %(default)s)",
+    )
+    group.add_argument(
+        "--output",
+        metavar="NAME",
+        help="the output that the metric reads, of a model of several",
+    )
+
+
+def evaluation(arguments: argparse.Namespace) -> Evaluation | None:
+    """Make the evaluation that the options ask for."""
+    if arguments.evaluate is None:
+        return None
+    arrays = load_arrays(arguments.evaluate)
+    if arguments.labels not in arrays:
+        raise ValueError(
+            f"`--labels` must name an array of {arguments.evaluate}, which has "
+            f"{sorted(arrays)}. Received: {arguments.labels}."
+        )
+    labels = arrays.pop(arguments.labels)
+    return Evaluation(
+        (inputs_of(arrays), labels),
+        _metric(arguments.metric, arguments.metric_config),
+        max_drop=arguments.max_drop,
+        mode=arguments.mode,
+        output=arguments.output,
+    )
+
+
+def inputs(path: str, labels: str | None = None) -> Any:
+    """Read inputs by name, without the labels."""
+    arrays = load_arrays(path)
+    return inputs_of({name: arrays[name] for name in arrays if name != labels})
+
+
+def inputs_of(arrays: dict[str, Any]) -> Any:
+    """Return the only array, whatever its name, or all by name."""
+    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+
+
+def provenance(path: str | None) -> Any:
+    """Read what the manifest will keep."""
+    if path is None:
+        return None
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _metric(name: str, config: dict[str, Any]) -> keras.metrics.Metric:
+    name = _SHORT.get(name, name)
+    metric = getattr(keras.metrics, name, None)
+    if not isinstance(metric, type) or not issubclass(metric, keras.metrics.Metric):
+        raise ValueError(
+            "`--metric` must be the name of a class in keras.metrics, such as "
+            f"SparseCategoricalAccuracy, BinaryAccuracy, AUC. Received: {name}."
+        )
+    return metric(**config)

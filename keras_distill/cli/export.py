@@ -1,0 +1,206 @@
+"""`keras-distill export`."""
+
+import argparse
+import resource
+import sys
+from typing import Any
+
+import keras
+
+from keras_distill.cli import data
+from keras_distill.cli.parsing import Commands, add_command, print_json, print_table
+from keras_distill.export import export, split_preprocessing
+from keras_distill.export.loading import load_model
+
+_DESCRIPTION = """\
+Write a Keras model as SavedModel, ONNX or LiteRT, in full precision and quantised. Each
+file is run by its own runtime and compared with the model before anything is published;
+a file that isn't the model, or loses too much of the metric, is not. ONNX needs
+`pip install keras-distill[onnx]`, LiteRT `[litert]`.
+"""
+
+_EXAMPLES = """\
+  keras-distill export student.keras --to onnx litert --examples data.npz --out build/
+  keras-distill export student.keras --to onnx --quantize int8 \\
+      --calibrate data.npz --out build/
+  keras-distill export student.keras --to litert --quantize int8 integer_only \\
+      --calibrate data.npz --evaluate test.npz --metric accuracy --max-drop 0.01 \\
+      --out models/student --version next
+  keras-distill export ranker.keras --to onnx --split-preprocessing \\
+      --examples raw.npz --out build/
+
+data files:
+  .npz as `numpy.savez` writes it, one array an input, under the input's name
+
+exit codes:
+  0 published   1 not published, the reason on the standard error
+  2 wrong arguments   3 not published, as a file isn't the model or loses too much
+"""
+
+
+# Of smaller models the libraries themselves are most of the memory.
+_LARGE = 100_000_000
+
+
+def add(commands: Commands) -> None:
+    """Add the subcommand."""
+    parser = add_command(
+        commands,
+        "export",
+        _run,
+        help="write a model for servers and phones, checked and quantised",
+        description=_DESCRIPTION,
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("model", metavar="MODEL.keras", help="loaded in safe mode")
+    parser.add_argument(
+        "--to",
+        nargs="+",
+        default=["saved_model", "onnx", "litert"],
+        choices=("saved_model", "onnx", "litert"),
+        metavar="FORMAT",
+        help="saved_model, onnx, litert (default: all of them)",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIRECTORY",
+        help="an earlier export there is replaced as a whole",
+    )
+    parser.add_argument(
+        "--version",
+        type=_version,
+        metavar="N",
+        help="publish to DIRECTORY/N, or with `next` to the number after the highest",
+    )
+    parser.add_argument(
+        "--quantize",
+        nargs="+",
+        choices=("float16", "dynamic_int8", "int8", "integer_only"),
+        metavar="PRECISION",
+        help="float16, dynamic_int8, int8, integer_only, besides the model's own",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="FILE.npz",
+        help="a few hundred typical inputs, for int8 and integer_only",
+    )
+    parser.add_argument(
+        "--examples",
+        metavar="FILE.npz",
+        help="inputs to compare on (default: those of --calibrate or --evaluate)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="T",
+        help="largest difference in full precision, relative to the scale of the "
+        "output (default: 1e-5)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="the only one (default: any)"
+    )
+    parser.add_argument(
+        "--split-preprocessing",
+        action="store_true",
+        help="leave lookups, hashing and text out; the SavedModel keeps them in its "
+        "signature serving_raw",
+    )
+    parser.add_argument(
+        "--select-tf-ops",
+        action="store_true",
+        help="allow TensorFlow operators in the LiteRT file",
+    )
+    parser.add_argument(
+        "--provenance", metavar="FILE.json", help="kept in the manifest as it is"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the manifest, not a table"
+    )
+    data.add_evaluation(parser)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    before = _peak_memory()
+    model: Any = load_model(arguments.model)
+    preprocessing = None
+    if arguments.split_preprocessing:
+        preprocessing, model = split_preprocessing(model)
+    calibration = arguments.calibrate
+    manifest = export(
+        model,
+        arguments.out,
+        arguments.to,
+        example_batch=_example_batch(arguments),
+        quantize=arguments.quantize,
+        calibration_data=None if calibration is None else data.inputs(calibration),
+        evaluation=data.evaluation(arguments),
+        preprocessing=preprocessing,
+        batch_size=arguments.batch_size,
+        tolerance=arguments.tolerance,
+        version=arguments.version,
+        provenance=data.provenance(arguments.provenance),
+        select_tf_ops=arguments.select_tf_ops,
+    )
+    if arguments.json:
+        print_json(manifest)
+        return
+    print_table(
+        ["artefact", "kB", "off Keras by", *_metric_names(manifest)],
+        [
+            [
+                name,
+                f"{artefact['bytes'] / 1e3:,.1f}",
+                f"{artefact['max_abs_difference']:.2g}",
+                *_metric_values(artefact),
+            ]
+            for name, artefact in manifest["artefacts"].items()
+        ],
+    )
+    if "evaluation" in manifest:
+        evaluation = manifest["evaluation"]
+        print(f"Keras: {evaluation['metric']} {evaluation['keras']:.4f}")
+    _report_memory(before, manifest["parameters"])
+
+
+def _example_batch(arguments: argparse.Namespace) -> Any:
+    for path in (arguments.examples, arguments.calibrate, arguments.evaluate):
+        if path is not None:
+            batch = data.inputs(path, arguments.labels)
+            return keras.tree.map_structure(lambda array: array[:32], batch)
+    raise ValueError(
+        "One of `--examples`, `--calibrate`, `--evaluate` must give inputs to compare "
+        "the files with the model on. Received: none of them."
+    )
+
+
+def _version(text: str) -> int | str:
+    return text if text == "next" else int(text)
+
+
+def _metric_names(manifest: dict[str, Any]) -> list[str]:
+    return [manifest["evaluation"]["metric"]] if "evaluation" in manifest else []
+
+
+def _metric_values(artefact: dict[str, Any]) -> list[str]:
+    if "evaluation" not in artefact:
+        return []
+    return [f"{artefact['evaluation']['metric']:.4f}"]
+
+
+def _peak_memory() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _report_memory(before: int, parameters: int) -> None:
+    """Say what a large model took, and why that may be many times its size."""
+    peak, model = _peak_memory(), 4 * parameters
+    if peak < 3 * model or model < _LARGE:
+        return
+    print(
+        f"peak memory {peak / 1e9:.2f} GB, of a model of {model / 1e9:.2f} GB: "
+        f"{before / 1e9:.2f} GB are TensorFlow itself, and beside Keras' weights there "
+        "are those in the runtime that checks a file, and those in converters: "
+        "LiteRT's holds them several times."
+    )

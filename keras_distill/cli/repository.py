@@ -1,0 +1,249 @@
+"""`keras-distill repository`."""
+
+import argparse
+from pathlib import Path
+
+from keras_distill.cli.parsing import Commands, add_command
+
+_DESCRIPTION = """\
+Lay an export out as the model repository of a server: a new version, whole or absent,
+beside those that are there.
+"""
+
+_TRITON = """\
+Lay an export out for NVIDIA Triton Inference Server: NAME/config.pbtxt, which is
+replaced by what the options say, and NAME/VERSION/model.onnx.
+Needs `pip install keras-distill[triton]`.
+"""
+
+_TRITON_EXAMPLES = """\
+  keras-distill repository triton student --out models
+  keras-distill repository triton student --out models --max-batch-size 128 \\
+      --preferred-batch-size 32 64 --max-queue-delay 500
+  keras-distill repository triton student --out models --device gpu \\
+      --accelerator tensorrt precision_mode=FP16 trt_engine_cache_enable=1
+"""
+
+_TENSORFLOW_SERVING = """\
+Lay an export out for TensorFlow Serving: NAME/VERSION/saved_model.pb, and the model
+among those of models.config.
+"""
+
+_TENSORFLOW_SERVING_EXAMPLES = """\
+  keras-distill repository tensorflow-serving student --out models
+  keras-distill repository tensorflow-serving student --out models --base-path /models
+"""
+
+_MLSERVER = """\
+Lay an export out for MLServer: NAME/model-settings.json, a runtime over ONNX Runtime
+and NAME/VERSION/model.onnx. `mlserver start REPOSITORY` then serves it.
+"""
+
+_MLSERVER_EXAMPLES = """\
+  keras-distill repository mlserver student --out models
+  keras-distill repository mlserver student/3 --out models --artefact onnx_int8
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the subcommand, which has one of its own for every server."""
+    parser = commands.add_parser(
+        "repository",
+        help="lay an export out for Triton, TensorFlow Serving or MLServer",
+        description=_DESCRIPTION,
+        epilog="`keras-distill repository SERVER --help` has examples.",
+    )
+    servers = parser.add_subparsers(metavar="SERVER", required=True)
+    _add_triton(servers)
+    _add_tensorflow_serving(servers)
+    _add_mlserver(servers)
+
+
+def _add_triton(servers: Commands) -> None:
+    parser = add_command(
+        servers,
+        "triton",
+        _triton,
+        help="NVIDIA Triton Inference Server",
+        description=_TRITON,
+        examples=_TRITON_EXAMPLES,
+    )
+    _add_common(parser)
+    _add_artefact(parser, "an ONNX artefact or saved_model")
+    parser.add_argument(
+        "--max-batch-size",
+        type=int,
+        metavar="SIZE",
+        help="0 for no batching (default: 64, or 0 for a model that has no batch)",
+    )
+    parser.add_argument(
+        "--preferred-batch-size",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="SIZE",
+        help="sizes that the dynamic batcher forms at once",
+    )
+    parser.add_argument(
+        "--max-queue-delay",
+        type=int,
+        default=0,
+        metavar="MICROSECONDS",
+        help="how long it waits for them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--instances",
+        type=int,
+        default=1,
+        metavar="COUNT",
+        help="copies of the model, on each GPU (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device", choices=["cpu", "gpu"], default="cpu", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--accelerator",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "KEY=VALUE"),
+        help="tensorrt or cuda, with parameters, for ONNX on a GPU",
+    )
+
+
+def _add_tensorflow_serving(servers: Commands) -> None:
+    parser = add_command(
+        servers,
+        "tensorflow-serving",
+        _tensorflow_serving,
+        help="TensorFlow Serving",
+        description=_TENSORFLOW_SERVING,
+        examples=_TENSORFLOW_SERVING_EXAMPLES,
+    )
+    _add_common(parser)
+    parser.add_argument(
+        "--base-path",
+        metavar="DIRECTORY",
+        help="where the server sees the repository (default: where it lies)",
+    )
+
+
+def _add_mlserver(servers: Commands) -> None:
+    parser = add_command(
+        servers,
+        "mlserver",
+        _mlserver,
+        help="MLServer, the Open Inference Protocol in Python",
+        description=_MLSERVER,
+        examples=_MLSERVER_EXAMPLES,
+    )
+    _add_common(parser)
+    _add_artefact(parser, "an ONNX artefact")
+    parser.add_argument(
+        "--provider",
+        nargs="+",
+        default=["CPUExecutionProvider"],
+        help="ONNX Runtime's execution providers (default: CPUExecutionProvider)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="COUNT",
+        help="threads for one request, 0 for one a core (default: %(default)s)",
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("export", metavar="EXPORT", help="an export's directory")
+    parser.add_argument(
+        "--out", required=True, metavar="REPOSITORY", help="the repository's directory"
+    )
+    parser.add_argument(
+        "--name", help="the model's name in the server (default: the Keras model's)"
+    )
+    parser.add_argument(
+        "--version",
+        type=int,
+        metavar="NUMBER",
+        help="default: the number that the export's directory is called, or else the "
+        "next that is free",
+    )
+
+
+def _add_artefact(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--artefact", default="onnx", help=f"{what} (default: %(default)s)"
+    )
+
+
+def _triton(arguments: argparse.Namespace) -> None:
+    from keras_distill.export import repositories
+
+    directory = repositories.triton(
+        arguments.export,
+        arguments.out,
+        name=arguments.name,
+        artefact=arguments.artefact,
+        version=arguments.version,
+        max_batch_size=arguments.max_batch_size,
+        preferred_batch_sizes=arguments.preferred_batch_size,
+        max_queue_delay_microseconds=arguments.max_queue_delay,
+        instances=arguments.instances,
+        device=arguments.device,
+        accelerators={
+            name: _parameters(pairs) for name, *pairs in arguments.accelerator
+        },
+    )
+    _report(directory, "tritonserver --model-repository={}")
+
+
+def _tensorflow_serving(arguments: argparse.Namespace) -> None:
+    from keras_distill.export import repositories
+
+    directory = repositories.tensorflow_serving(
+        arguments.export,
+        arguments.out,
+        name=arguments.name,
+        version=arguments.version,
+        base_path=arguments.base_path,
+    )
+    root = arguments.base_path or directory.parents[1]
+    _report(
+        directory,
+        f"tensorflow_model_server --model_config_file={root}/models.config "
+        "--port=8500 --rest_api_port=8501",
+    )
+
+
+def _mlserver(arguments: argparse.Namespace) -> None:
+    from keras_distill.export import repositories
+
+    directory = repositories.mlserver(
+        arguments.export,
+        arguments.out,
+        name=arguments.name,
+        artefact=arguments.artefact,
+        version=arguments.version,
+        providers=arguments.provider,
+        threads=arguments.threads,
+    )
+    _report(directory, "mlserver start {}")
+
+
+def _parameters(pairs: list[str]) -> dict[str, str]:
+    split = [pair.partition("=") for pair in pairs]
+    wrong = [
+        pair for pair, (_, equals, _) in zip(pairs, split, strict=True) if not equals
+    ]
+    if wrong:
+        raise ValueError(
+            "Parameters of `--accelerator` must be KEY=VALUE. "
+            f"Received: {', '.join(wrong)}."
+        )
+    return {key: value for key, _, value in split}
+
+
+def _report(directory: Path, command: str) -> None:
+    print(f"wrote {directory}")
+    print(f"serve it with `{command.format(directory.parents[1])}`")

@@ -1,0 +1,67 @@
+"""`keras-distill serve`."""
+
+import argparse
+import signal
+
+from keras_distill.cli.parsing import Commands, add_command
+
+_DESCRIPTION = """\
+Serve an export on this machine: the Open Inference Protocol over HTTP and gRPC, by
+MLServer and ONNX Runtime, on the loopback address alone. Ctrl-C or SIGTERM ends it.
+Needs `pip install keras-distill[serve]`.
+"""
+
+_EXAMPLES = """\
+  keras-distill serve student
+  keras-distill serve student/3 --port 9000 --grpc-port 9001 --name digits
+  curl http://127.0.0.1:8080/v2/models/NAME
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the subcommand."""
+    parser = add_command(
+        commands,
+        "serve",
+        _run,
+        help="serve an export on this machine over HTTP and gRPC",
+        description=_DESCRIPTION,
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("export", metavar="EXPORT", help="an export's directory")
+    parser.add_argument(
+        "--port", type=int, default=8080, help="for HTTP (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--grpc-port", type=int, default=8081, help="for gRPC (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--name", help="the model's name in the service (default: the Keras model's)"
+    )
+    parser.add_argument(
+        "--artefact",
+        default="onnx",
+        help="which of the export's ONNX artefacts (default: %(default)s)",
+    )
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from keras_distill.export.repositories.service import serving
+
+    # SIGTERM as Ctrl-C, so that both clean up; but not where the shell ignores one.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        with serving(
+            arguments.export,
+            port=arguments.port,
+            grpc_port=arguments.grpc_port,
+            name=arguments.name,
+            artefact=arguments.artefact,
+        ) as service:
+            for what, url in service.urls.items():
+                print(f"{what:<10}{url}", flush=True)
+            service.wait()
+    except KeyboardInterrupt:
+        print("stopped", flush=True)

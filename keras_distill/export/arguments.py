@@ -1,0 +1,121 @@
+"""What callers of `export` may ask for, and what they get where they don't say."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_distill.export import litert, onnx, saved_model
+from keras_distill.export.formats import FULL, Target
+
+# In the order of writing: LiteRT is converted from the SavedModel, and what is
+# quantised from what is not.
+_FORMATS = (saved_model.FORMAT, onnx.FORMAT, litert.FORMAT)
+# Static quantisation reads the ranges of activations off calibration data.
+_CALIBRATED = ("int8", "integer_only")
+INTEGERS = ("dynamic_int8", *_CALIBRATED)
+# The largest relative differences. Those of int8 depend on the model far more than
+# on the converter: this one tells a broken file, an `Evaluation` tells a worse one.
+_TOLERANCES = {FULL: 1e-5, "float16": 1e-2} | dict.fromkeys(INTEGERS, 0.2)
+
+
+def targets(
+    formats: Sequence[str], quantize: str | Sequence[str] | None
+) -> list[Target]:
+    """Return the artefacts to write, in the order of writing."""
+    known = [known.name for known in _FORMATS]
+    if isinstance(formats, str) or not formats or not set(formats) <= set(known):
+        raise ValueError(
+            f"`formats` must be a list of some of {known}. Received: formats={formats}."
+        )
+    chosen = [known for known in _FORMATS if known.name in formats]
+    precisions = [quantize] if isinstance(quantize, str) else list(quantize or ())
+    possible = {precision for format in chosen for precision in format.precisions}
+    if not set(precisions) <= possible:
+        raise ValueError(
+            f"`quantize` must be of {sorted(possible)} for the formats "
+            f"{[format.name for format in chosen]}. Received: quantize={quantize!r}."
+        )
+    return [
+        Target(format, precision)
+        for format in chosen
+        for precision in (FULL, *format.precisions)
+        if precision == FULL or precision in precisions
+    ]
+
+
+def target_named(name: str) -> Target:
+    """Return the artefact that a manifest calls `name`."""
+    possible = [
+        Target(format, precision)
+        for format in _FORMATS
+        for precision in (FULL, *format.precisions)
+    ]
+    for target in possible:
+        if target.name == name:
+            return target
+    raise ValueError(
+        f"An artefact must be one of {[target.name for target in possible]}. "
+        f"Received: {name!r}, made by another version of this package."
+    )
+
+
+def tolerances(tolerance: float | Mapping[str, float] | None) -> dict[str, float]:
+    """Return the tolerance of every precision."""
+    if tolerance is None:
+        return _TOLERANCES
+    given = dict(tolerance) if isinstance(tolerance, Mapping) else {FULL: tolerance}
+    unknown = set(given) - set(_TOLERANCES)
+    if unknown:
+        raise ValueError(
+            f"`tolerance` must be a number or have the keys {list(_TOLERANCES)}. "
+            f"Received: keys={sorted(unknown)}."
+        )
+    for value in given.values():
+        if not value > 0:
+            raise ValueError(
+                f"`tolerance` must be positive. Received: tolerance={tolerance}."
+            )
+    # No quantised artefact is nearer to Keras than the one that it is made from.
+    floor = given.get(FULL, 0.0)
+    return {name: max(value, floor) for name, value in _TOLERANCES.items()} | given
+
+
+def check_data(
+    targets: Sequence[Target],
+    example_batch: Any,
+    calibration_data: Any,
+    batch_size: int | None,
+) -> None:
+    """Raise where data is missing that the targets need, or given for nothing."""
+    if example_batch is None:
+        raise ValueError(
+            "`example_batch` must be a batch of inputs as the model takes them; every "
+            "artefact is compared with the model on it. Received: example_batch=None."
+        )
+    calibrated = [target.name for target in targets if target.precision in _CALIBRATED]
+    if calibrated and calibration_data is None:
+        raise ValueError(
+            "`calibration_data` must hold a few hundred typical inputs for "
+            f"{calibrated}. Received: calibration_data=None. Without such data "
+            "`quantize='dynamic_int8'` is possible."
+        )
+    if calibration_data is not None and not calibrated:
+        raise ValueError(
+            "`calibration_data` is for `quantize` 'int8' or 'integer_only'. "
+            f"Received: calibration_data for {[target.name for target in targets]}."
+        )
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(
+            f"`batch_size` must be at least 1. Received: batch_size={batch_size}."
+        )
+
+
+def check_provenance(provenance: Mapping[str, Any] | None) -> None:
+    """Raise where the manifest couldn't hold it."""
+    try:
+        json.dumps(provenance, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "`provenance` must be a dict of what JSON can hold. "
+            f"Received: {provenance!r} ({error})."
+        ) from None

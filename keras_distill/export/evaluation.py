@@ -1,0 +1,249 @@
+"""What an artefact is worth on data that nobody trained on."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from keras_distill.export import parity
+from keras_distill.export.batches import Arrays, pieces, size_of
+from keras_distill.export.formats import Loaded, Target
+from keras_distill.export.parity import ParityError
+from keras_distill.export.serving import Served
+
+
+class Evaluation:
+    """Held-out data, a task metric and how much of it an artefact may lose.
+
+    Every artefact and the Keras model run over the data; an artefact that is worse
+    than the model by more than `max_drop` isn't published. It decides about int8
+    artefacts alone; others have to agree with the model value by value too.
+
+    Args:
+        data: `(x, y)` or `(x, y, sample_weight)` of arrays of shape `(examples, ...)`,
+            or an iterable of such batches that can be iterated more than once, as a
+            `tf.data.Dataset`. `x` as the model takes it, or the preprocessing where
+            there is one; `y` as the metric takes it, or a dict of that by output.
+            The model's outputs for all of it are held in memory.
+        metric: A `keras.metrics.Metric`, called with `y` and the output, as
+            `keras.metrics.SparseCategoricalAccuracy()` or, of one logit,
+            `keras.metrics.AUC(from_logits=True)`. The object isn't changed.
+        max_drop: By how much an artefact's metric may be worse than the model's: 0.01
+            is a point of accuracy.
+        output: The name of the output that `metric` reads; only a model of several
+            outputs needs it.
+        mode: `"max"` where a larger metric is better, `"min"` where a smaller one is.
+        batch_size: How many examples run at once; arrays are cut to it.
+
+    Raises:
+        TypeError: `metric` isn't a Keras metric.
+        ValueError: `max_drop` or `batch_size` or `mode` isn't usable.
+
+    Example:
+    >>> import keras, numpy as np
+    >>> Evaluation(
+    ...     (np.zeros((4, 3), "float32"), np.zeros(4, "int64")),
+    ...     keras.metrics.SparseCategoricalAccuracy(),
+    ...     max_drop=0.01,
+    ... ).max_drop
+    0.01
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        metric: keras.metrics.Metric,
+        *,
+        max_drop: float,
+        output: str | None = None,
+        mode: Literal["max", "min"] = "max",
+        batch_size: int = 256,
+    ) -> None:
+        if not isinstance(metric, keras.metrics.Metric):
+            raise TypeError(
+                "`metric` must be a `keras.metrics.Metric`, such as "
+                "`keras.metrics.SparseCategoricalAccuracy()`. "
+                f"Received: {metric!r} of type {type(metric).__name__}."
+            )
+        if not max_drop >= 0:
+            raise ValueError(
+                f"`max_drop` must be at least 0. Received: max_drop={max_drop}."
+            )
+        if mode not in ("max", "min"):
+            raise ValueError(f"`mode` must be 'max' or 'min'. Received: mode={mode!r}.")
+        if batch_size < 1:
+            raise ValueError(
+                f"`batch_size` must be at least 1. Received: batch_size={batch_size}."
+            )
+        if isinstance(data, Iterator):
+            raise ValueError(
+                "`data` must be iterable more than once, as every artefact runs over "
+                f"it. Received: {type(data).__name__}. Make it a list or a dataset."
+            )
+        self.data = data
+        self.metric = metric
+        self.max_drop = max_drop
+        self.output = output
+        self.mode = mode
+        self.batch_size = batch_size
+
+    def batches(self) -> Iterator[tuple[Any, Any, Any]]:
+        """Yield `(x, y, sample_weight)` of at most `batch_size` examples each."""
+        if not isinstance(self.data, tuple):
+            for batch in self.data:
+                yield keras.utils.unpack_x_y_sample_weight(_arrays(batch))
+            return
+        arrays = _arrays(self.data)
+        total = len(keras.tree.flatten(arrays)[0])
+        for begin in range(0, total, self.batch_size):
+            part = slice(begin, begin + self.batch_size)
+            yield keras.utils.unpack_x_y_sample_weight(_cut(arrays, part))
+
+
+class HeldOut:
+    """An evaluation's data as the artefacts take it.
+
+    Attributes:
+        output: The name of the output that the metric reads.
+        examples: How many there are.
+    """
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        arrays: Callable[[Any, str], Arrays],
+        *,
+        outputs: Sequence[str],
+        batch_size: int | None,
+    ) -> None:
+        self._evaluation = evaluation
+        self._arrays = arrays
+        self._batch_size = batch_size
+        self.output = _output(evaluation, outputs)
+        self.examples = sum(count for *_, count in self._pieces())
+        if not self.examples:
+            raise ValueError("`data` must hold examples. Received: none.")
+
+    def inputs(self) -> Iterator[Arrays]:
+        """Yield the batches of named inputs."""
+        return (batch for batch, *_ in self._pieces())
+
+    def metric(self, outputs: Iterable[Arrays]) -> float:
+        """Return the metric of what a model or an artefact gave for `inputs`."""
+        metric = self._evaluation.metric
+        metric = type(metric).from_config(metric.get_config())
+        for (_, y, weight, count), given in zip(self._pieces(), outputs, strict=True):
+            labels = y[self.output] if isinstance(y, dict) else y
+            predictions = given[self.output][:count]
+            metric.update_state(labels, predictions, sample_weight=weight)
+        return float(metric.result())
+
+    def _pieces(self) -> Iterator[tuple[Arrays, Any, Any, int]]:
+        for x, y, weight in self._evaluation.batches():
+            arrays = self._arrays(x, "evaluation")
+            if self._batch_size is None:
+                yield arrays, y, weight, size_of(arrays)
+                continue
+            done = 0
+            for piece, count in pieces(arrays, self._batch_size):
+                part = slice(done, done + count)
+                done += count
+                yield piece, _cut(y, part), _cut(weight, part), count
+
+
+class Judge:
+    """Runs artefacts over an evaluation, against what the model gave there."""
+
+    def __init__(self, evaluation: Evaluation, served: Served) -> None:
+        self._evaluation = evaluation
+        self._held_out = HeldOut(
+            evaluation,
+            served.arrays,
+            outputs=list(served.outputs),
+            batch_size=served.batch_size,
+        )
+        self._expected = [
+            parity.call(served, batch) for batch in self._held_out.inputs()
+        ]
+        self._keras = self._held_out.metric(self._expected)
+
+    def score(
+        self,
+        target: Target,
+        loaded: Loaded,
+        scales: dict[str, float],
+        tolerance: float | None,
+    ) -> dict[str, float]:
+        """Return an artefact's metric and its largest difference from the model.
+
+        Raises:
+            ParityError: The metric dropped by more than `max_drop`, or values differ
+                by more than `tolerance`.
+        """
+        outputs: list[Arrays] = []
+
+        def run(batch: Arrays) -> Arrays:
+            outputs.append(loaded.run(batch))
+            return outputs[-1]
+
+        recording = dataclasses.replace(loaded, run=run)
+        cases = zip(self._held_out.inputs(), self._expected, strict=True)
+        difference = parity.compare(target, recording, cases, scales, tolerance)
+        value = self._held_out.metric(outputs)
+        check_drop(self._evaluation, target.name, before=self._keras, after=value)
+        return {
+            "metric": value,
+            "max_abs_difference": difference.absolute,
+            "max_relative_difference": difference.relative,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the manifest keeps."""
+        evaluation = self._evaluation
+        return {
+            "metric": evaluation.metric.name,
+            "output": self._held_out.output,
+            "mode": evaluation.mode,
+            "max_drop": evaluation.max_drop,
+            "examples": self._held_out.examples,
+            "keras": self._keras,
+        }
+
+
+def check_drop(
+    evaluation: Evaluation, artefact: str, *, before: float, after: float
+) -> None:
+    """Raise `ParityError` where an artefact's metric is too far from the model's."""
+    drop = before - after if evaluation.mode == "max" else after - before
+    if not drop <= evaluation.max_drop:
+        raise ParityError(
+            f"The {artefact} artefact may lose at most {evaluation.max_drop:g} of the "
+            f"model's {evaluation.metric.name}. Received: {after:.6g} where Keras has "
+            f"{before:.6g}, a loss of {drop:.6g}. Leave its precision out, give more "
+            "or more typical `calibration_data`, or raise `max_drop`."
+        )
+
+
+def _output(evaluation: Evaluation, names: Sequence[str]) -> str:
+    only = names[0] if len(names) == 1 else None
+    output = evaluation.output or only
+    if output is None or output not in names:
+        raise ValueError(
+            f"`output` of the evaluation must be one of the model's {list(names)}. "
+            f"Received: output={evaluation.output!r}."
+        )
+    return output
+
+
+def _arrays(structure: Any) -> Any:
+    return keras.tree.map_structure(
+        lambda values: None if values is None else np.asarray(values), structure
+    )
+
+
+def _cut(structure: Any, part: slice) -> Any:
+    return keras.tree.map_structure(
+        lambda array: None if array is None else array[part], structure
+    )

@@ -1,0 +1,52 @@
+"""The examples that an export keeps, so that it can be checked later and elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_distill.export.batches import Arrays, as_text, rows
+from keras_distill.export.parity import Reference
+
+FILE = "examples.npz"
+# Enough to see a wrong file, few enough to stay small beside the model.
+COUNT = 32
+
+Examples = dict[str, Arrays]
+
+
+def write(directory: Path, expected: Reference, batch_size: int | None) -> None:
+    """Keep the first `COUNT` examples, or the first batch of a fixed size.
+
+    Text is stored as text: NumPy would pickle it as objects.
+    """
+    kept = slice(batch_size or COUNT)
+    inputs, outputs = expected.cases[0]
+    groups = {"inputs": inputs, "outputs": outputs}
+    if expected.raw_cases:
+        groups["raw"] = expected.raw_cases[0][0]
+    arrays: dict[str, Any] = {
+        f"{group}/{name}": _storable(array)
+        for group, members in groups.items()
+        for name, array in rows(members, kept).items()
+    }
+    with (directory / FILE).open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read(directory: Path) -> Examples:
+    """Read what `write` wrote."""
+    groups: Examples = {}
+    with np.load(directory / FILE, allow_pickle=False) as arrays:
+        for key in arrays.files:
+            group, _, name = key.partition("/")
+            array = arrays[key]
+            groups.setdefault(group, {})[name] = (
+                array.astype(object) if array.dtype.kind == "U" else array
+            )
+    return groups
+
+
+def _storable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return as_text(array).astype(str) if array.dtype == object else array

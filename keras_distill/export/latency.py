@@ -1,0 +1,171 @@
+"""How fast an export answers, artefact by artefact, beside the Keras model."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_distill.export import arguments, examples, manifest
+from keras_distill.export.batches import Arrays
+from keras_distill.export.loading import load_model
+from keras_distill.export.manifest import Manifest
+from keras_distill.export.serving import serve, tensors_of
+
+Row = dict[str, Any]
+
+KERAS_PREDICT = "keras predict"
+KERAS_FUNCTION = "keras tf.function"
+_ROUNDS = 5
+_WARM_UPS = 5
+
+
+def measure(
+    directory: str | os.PathLike[str],
+    *,
+    model: keras.Model | str | os.PathLike[str] | None = None,
+    batch_sizes: Sequence[int] = (1, 8, 64),
+    calls: int = 200,
+    seconds: float = 5.0,
+    threads: int | None = None,
+) -> list[Row]:
+    """Time every artefact of an export in its own runtime, in this process.
+
+    What is timed is a call from NumPy arrays to NumPy arrays. Sides take turns, a
+    fifth of their calls at a time, so that what else the machine does hits all alike:
+    take ratios, not milliseconds.
+
+    Args:
+        directory: An export.
+        model: The Keras model that it was made from, or its `.keras` file; timed as
+            `predict` and inside a `tf.function`.
+        batch_sizes: How many examples a call has; made of the export's examples. An
+            export of a fixed batch size is timed at that alone.
+        calls: How often a side is called for each batch size.
+        seconds: After how many seconds a side is called no more, for each batch size;
+            at least 10 calls are made.
+        threads: How many threads ONNX Runtime and LiteRT use; None for their own
+            choice. TensorFlow's are set by `tf.config.threading`.
+
+    Returns:
+        For each side and batch size `{"side", "batch_size", "calls", "p50_ms",
+        "p95_ms", "p99_ms", "examples_per_s", "speedup"}`, the last one the median
+        of `predict` over that of the side; None without `model`.
+
+    Raises:
+        FileNotFoundError: `directory` holds no export.
+        ImportError: The runtime of an artefact isn't installed.
+
+    Example:
+    >>> import tempfile
+    >>> import keras, numpy as np
+    >>> from keras_distill.export import export
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     _ = export(
+    ...         model, f"{parent}/served", ["saved_model"],
+    ...         example_batch=np.ones((3, 4), "float32"),
+    ...     )
+    ...     rows = measure(f"{parent}/served", batch_sizes=[1], calls=10)
+    >>> [(row["side"], row["batch_size"], row["calls"]) for row in rows]
+    [('saved_model', 1, 10)]
+    """
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(
+            "`batch_sizes` must be numbers from 1 on. "
+            f"Received: batch_sizes={batch_sizes}."
+        )
+    directory = Path(directory)
+    described = manifest.require(directory)
+    kept = examples.read(directory)["inputs"]
+    sides = _artefacts(directory, described, threads)
+    if model is not None:
+        sides |= _keras(load_model(model), kept, described.get("batch_size"))
+    fixed = described.get("batch_size")
+    rows = []
+    for batch_size in [fixed] if fixed else batch_sizes:
+        batch = {
+            name: np.resize(array, (batch_size, *array.shape[1:]))
+            for name, array in kept.items()
+        }
+        timed = _interleaved(sides, batch, calls, seconds)
+        predict = timed.get(KERAS_PREDICT)
+        rows += [_row(name, batch_size, t, predict) for name, t in timed.items()]
+    return rows
+
+
+def _artefacts(
+    directory: Path, described: Manifest, threads: int | None
+) -> dict[str, Callable[[Arrays], Any]]:
+    sides = {}
+    for name in described["artefacts"]:
+        target = arguments.target_named(name)
+        target.format.require()
+        with target.explaining("loading it"):
+            sides[name] = target.format.load(directory / target.file, threads).run
+    return sides
+
+
+def _keras(
+    model: keras.Model, kept: Arrays, batch_size: int | None
+) -> dict[str, Callable[[Arrays], Any]]:
+    served = serve(
+        model,
+        kept if len(kept) > 1 else next(iter(kept.values())),
+        batch_size=batch_size,
+    )
+    if set(served.inputs) != set(kept):
+        raise ValueError(
+            f"`model` must have the inputs of the export, {sorted(kept)}. "
+            f"Received: a model with the inputs {sorted(served.inputs)}."
+        )
+
+    def function(batch: Arrays) -> Arrays:
+        outputs = served.function(tensors_of(batch))
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+    def predict(batch: Arrays) -> Any:
+        packed = served.pack({name: batch[name] for name in served.inputs})
+        size = len(next(iter(batch.values())))
+        return model.predict(packed, batch_size=size, verbose=0)
+
+    return {KERAS_PREDICT: predict, KERAS_FUNCTION: function}
+
+
+def _interleaved(
+    sides: dict[str, Callable[[Arrays], Any]], batch: Arrays, calls: int, seconds: float
+) -> dict[str, list[float]]:
+    """Call the sides in turn; return the milliseconds of each call."""
+    for call in sides.values():
+        for _ in range(_WARM_UPS):
+            call(batch)
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(_ROUNDS):
+        for name, call in sides.items():
+            end = time.perf_counter() + seconds / _ROUNDS
+            for number in range(-(-calls // _ROUNDS)):
+                begin = time.perf_counter()
+                if begin > end and number >= 2:
+                    break
+                call(batch)
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return times
+
+
+def _row(
+    side: str, batch_size: int, times: list[float], predict: list[float] | None
+) -> Row:
+    p50, p95, p99 = (float(value) for value in np.percentile(times, [50, 95, 99]))
+    return {
+        "side": side,
+        "batch_size": batch_size,
+        "calls": len(times),
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "examples_per_s": 1e3 * batch_size * len(times) / sum(times),
+        "speedup": float(np.median(predict)) / p50 if predict else None,
+    }

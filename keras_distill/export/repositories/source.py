@@ -1,0 +1,62 @@
+"""What a repository is made from: an export whose files are as its manifest says."""
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from keras_distill.export import manifest, verification
+from keras_distill.export.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export on disk.
+
+    Attributes:
+        directory: Where it lies, with symbolic links resolved.
+        manifest: What `manifest.json` there says.
+    """
+
+    directory: Path
+    manifest: Manifest
+
+    def files(self, artefact: str, formats: Collection[str]) -> list[Path]:
+        """Return the files of an artefact that has to be of one of `formats`."""
+        artefacts = self.manifest["artefacts"]
+        usable = [name for name, it in artefacts.items() if it["format"] in formats]
+        if artefact not in usable:
+            raise ValueError(
+                f"`artefact` must be one of {usable}, which the export holds in a "
+                f"format that the server reads ({', '.join(formats)}). "
+                f"Received: artefact={artefact!r}."
+            )
+        return [self.directory / file["path"] for file in artefacts[artefact]["files"]]
+
+
+def open_export(export: str | os.PathLike[str]) -> Export:
+    """Read the export at `export`, and check its files."""
+    directory = Path(os.path.realpath(export))
+    described = manifest.require(directory)
+    verification.check_files(directory, described)
+    return Export(directory, described)
+
+
+def onnx_files(files: list[Path]) -> dict[str, Path]:
+    """Name the files of an ONNX artefact: `model.onnx`, and what belongs to it."""
+    models = [path for path in files if path.suffix == ".onnx"]
+    if len(models) != 1:
+        raise ValueError(
+            "`artefact` must have one file that ends in .onnx. "
+            f"Received: {[path.name for path in files]}."
+        )
+    # Weights in files of their own are found by their names, beside the model.
+    return {path.name: path for path in files if path not in models} | {
+        "model.onnx": models[0]
+    }
+
+
+def saved_model_files(files: list[Path]) -> dict[str, Path]:
+    """Name the files of a SavedModel relative to its own directory."""
+    [root] = [path.parent for path in files if path.name == "saved_model.pb"]
+    return {path.relative_to(root).as_posix(): path for path in files}

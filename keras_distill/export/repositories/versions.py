@@ -1,0 +1,129 @@
+"""Versions of a model in a repository: numbered, written whole, never overwritten."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from keras_distill.export.publish import replacing
+from keras_distill.export.repositories.source import Export
+
+# What every server takes as a directory, in a URL and in its configuration.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NUMBER = re.compile(r"[1-9][0-9]*")
+
+
+@contextmanager
+def new_version(
+    export: Export,
+    repository: str | os.PathLike[str],
+    name: str | None,
+    version: int | None,
+) -> Iterator[Path]:
+    """Yield the path of a version that isn't there yet, with the repository locked.
+
+    Args:
+        export: What will be laid out there.
+        repository: The root of the repository; made where it is absent.
+        name: The model's name in the server; that of the Keras model by default.
+        version: A positive number; by default that which the export's directory is
+            called, or else the next that is free.
+    """
+    name = _checked_name(export.manifest["model"] if name is None else name)
+    _check_version(version)
+    root = Path(os.path.realpath(repository))
+    with _locked(root):
+        model = root / name
+        model.mkdir(exist_ok=True)
+        try:
+            yield model / str(_number(export, model) if version is None else version)
+        finally:
+            # Holds nothing only where the first version failed.
+            with suppress(OSError):
+                model.rmdir()
+
+
+@contextmanager
+def writing(directory: Path, files: Mapping[str, Path]) -> Iterator[None]:
+    """Copy `files` to where they become `directory` at the end of the block.
+
+    Args:
+        directory: What `new_version` yielded.
+        files: Relative path in the version to the file that is copied there.
+    """
+    with replacing(directory, _check_absent) as scratch:
+        for relative, source in files.items():
+            target = scratch / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        yield
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in one step: readers see the old text or the new."""
+    scratch = path.with_name(f".{path.name}.keras-distill")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            "`name` must be letters, digits, '_', '-' and '.', and begin with a "
+            "letter, a digit or '_', as it becomes a directory and part of a URL. "
+            f"Received: name={name!r}."
+        )
+    return name
+
+
+def _check_version(version: int | None) -> None:
+    if version is not None and (isinstance(version, bool) or version < 1):
+        raise ValueError(
+            "`version` must be a positive number; servers take the largest. "
+            f"Received: version={version}."
+        )
+
+
+def _number(export: Export, model: Path) -> int:
+    if _NUMBER.fullmatch(export.directory.name):
+        return int(export.directory.name)
+    present = [int(it.name) for it in model.iterdir() if _NUMBER.fullmatch(it.name)]
+    return max(present, default=0) + 1
+
+
+def _check_absent(directory: Path) -> None:
+    if os.path.lexists(directory):
+        raise FileExistsError(
+            "`version` must be new, as a version that may be served is never "
+            f"overwritten. Received: version={directory.name}, which is at "
+            f"{str(directory)!r}. Choose another `version`."
+        )
+
+
+@contextmanager
+def _locked(repository: Path) -> Iterator[None]:
+    """Make the repository; wait until nobody else adds to it."""
+    import fcntl  # absent on Windows, where the rest of the package works
+
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(repository, os.O_RDONLY)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            "`repository` must be a directory where this process can write. "
+            f"Received: repository={str(repository)!r} ({error.strerror})",
+        ) from error
+    try:
+        # Where the file system has no locks, `version` has to be given by those who
+        # add to a repository at the same time.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

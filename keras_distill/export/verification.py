@@ -1,0 +1,207 @@
+"""Is an export, later and elsewhere, still what was published?"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from keras_distill.export import arguments, examples, manifest, parity, saved_model
+from keras_distill.export.batches import Arrays, other_size, to_arrays
+from keras_distill.export.evaluation import Evaluation, HeldOut, check_drop
+from keras_distill.export.examples import Examples
+from keras_distill.export.formats import Target
+from keras_distill.export.manifest import Manifest
+from keras_distill.export.parity import ParityError
+
+Report = dict[str, Any]
+
+
+def verify(
+    directory: str | os.PathLike[str],
+    *,
+    run: bool = True,
+    evaluation: Evaluation | None = None,
+) -> Report:
+    """Check an export without its model: files, then answers, then the task metric.
+
+    Every file has to have the size and SHA-256 of the manifest, and no file may have
+    come. Every artefact is then run by its own runtime on the examples that the export
+    keeps, and has to give what the model gave within its tolerance. It is no proof
+    against somebody who changes the manifest too.
+
+    Args:
+        directory: An export: the directory with the `manifest.json`.
+        run: Whether to run the artefacts; without, only files are checked.
+        evaluation: The data and the metric that `export` was given, to measure what
+            the artefacts lose of it once more.
+
+    Returns:
+        `{"directory", "ok", "problems", "artefacts"}`: the problems that belong to no
+        artefact, and for each artefact `{"ok", "problems"}` with, where it was run,
+        `"max_abs_difference"` and `"metric"`.
+
+    Raises:
+        FileNotFoundError: `directory` holds no export.
+        ImportError: The runtime of an artefact isn't installed.
+        ValueError: `evaluation` isn't the one of the export.
+
+    Example:
+    >>> import tempfile
+    >>> import keras, numpy as np
+    >>> from keras_distill.export import export
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     _ = export(
+    ...         model, f"{parent}/served", ["saved_model"],
+    ...         example_batch=np.ones((3, 4), "float32"),
+    ...     )
+    ...     verify(f"{parent}/served")["ok"]
+    True
+    """
+    directory = Path(directory)
+    described = manifest.require(directory)
+    problems = _strangers(directory, described)
+    problems += _damages(directory, described["examples"])
+    check = _checks(directory, described, evaluation) if run and not problems else None
+    artefacts = {
+        name: _verify_artefact(directory, name, artefact, check)
+        for name, artefact in described["artefacts"].items()
+    }
+    ok = not problems and all(artefact["ok"] for artefact in artefacts.values())
+    return {
+        "directory": str(directory),
+        "ok": ok,
+        "problems": problems,
+        "artefacts": artefacts,
+    }
+
+
+def check_files(directory: Path, described: Manifest) -> None:
+    """Raise `ParityError` where a file isn't the one of the manifest."""
+    problems = _damages(directory, manifest.files(described))
+    if problems:
+        raise ParityError(
+            f"The export in {str(directory)!r} must be as it was published. "
+            f"Received: {'; '.join(problems)}. Export the model again."
+        )
+
+
+# Runs an artefact; returns what was measured.
+_Check = Callable[[Target, Path, float], dict[str, float]]
+
+
+def _verify_artefact(
+    directory: Path, name: str, artefact: dict[str, Any], check: _Check | None
+) -> dict[str, Any]:
+    problems = _damages(directory, artefact["files"])
+    measured: dict[str, float] = {}
+    # What isn't the published file isn't loaded.
+    if check is not None and not problems:
+        target = arguments.target_named(name)
+        target.format.require()
+        try:
+            measured = check(target, directory / target.file, artefact["tolerance"])
+        except RuntimeError as error:
+            problems.append(str(error))
+    return {"ok": not problems, "problems": problems, **measured}
+
+
+def _checks(
+    directory: Path, described: Manifest, evaluation: Evaluation | None
+) -> _Check:
+    kept = examples.read(directory)
+    batch_size = described.get("batch_size")
+    scales = described["scales"]
+    held_out = None
+    if evaluation is not None:
+        held_out = _held_out(evaluation, described)
+
+    def check(target: Target, path: Path, tolerance: float) -> dict[str, float]:
+        with target.explaining("loading it"):
+            loaded = target.format.load(path)
+        cases = _cases(kept, "inputs", batch_size)
+        difference = parity.compare(target, loaded, cases, scales, tolerance)
+        if "raw" in kept and target.format is saved_model.FORMAT:
+            raw = saved_model.load_signature(path, saved_model.RAW_SIGNATURE)
+            cases = _cases(kept, "raw", batch_size)
+            difference |= parity.compare(target, raw, cases, scales, tolerance)
+        measured = {"max_abs_difference": difference.absolute}
+        if evaluation is not None and held_out is not None:
+            metric = held_out.metric(map(loaded.run, held_out.inputs()))
+            before = described["evaluation"]["keras"]
+            check_drop(evaluation, target.name, before=before, after=metric)
+            measured["metric"] = metric
+        return measured
+
+    return check
+
+
+def _cases(
+    kept: Examples, group: str, batch_size: int | None
+) -> list[tuple[Arrays, Arrays]]:
+    cases = [(kept[group], kept["outputs"])]
+    if batch_size is None:
+        cases.append((other_size(kept[group]), other_size(kept["outputs"])))
+    return cases
+
+
+def _held_out(evaluation: Evaluation, described: Manifest) -> HeldOut:
+    before = described.get("evaluation")
+    if before is None:
+        raise ValueError(
+            "`evaluation` must be the one that the export was made with. "
+            f"Received: {evaluation.metric.name}, and an export made without any."
+        )
+    specs = {
+        spec["name"]: tf.TensorSpec(spec["shape"], spec["dtype"])
+        for spec in described["signature"]["inputs"]
+    }
+    held_out = HeldOut(
+        evaluation,
+        lambda batch, argument: to_arrays(batch, specs, argument),
+        outputs=[spec["name"] for spec in described["signature"]["outputs"]],
+        batch_size=described.get("batch_size"),
+    )
+    given = (evaluation.metric.name, held_out.examples)
+    if given != (before["metric"], before["examples"]):
+        raise ValueError(
+            "`evaluation` must be the one that the export was made with: "
+            f"{before['metric']} on {before['examples']} examples. "
+            f"Received: {given[0]} on {given[1]} examples."
+        )
+    return held_out
+
+
+def _strangers(directory: Path, described: Manifest) -> list[str]:
+    """Name the files that the manifest doesn't list."""
+    present = {
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
+    strangers = sorted(present - manifest.listed_files(described))
+    return [f"{name} isn't in the manifest" for name in strangers]
+
+
+def _damages(directory: Path, listed: list[dict[str, Any]]) -> list[str]:
+    """Tell what is wrong with files of the manifest."""
+    damages = [_damage(directory, file) for file in listed]
+    return [damage for damage in damages if damage is not None]
+
+
+def _damage(directory: Path, file: dict[str, Any]) -> str | None:
+    name = file["path"]
+    path = directory / name
+    # A manifest from elsewhere mustn't make us read what isn't in its directory.
+    if not path.resolve().is_relative_to(directory.resolve()):
+        return f"{name} lies outside of the export"
+    if not path.is_file():
+        return f"{name} is missing"
+    size = path.stat().st_size
+    if size != file["bytes"]:
+        return f"{name} has {size} bytes where the manifest says {file['bytes']}"
+    if manifest.sha256(path) != file["sha256"]:
+        return f"{name} has another SHA-256 than the manifest says"
+    return None

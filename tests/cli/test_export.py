@@ -1,0 +1,218 @@
+"""`export`, `verify` and `bench` as scripts use them: files in, exit codes out."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_distill.cli import main
+
+COMMAND = str(Path(sys.executable).with_name("keras-distill"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A student, its data and two that can't be exported."""
+    keras.utils.set_random_seed(0)
+    folder = tmp_path_factory.mktemp("cli")
+    student = keras.Sequential(
+        [
+            keras.Input((6,), name="features"),
+            layers.Dense(16, "relu"),
+            layers.Dense(3, name="scores"),
+        ],
+        name="student",
+    )
+    student.save(folder / "student.keras")
+    student.set_weights([w * np.nan for w in student.get_weights()])
+    student.save(folder / "nan.keras")
+    words = keras.Input((), dtype="string", name="word")
+    ids = layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")(words)
+    keras.Model(words, layers.Dense(2, name="y")(ids)).save(folder / "words.keras")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 6)).astype("float32")
+    y = np.argmax(keras.saving.load_model(folder / "student.keras")(x), -1)
+    np.savez(folder / "data.npz", features=x[:100])
+    np.savez(folder / "test.npz", features=x[100:], labels=y[100:])
+    np.savez(folder / "wrong.npz", features=x[100:], labels=2 - y[100:])
+    np.savez(folder / "words.npz", word=np.array(["a", "b", "c"]))
+    np.savez(folder / "pickled.npz", word=np.array(["a", None], dtype=object))
+    return folder
+
+
+def call(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_the_line_of_the_help_as_a_process(folder):
+    """int8 with calibration data alone, then verify, then a flipped byte."""
+
+    def command(*arguments):
+        return subprocess.run(
+            [COMMAND, *arguments], capture_output=True, text=True, cwd=folder
+        )
+
+    line = "export student.keras --to onnx --quantize int8 --calibrate data.npz"
+    exported = command(*line.split(), "--out", "build/")
+    assert exported.returncode == 0, exported.stderr
+    assert [row.split()[0] for row in exported.stdout.splitlines()] == [
+        "artefact",
+        "onnx",
+        "onnx_int8",
+    ]
+    verified = command("verify", "build")
+    assert (verified.returncode, verified.stdout) == (0, "onnx: ok\nonnx_int8: ok\n")
+    path = folder / "build" / "model.int8.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    verified = command("verify", "build")
+    assert verified.returncode == 3
+    assert "onnx_int8: model.int8.onnx has another SHA-256" in verified.stdout
+
+
+def test_json_is_all_that_is_printed(folder, tmp_path, capsys):
+    (tmp_path / "made.json").write_text('{"teacher": "large", "alpha": 0.5}')
+    out = tmp_path / "student"
+    arguments = ["export", folder / "student.keras", "--to", "onnx", "litert"]
+    arguments += ["--quantize", "float16", "--examples", folder / "data.npz"]
+    arguments += ["--evaluate", folder / "test.npz", "--metric", "accuracy"]
+    arguments += ["--out", out, "--version", "next"]
+    arguments += ["--provenance", tmp_path / "made.json", "--json"]
+    assert call(*arguments) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest == json.loads((out / "1" / "manifest.json").read_text())
+    assert manifest["provenance"] == {"teacher": "large", "alpha": 0.5}
+    assert manifest["evaluation"]["keras"] == 1
+    assert manifest["artefacts"]["onnx_float16"]["evaluation"]["metric"] >= 0.99
+
+    evaluate = ["--evaluate", folder / "test.npz", "--json"]
+    assert call("verify", out / "1", *evaluate) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"]
+    assert report["artefacts"]["onnx"]["metric"] == 1
+
+    bench = ["--model", folder / "student.keras", "--batch-sizes", "1", "4"]
+    assert call("bench", out / "1", *bench, "--calls", "10", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    sides = [*manifest["artefacts"], "keras predict", "keras tf.function"]
+    assert [(row["side"], row["batch_size"]) for row in rows] == [
+        (side, size) for size in (1, 4) for side in sides
+    ]
+    for row in rows:
+        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert row["calls"] == 10
+        if row["side"] == "keras predict":
+            assert row["speedup"] == pytest.approx(1)
+
+
+def test_bench_prints_one_table(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    data = ["--examples", folder / "data.npz", "--out", out]
+    assert call("export", folder / "student.keras", "--to", "onnx", *data) == 0
+    capsys.readouterr()
+    assert call("bench", out, "--batch-sizes", "1", "--calls", "10") == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split("  ")[0].strip() == "side"
+    assert row.split()[:2] == ["onnx", "1"]
+
+
+def test_a_metric_that_drops_publishes_nothing(folder, tmp_path, capsys, monkeypatch):
+    from keras_distill.export import evaluation
+
+    values = iter([0.9, 0.7])
+    monkeypatch.setattr(evaluation.HeldOut, "metric", lambda *_: next(values))
+    arguments = ["--to", "onnx", "--evaluate", folder / "test.npz"]
+    arguments += ["--max-drop", "0.1", "--out", tmp_path / "out", "--json"]
+    assert call("export", folder / "student.keras", *arguments) == 3
+    printed = capsys.readouterr()
+    assert "0.7 where Keras has 0.9" in json.loads(printed.out)["error"]
+    assert "0.7 where Keras has 0.9" in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.keras", "--examples", "data.npz"], "where there is no file"),
+        (["data.npz", "--examples", "data.npz"], "path of a `.keras` file"),
+        (["nan.keras", "--examples", "data.npz"], "no NaN in its weights"),
+        (["student.keras"], "`--examples`, `--calibrate`, `--evaluate`"),
+        (["student.keras", "--examples", "pickled.npz"], "pickle"),
+        (["student.keras", "--examples", "student.keras"], "arrays by input name"),
+        (
+            ["student.keras", "--examples", "data.npz", "--quantize", "int8"],
+            "`calibration_data` must hold",
+        ),
+        (["student.keras", "--evaluate", "data.npz"], "`--labels` must name.*features"),
+        (
+            ["student.keras", "--evaluate", "test.npz", "--metric", "niceness"],
+            "class in keras.metrics.*niceness",
+        ),
+        (
+            ["words.keras", "--examples", "words.npz"],
+            "'string_lookup.*StringLookup.*--split-preprocessing",
+        ),
+        (
+            ["student.keras", "--examples", "data.npz", "--version", "0"],
+            "`version` must be a number from 1 on",
+        ),
+    ],
+)
+def test_bad_input_leaves_with_1(
+    folder, tmp_path, capsys, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(folder)
+    assert call("export", *arguments, "--to", "onnx", "--out", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("keras-distill: error: ")
+    assert re.search(message, error, re.DOTALL), error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_split_preprocessing(folder, tmp_path):
+    out = tmp_path / "out"
+    data = ["--examples", folder / "words.npz", "--out", out, "--split-preprocessing"]
+    assert call("export", folder / "words.keras", *data) == 0
+    import tensorflow as tf
+
+    saved = tf.saved_model.load(str(out / "saved_model"))
+    words = tf.constant(["a", "zebra"])
+    got = saved.signatures["serving_raw"](word=words)["y"]
+    model = keras.saving.load_model(folder / "words.keras")
+    np.testing.assert_allclose(got, model(words), atol=1e-6)
+    assert call("verify", out) == 0
+
+
+@pytest.mark.parametrize("command", ["export", "verify", "bench"])
+def test_help_has_examples(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        call(command, "--help")
+    printed = capsys.readouterr().out
+    assert f"  keras-distill {command} " in printed[printed.index("examples:") :]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "student.keras"],
+        ["export", "student.keras", "--to", "tfjs", "--out", "x"],
+        ["export", "student.keras", "--out", "x", "--version", "latest"],
+        ["verify"],
+    ],
+)
+def test_wrong_arguments_leave_with_2(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        call(*arguments)
+
+
+def test_verify_and_bench_want_an_export(tmp_path, capsys):
+    assert call("verify", tmp_path) == 1
+    assert call("bench", tmp_path) == 1
+    assert capsys.readouterr().err.count("must hold an export") == 2

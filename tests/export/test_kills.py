@@ -1,0 +1,124 @@
+"""An export that is killed leaves the old one or the new one, whole."""
+
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from keras_distill.export import export, manifest, verify
+
+KILLS = 20
+
+# Says when it begins, so that imports, which touch no file, take no part of the time.
+PROGRAM = """
+import sys
+import numpy as np
+from keras_distill.export import export
+model, directory, version, mark = sys.argv[1:]
+batch = np.ones((4, 28, 28, 1), "float32")
+print("ready", flush=True)
+export(
+    model,
+    directory,
+    example_batch=batch,
+    quantize=["float16", "int8"],
+    calibration_data=batch,
+    version=None if version == "none" else version,
+    provenance={"mark": mark},
+)
+print("done", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    keras.utils.set_random_seed(0)
+    path = tmp_path_factory.mktemp("models") / "student.keras"
+    keras.Sequential(
+        [
+            keras.Input((28, 28, 1), name="image"),
+            keras.layers.Conv2D(8, 3, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10, name="logits"),
+        ]
+    ).save(path)
+    return path
+
+
+def start(*arguments):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def duration(model, directory):
+    with start(model, directory, "none", "whole") as process:
+        begin = time.monotonic()
+        assert process.stdout.readline() == "done\n"
+        return time.monotonic() - begin
+
+
+def killed_after(seconds, *arguments):
+    """Start an export and kill it; tell whether it had finished before."""
+    with start(*arguments) as process:
+        time.sleep(seconds)
+        process.kill()
+        return process.stdout.read() == "done\n"
+
+
+def mark(directory):
+    report = verify(directory, run=False)
+    assert report["ok"], report
+    return manifest.read(directory)["provenance"]["mark"]
+
+
+def test_killed_at_random_moments(model, tmp_path):
+    replaced, versions = tmp_path / "replaced", tmp_path / "student"
+    seconds = duration(model, replaced)
+    batch = np.ones((4, 28, 28, 1), "float32")
+    for directory, version in ((replaced, None), (versions, 1)):
+        export(
+            model,
+            directory,
+            example_batch=batch,
+            version=version,
+            provenance={"mark": "old"},
+        )
+    known = {"1": "old"}
+    seen = "old"
+    moments = np.random.default_rng()
+    for number in range(KILLS):
+        moment = moments.uniform(0, 1.1 * seconds)
+        new = f"{number} at {moment:.3f} s of {seconds:.3f}"
+        if number % 2:
+            finished = killed_after(moment, model, replaced, "none", new)
+            # Killed after the swap and before the end, it is the new one already.
+            assert mark(replaced) in ({new} if finished else {seen, new})
+            seen = mark(replaced)
+            continue
+        finished = killed_after(moment, model, versions, "next", new)
+        published = {
+            path.name: mark(path)
+            for path in versions.iterdir()
+            if not path.name.startswith(".")
+        }
+        added = {name: published.pop(name) for name in set(published) - set(known)}
+        assert published == known, new
+        assert list(added.values()) in ([[new]] if finished else [[], [new]]), new
+        known |= added
+    # What the killed left behind goes with the next export.
+    latest = export(model, versions, example_batch=batch, version="next")["version"]
+    assert latest == len(known) + 1
+    assert {path.name for path in versions.iterdir()} == {*known, str(latest)}
+    export(model, replaced, example_batch=batch)
+    assert {path.name for path in tmp_path.iterdir()} == {"replaced", "student"}
+    assert verify(replaced)["ok"]
+    assert verify(versions / str(latest))["ok"]
