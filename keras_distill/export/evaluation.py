@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import keras
@@ -132,13 +133,19 @@ class HeldOut:
 
     def metric(self, outputs: Iterable[Arrays]) -> float:
         """Return the metric of what a model or an artefact gave for `inputs`."""
-        metric = self._evaluation.metric
-        metric = type(metric).from_config(metric.get_config())
-        for (_, y, weight, count), given in zip(self._pieces(), outputs, strict=True):
-            labels = y[self.output] if isinstance(y, dict) else y
-            predictions = given[self.output][:count]
-            metric.update_state(labels, predictions, sample_weight=weight)
-        return float(metric.result())
+        with _from_zero(self._evaluation.metric) as metric:
+            pairs = zip(self._pieces(), outputs, strict=True)
+            for (_, y, weight, count), given in pairs:
+                labels = y[self.output] if isinstance(y, dict) else y
+                predictions = given[self.output][:count]
+                metric.update_state(labels, predictions, sample_weight=weight)
+            result = np.asarray(metric.result())
+        if result.ndim:
+            raise ValueError(
+                "`metric` must give one number. Received: "
+                f"{metric.name!r}, which gives an array of shape {result.shape}."
+            )
+        return float(result)
 
     def _pieces(self) -> Iterator[tuple[Arrays, Any, Any, int]]:
         for x, y, weight in self._evaluation.batches():
@@ -224,6 +231,20 @@ def check_drop(
             f"{before:.6g}, a loss of {drop:.6g}. Leave its precision out, give more "
             "or more typical `calibration_data`, or raise `max_drop`."
         )
+
+
+@contextmanager
+def _from_zero(metric: keras.metrics.Metric) -> Iterator[keras.metrics.Metric]:
+    """Lend a metric out, to be put back into the state that it had."""
+    before = [variable.numpy() for variable in metric.variables]
+    metric.reset_state()
+    try:
+        yield metric
+    finally:
+        # Some make their variables when they see the first values.
+        metric.reset_state()
+        for variable, value in zip(metric.variables, before, strict=False):
+            variable.assign(value)
 
 
 def _output(evaluation: Evaluation, names: Sequence[str]) -> str:

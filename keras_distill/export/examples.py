@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 from keras_distill.export.batches import Arrays, as_text, rows
 from keras_distill.export.parity import Reference
@@ -41,11 +42,14 @@ def read(directory: Path) -> Examples:
     with np.load(directory / FILE, allow_pickle=False) as arrays:
         for key in arrays.files:
             group, _, name = key.partition("/")
-            array = arrays[key]
-            groups.setdefault(group, {})[name] = (
-                array.astype(object) if array.dtype.kind == "U" else array
-            )
+            groups.setdefault(group, {})[name] = _restored(arrays[key])
     return groups
+
+
+def _restored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if array.dtype.kind == "V":  # bfloat16, which files of NumPy have no name for
+        return array.view(tf.bfloat16.as_numpy_dtype)
+    return array.astype(object) if array.dtype.kind == "U" else array
 
 
 def _storable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -21,7 +21,7 @@ from keras_distill.export.formats import Conversion, Target
 from keras_distill.export.loading import load_model
 from keras_distill.export.manifest import Artefact, Manifest
 from keras_distill.export.parity import Reference
-from keras_distill.export.publish import place, replacing
+from keras_distill.export.publish import publishing
 from keras_distill.export.serving import Served, serve
 
 
@@ -81,10 +81,13 @@ def export(
             knows them:
 
             - `"float16"` (ONNX, LiteRT): half the size; inputs and outputs stay.
-            - `"dynamic_int8"` (ONNX, LiteRT): weights in int8. In ONNX of dense and
-              recurrent layers alone, as its convolutions would become slower.
+            - `"dynamic_int8"` (ONNX, LiteRT): weights in int8. In ONNX of Dense,
+              Embedding, attention and LSTM layers alone, as its convolutions would
+              become slower; in LiteRT those of 1024 values and more.
             - `"int8"` (ONNX, LiteRT): weights and activations in int8, by
-              `calibration_data`; inputs and outputs stay floats.
+              `calibration_data`; inputs and outputs stay floats. LSTM and GRU layers
+              need `unroll=True`: without, ONNX leaves their weights in floats, and
+              LiteRT can't be calibrated.
             - `"integer_only"` (LiteRT): the same with int8 inputs and outputs, for
               accelerators without floats; the manifest has their scales.
         calibration_data: Inputs as in `example_batch`, a few hundred typical ones, for
@@ -144,8 +147,7 @@ def export(
     for target in wanted:
         target.format.require()
     model = load_model(model)
-    goal, check = place(Path(os.path.realpath(directory)), version)
-    with replacing(goal, check) as scratch:
+    with publishing(Path(os.path.realpath(directory)), version) as (goal, scratch):
         served = serve(
             model, example_batch, batch_size=batch_size, preprocessing=preprocessing
         )

@@ -43,6 +43,7 @@ def load(path: Path, threads: int | None = None) -> Loaded:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3  # errors; it warns of constants in float16 loops
     session = onnxruntime.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"]
     )

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -86,8 +86,10 @@ def _versions(directory: Path) -> Iterator[int]:
     """Yield the versions that are published, and those about to be."""
     if not directory.is_dir():
         return
-    _recover(directory)
-    for path in directory.iterdir():
+    with _alone_in(directory):
+        _recover(directory)
+        present = list(directory.iterdir())
+    for path in present:
         scratch = _SCRATCH.fullmatch(path.name)
         name = scratch["name"] if scratch else path.name
         if name.isdecimal():
@@ -95,8 +97,34 @@ def _versions(directory: Path) -> Iterator[int]:
 
 
 @contextmanager
+def publishing(
+    directory: Path, version: int | Literal["next"] | None
+) -> Iterator[tuple[Path, Path]]:
+    """Yield where an export goes, and the scratch directory that takes that place.
+
+    Exports to versions that run at the same time never go to the same one.
+    """
+    with ExitStack() as stack:
+        while True:
+            goal, check = place(directory, version)
+            try:
+                scratch = stack.enter_context(
+                    replacing(goal, check, alone=version is not None)
+                )
+            except FileExistsError:
+                if version != "next":
+                    raise
+                continue  # another export was faster to take this number
+            break
+        yield goal, scratch
+
+
+@contextmanager
 def replacing(
-    directory: Path, check: Callable[[Path], None] = check_replaceable
+    directory: Path,
+    check: Callable[[Path], None] = check_replaceable,
+    *,
+    alone: bool = False,
 ) -> Iterator[Path]:
     """Yield a scratch directory that takes the place of `directory` at the end.
 
@@ -112,18 +140,20 @@ def replacing(
         directory: An absolute path.
         check: Raises where `directory` holds what must not be replaced; called first
             and last.
+        alone: Whether it is an error that another export is under way to `directory`;
+            else the last one stays.
 
     Raises:
         OSError: `directory` can't be written, or what `check` raises.
     """
-    check(directory)
-    scratch, lock = _make_scratch(directory)
+    scratch, lock = _make_scratch(directory, check, alone)
     try:
         yield scratch
         _flush(scratch)
-        # It may have changed during a conversion of minutes.
-        check(directory)
-        _swap(scratch, directory)
+        with _alone_in(directory.parent):
+            # It may have changed during a conversion of minutes.
+            check(directory)
+            _swap(scratch, directory)
         _flush_path(directory.parent)
     finally:
         # Holds the unfinished export, or after the swap the one that was replaced.
@@ -131,28 +161,60 @@ def replacing(
         os.close(lock)
 
 
-def _make_scratch(directory: Path) -> tuple[Path, int]:
+def _make_scratch(
+    directory: Path, check: Callable[[Path], None], alone: bool
+) -> tuple[Path, int]:
     """Clean up after killed runs; make a scratch directory and lock it."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        _recover(directory.parent)
-        while True:
+        with _alone_in(directory.parent):
+            _recover(directory.parent)
+            check(directory)
+            if alone:
+                _refuse_company(directory)
             name = f".{directory.name}.keras-distill-{secrets.token_hex(4)}"
             scratch = directory.with_name(name)
             # Not `mkdtemp`: a server of another user couldn't read what that makes.
             scratch.mkdir()
-            try:
-                lock = os.open(scratch, os.O_RDONLY)
-            except FileNotFoundError:
-                continue  # another export took it for one of a killed run
+            lock = os.open(scratch, os.O_RDONLY)
             _try_lock(lock)
-            return scratch, lock
+        return scratch, lock
     except OSError as error:
+        if error.errno is None:  # it is one of ours, with its advice
+            raise
         raise OSError(
             error.errno,
             "`directory` must lie where this process can write. "
             f"Received: directory={str(directory)!r} ({error.strerror})",
         ) from error
+
+
+@contextmanager
+def _alone_in(parent: Path) -> Iterator[None]:
+    """Wait for the moment in which no other export changes what `parent` lists."""
+    import fcntl
+
+    if _SCRATCH.fullmatch(parent.name):  # nobody's but ours, who hold its lock
+        yield
+        return
+    descriptor = os.open(parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_company(directory: Path) -> None:
+    for path in directory.parent.iterdir():
+        scratch = _SCRATCH.fullmatch(path.name)
+        if scratch and scratch["name"] == directory.name:
+            raise FileExistsError(
+                "`version` must be one that no other export is about to publish. "
+                f"Received: {str(directory)!r}, which is written in {path.name!r}. "
+                "Pass `version='next'`."
+            )
 
 
 def _recover(parent: Path) -> None:

@@ -85,6 +85,11 @@ def test_quantised_from_such_a_file(model, batch, tmp_path, runtimes):
     assert onnx_package.TensorProto.FLOAT16 in types["float16"]
     assert onnx_package.TensorProto.INT8 in types["dynamic_int8"]
     assert onnx_package.TensorProto.INT8 in types["int8"]
+    named = dict(zip(["tokens", "numbers"], batch, strict=True))
+    want = model(batch, training=False).numpy()
+    for name in types:
+        got = runtimes["onnx"](tmp_path / "out", named, name)["y"]
+        assert 0 < np.abs(got - want).max() < 0.1 * np.abs(want).max()
     assert set(manifest["artefacts"]) == {
         "onnx",
         "onnx_float16",

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -149,6 +150,33 @@ def test_a_running_export_keeps_its_scratch_directory(tmp_path):
         assert word_in(out) == "fast"
         assert running.exists()
     assert word_in(out) == "slow"
+
+
+def test_an_export_inside_of_what_will_be_published(tmp_path):
+    with replacing(tmp_path / "out", lambda directory: None) as scratch:
+        publish_word(scratch / "student", "x")
+        publish_word(scratch / "student", "y")
+    assert word_in(tmp_path / "out" / "student") == "y"
+
+
+def test_exports_to_one_place_at_the_same_time(tmp_path, swapping):
+    """One of them stays, whole; none is disturbed and nothing is left over."""
+    barrier, done = threading.Barrier(6), []
+
+    def run(word):
+        barrier.wait()
+        for _ in range(10):
+            publish_word(tmp_path / "out", word)
+        done.append(word)
+
+    threads = [threading.Thread(target=run, args=[str(i)]) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == list("012345")
+    assert word_in(tmp_path / "out") in done
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_killed_between_two_renames_the_old_one_comes_back(tmp_path):

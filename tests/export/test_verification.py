@@ -150,6 +150,37 @@ def test_another_model_with_the_right_checksum_is_found_by_its_answers(
     assert "output 'scores' of the onnx artefact must agree with Keras" in problem
 
 
+def test_a_file_that_gives_nan_is_found(copied):
+    import onnx
+
+    path = copied / "model.onnx"
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if list(tensor.dims) == [32, 3]:
+            nan = np.full((32, 3), np.nan, "float32")
+            tensor.CopyFrom(onnx.numpy_helper.from_array(nan, tensor.name))
+    onnx.save(model, path)
+    data = path.read_bytes()
+
+    def adopt(manifest):
+        [file] = manifest["artefacts"]["onnx"]["files"]
+        file.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    rewrite(copied, adopt)
+    [problem] = problems(copied)
+    assert "of the onnx artefact must agree" in problem
+    assert "Received: nan where" in problem
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "mixed_bfloat16", "float16"])
+def test_outputs_of_16_bits_are_kept_as_they_are(floats, tmp_path, policy):
+    y = layers.Dense(2, name="y", dtype=policy)
+    model = keras.Sequential([keras.Input((4,), name="x"), y])
+    batch = floats(5, 4)
+    export(model, tmp_path / "o", ["saved_model"], example_batch=batch, tolerance=1e-2)
+    assert verify(tmp_path / "o")["ok"]
+
+
 def test_the_metric_again(original, copied):
     metric = keras.metrics.SparseCategoricalAccuracy()
     evaluation = Evaluation(original[1], metric, max_drop=0.1)

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from keras_distill.export import export, manifest
-from keras_distill.export.publish import place, replacing
+from keras_distill.export.publish import publishing
 
 
 def publish(parent, version, word="x"):
-    directory, check = place(parent, version)
-    with replacing(directory, check) as scratch:
+    with publishing(parent, version) as (directory, scratch):
         (scratch / "word").write_text(word)
     return directory
 
@@ -48,41 +47,43 @@ def test_a_published_version_is_never_replaced(tmp_path):
 
 
 def test_a_version_that_came_meanwhile_is_not_replaced(tmp_path):
-    directory, check = place(tmp_path, 1)
     with pytest.raises(FileExistsError, match="which exists"):
-        with replacing(directory, check) as scratch:
+        with publishing(tmp_path, 1) as (directory, scratch):
             (scratch / "word").write_text("slow")
             directory.mkdir()
             (directory / "word").write_text("fast")
     assert (tmp_path / "1" / "word").read_text() == "fast"
 
 
-def test_exports_at_the_same_time_get_numbers_of_their_own(tmp_path):
-    barrier = threading.Barrier(3)
-    directory, check = place(tmp_path, "next")
-    with replacing(directory, check) as running:
-        # The first one isn't published yet, and has its number.
+def test_a_number_that_is_under_way_is_taken(tmp_path):
+    with publishing(tmp_path, "next") as (first, running):
         assert publish(tmp_path, "next").name == "2"
+        with pytest.raises(FileExistsError, match="no other export is about .*/1'"):
+            publish(tmp_path, 1, "another")
         (running / "word").write_text("x")
-    found = []
+    assert first.name == "1"
+    assert (tmp_path / "1" / "word").read_text() == "x"
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
 
-    def run():
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_exports_at_the_same_time_get_numbers_of_their_own(tmp_path, attempt):
+    barrier = threading.Barrier(6)
+    found = {}
+
+    def run(word):
         barrier.wait()
-        try:
-            found.append(publish(tmp_path, "next").name)
-        except FileExistsError:
-            found.append("told")
+        found[word] = publish(tmp_path, "next", word).name
 
-    threads = [threading.Thread(target=run) for _ in range(3)]
+    threads = [threading.Thread(target=run, args=[str(i)]) for i in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    numbers = [name for name in found if name != "told"]
-    assert len(numbers) == len(set(numbers)) >= 1
-    whole = {path.name for path in tmp_path.iterdir()}
-    assert whole == {"1", "2", *numbers}
-    assert all((tmp_path / name / "word").exists() for name in whole)
+    assert sorted(found.values()) == list("123456")
+    for word, name in found.items():
+        assert (tmp_path / name / "word").read_text() == word
+    assert {path.name for path in tmp_path.iterdir()} == set("123456")
 
 
 def test_what_a_killed_run_left_is_neither_counted_nor_kept(tmp_path):
