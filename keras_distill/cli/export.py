@@ -107,11 +107,6 @@ def add(commands: Commands) -> None:
         "signature serving_raw",
     )
     parser.add_argument(
-        "--select-tf-ops",
-        action="store_true",
-        help="allow TensorFlow operators in the LiteRT file",
-    )
-    parser.add_argument(
         "--provenance", metavar="FILE.json", help="kept in the manifest as it is"
     )
     parser.add_argument(
@@ -140,7 +135,6 @@ def _run(arguments: argparse.Namespace) -> None:
         tolerance=arguments.tolerance,
         version=arguments.version,
         provenance=data.provenance(arguments.provenance),
-        select_tf_ops=arguments.select_tf_ops,
     )
     if arguments.json:
         print_json(manifest)

@@ -110,10 +110,10 @@ def check_data(
         )
 
 
-def check_provenance(provenance: Mapping[str, Any] | None) -> None:
-    """Raise where the manifest couldn't hold it."""
+def as_json(provenance: Mapping[str, Any] | None) -> Any:
+    """Return it as the manifest's file gives it back."""
     try:
-        json.dumps(provenance, allow_nan=False)
+        return json.loads(json.dumps(provenance, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(
             "`provenance` must be a dict of what JSON can hold. "

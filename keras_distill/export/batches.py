@@ -78,10 +78,10 @@ def by_name(batch: Any, names: list[str], argument: str) -> dict[str, Any]:
     return dict(zip(names, values, strict=True))
 
 
-def as_text(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return text as `str` objects; TensorFlow gives `bytes`, other runtimes `str`."""
-    decoded = [x.decode() if isinstance(x, bytes) else str(x) for x in array.flat]
-    return np.array(decoded, dtype=object).reshape(array.shape)
+def as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return text as `bytes` objects; TensorFlow gives these, other runtimes `str`."""
+    encoded = [x if isinstance(x, bytes) else str(x).encode() for x in array.flat]
+    return np.array(encoded, dtype=object).reshape(array.shape)
 
 
 def size_of(arrays: Arrays) -> int:

@@ -7,12 +7,15 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from keras_distill.export.batches import Arrays, as_text, rows
+from keras_distill.export.batches import Arrays, as_bytes, rows
 from keras_distill.export.parity import Reference
 
 FILE = "examples.npz"
 # Enough to see a wrong file, few enough to stay small beside the model.
 COUNT = 32
+
+# NumPy would drop zeros at the end of an item.
+_END = b"."
 
 Examples = dict[str, Arrays]
 
@@ -49,8 +52,14 @@ def read(directory: Path) -> Examples:
 def _restored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if array.dtype.kind == "V":  # bfloat16, which files of NumPy have no name for
         return array.view(tf.bfloat16.as_numpy_dtype)
-    return array.astype(object) if array.dtype.kind == "U" else array
+    if array.dtype.kind == "S":
+        items = [item[: -len(_END)] for item in array.flat]
+        return np.array(items, dtype=object).reshape(array.shape)
+    return array
 
 
 def _storable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return as_text(array).astype(str) if array.dtype == object else array
+    if array.dtype != object:
+        return array
+    items = [item + _END for item in as_bytes(array).flat]
+    return np.array(items, dtype=bytes).reshape(array.shape)

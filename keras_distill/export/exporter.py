@@ -10,14 +10,18 @@ import keras
 from keras_distill.export import (
     arguments,
     examples,
-    litert,
     manifest,
     parity,
     saved_model,
 )
 from keras_distill.export.batches import Arrays, pieces, size_of
 from keras_distill.export.evaluation import Evaluation, Judge
-from keras_distill.export.formats import Conversion, Target
+from keras_distill.export.formats import (
+    FULL,
+    Conversion,
+    Target,
+    quantized_weights,
+)
 from keras_distill.export.loading import load_model
 from keras_distill.export.manifest import Artefact, Manifest
 from keras_distill.export.parity import Reference
@@ -39,7 +43,6 @@ def export(
     tolerance: float | Mapping[str, float] | None = None,
     version: int | Literal["next"] | None = None,
     provenance: Mapping[str, Any] | None = None,
-    select_tf_ops: bool = False,
 ) -> Manifest:
     """Export `model` to `directory`, checked in each format's own runtime.
 
@@ -109,9 +112,6 @@ def export(
             after the highest there with `"next"`. Earlier versions stay.
         provenance: What JSON can hold about how the model was made, kept in the
             manifest as it is: `Distiller.provenance()`, dates, a commit.
-        select_tf_ops: Whether the LiteRT file may hold TensorFlow operators, which
-            only runtimes with the Flex delegate have; the manifest says whether it
-            does.
 
     Returns:
         The manifest, as in `manifest.json`: the model's name, parameter count and
@@ -142,7 +142,7 @@ def export(
     """
     wanted = arguments.targets(formats, quantize)
     arguments.check_data(wanted, example_batch, calibration_data, batch_size)
-    arguments.check_provenance(provenance)
+    provenance = arguments.as_json(provenance)
     tolerances = arguments.tolerances(tolerance)
     for target in wanted:
         target.format.require()
@@ -156,9 +156,7 @@ def export(
         calibration = _calibration(served, calibration_data)
         artefacts = []
         for target in wanted:
-            conversion = Conversion(
-                served, target.precision, calibration, select_tf_ops
-            )
+            conversion = Conversion(served, target.precision, calibration)
             path = scratch / target.file
             with target.explaining("converting it"):
                 target.format.write(conversion, path)
@@ -201,12 +199,13 @@ def _checked(
             target, raw, expected.raw_cases, expected.scales, bound
         )
     details: dict[str, Any] = {}
+    if target.precision != FULL:
+        with target.explaining("looking for what became smaller"):
+            details["weights"] = quantized_weights(target, path)
     if judge is not None:
         details["evaluation"] = judge.score(target, loaded, expected.scales, bound)
     if loaded.integers:
         details["integers"] = loaded.integers
-    if target.format is litert.FORMAT:
-        details["tf_ops"] = litert.holds_tf_ops(path)
     # Kernels of another machine may round otherwise where nothing bounds them here.
     kept = max(2 * difference.relative, tolerance) if bound is None else bound
     return Artefact(target, difference, kept, details)

@@ -41,13 +41,11 @@ class Conversion:
         served: The model.
         precision: `FULL`, or one of those that the format lists.
         calibration: Batches of the model's named inputs, for static quantisation.
-        select_tf_ops: Whether a LiteRT file may hold TensorFlow operators.
     """
 
     served: Served
     precision: str = FULL
     calibration: Sequence[Arrays] = ()
-    select_tf_ops: bool = False
 
 
 class Load(Protocol):
@@ -69,6 +67,8 @@ class Format:
         modules: Import name to distribution name of those.
         write: Writes the artefact of a conversion to a path; in full precision first.
         load: Loads it with its own runtime.
+        weights: Tells how many values the weights of a file have by type, as
+            `{"float32": 10, "int8": 40}`; None where nothing is quantised.
         advice: What to do about models that the format can't hold.
     """
 
@@ -80,6 +80,7 @@ class Format:
     write: Callable[[Conversion, Path], None]
     load: Load
     advice: str
+    weights: Callable[[Path], dict[str, int]] | None = None
 
     def require(self) -> None:
         """Raise `ImportError` where a package that this format needs is missing."""
@@ -132,3 +133,19 @@ class Target:
                 f"Received: {reason.rstrip('. ')}. "
                 f"Leave {left_out!r} out of `{where}`, or {self.format.advice}."
             ) from error
+
+
+def quantized_weights(target: Target, path: Path) -> dict[str, int]:
+    """Return how many values the weights of a quantised file have by type.
+
+    Raises:
+        ValueError: None are of the type that was asked for.
+    """
+    counted = target.format.weights(path) if target.format.weights else {}
+    wanted = ("float16",) if target.precision == "float16" else ("int8", "uint8")
+    if not any(counted.get(name) for name in wanted):
+        raise ValueError(
+            f"no weight became {wanted[0]}, as ONNX leaves convolutions and loops as "
+            "they are, and LiteRT small weights"
+        )
+    return counted

@@ -19,7 +19,11 @@ _STATIC = ("int8", "integer_only")
 
 
 def write(conversion: Conversion, path: Path) -> None:
-    """Convert with LiteRT's own operators alone, unless others are asked for."""
+    """Convert with LiteRT's own operators alone, so that the plain runtime reads it.
+
+    TensorFlow's ("Flex") operators can't be asked for: no interpreter that is to be
+    installed runs them, so that such a file couldn't be compared with its model.
+    """
     if conversion.precision in _STATIC:
         _refuse_loops(path.with_name(FORMAT.file))
     with tempfile.TemporaryDirectory() as scratch:
@@ -37,16 +41,10 @@ def write(conversion: Conversion, path: Path) -> None:
 
 
 def load(path: Path, threads: int | None = None) -> Loaded:
-    """Load it with the interpreter of `ai_edge_litert`.
-
-    A file with TensorFlow operators runs in `tf.lite.Interpreter`, which links them.
-    """
+    """Load it with the interpreter of `ai_edge_litert`."""
     from ai_edge_litert.interpreter import Interpreter
 
-    with quiet("tensorflow", "absl"):
-        if holds_tf_ops(path):
-            Interpreter = tf.lite.Interpreter
-        interpreter = Interpreter(model_path=str(path), num_threads=threads)
+    interpreter = Interpreter(model_path=str(path), num_threads=threads)
     runner = interpreter.get_signature_runner(saved_model.SIGNATURE)
     inputs, outputs = runner.get_input_details(), runner.get_output_details()
     integers = {
@@ -68,25 +66,36 @@ def load(path: Path, threads: int | None = None) -> Loaded:
     return Loaded(frozenset(inputs), frozenset(outputs), run, integers)
 
 
-def holds_tf_ops(path: Path) -> bool:
-    """Tell whether a file holds TensorFlow ("Flex") operators."""
-    names = [code.CustomCode() for code in _operators(path)]
-    return any(name and name.startswith(b"Flex") for name in names)
-
-
-def _operators(path: Path) -> list[Any]:
+def weights(path: Path) -> dict[str, int]:
+    """Count the values of constant matrices and larger by their type."""
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.Model.GetRootAs(path.read_bytes())
-    return [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
+    types = {code: name.lower() for name, code in vars(schema.TensorType).items()}
+    model = _read(path)
+    counted: dict[str, int] = {}
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+            is_constant = model.Buffers(tensor.Buffer()).DataLength() > 0
+            if is_constant and tensor.ShapeLength() > 1:
+                name = types[tensor.Type()]
+                size = int(tensor.ShapeAsNumpy().prod())
+                counted[name] = counted.get(name, 0) + size
+    return counted
+
+
+def _read(path: Path) -> Any:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.Model.GetRootAs(path.read_bytes())
 
 
 def _refuse_loops(path: Path) -> None:
     """Raise where calibrating the file would end the process."""
     from ai_edge_litert import schema_py_generated as schema
 
-    loop = schema.BuiltinOperator.WHILE
-    if any(code.BuiltinCode() == loop for code in _operators(path)):
+    model, loop = _read(path), schema.BuiltinOperator.WHILE
+    codes = map(model.OperatorCodes, range(model.OperatorCodesLength()))
+    if any(code.BuiltinCode() == loop for code in codes):
         raise ValueError(
             "it can't be calibrated, as it holds a loop, such as that of an LSTM or "
             "GRU layer without `unroll=True`"
@@ -94,12 +103,6 @@ def _refuse_loops(path: Path) -> None:
 
 
 def _configure(converter: Any, conversion: Conversion) -> None:
-    operators = tf.lite.OpsSet
-    if conversion.select_tf_ops:
-        converter.target_spec.supported_ops = [
-            operators.TFLITE_BUILTINS,
-            operators.SELECT_TF_OPS,
-        ]
     precision = conversion.precision
     if precision not in FORMAT.precisions:
         return
@@ -107,7 +110,7 @@ def _configure(converter: Any, conversion: Conversion) -> None:
     if precision == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if precision in _STATIC:
-        converter.target_spec.supported_ops = [operators.TFLITE_BUILTINS_INT8]
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 
         def samples() -> Iterator[tuple[str, Arrays]]:
             for batch in conversion.calibration:
@@ -148,6 +151,7 @@ FORMAT = Format(
     modules={"ai_edge_litert": "ai-edge-litert"},
     write=write,
     load=load,
+    weights=weights,
     advice=(
         "compute in float32 and give LSTM and GRU layers `unroll=True` or the export "
         "a `batch_size`, as LiteRT has no loops over a batch of open size"

@@ -1,6 +1,5 @@
 """ONNX by tf2onnx, read back by ONNX Runtime."""
 
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_distill.export import onnx_quantization
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import FULL, Conversion, Format, Loaded
 from keras_distill.export.portability import described, unportable_layers
@@ -21,10 +21,6 @@ OPSET = 18
 _LARGE = 2**20
 # What protobuf, and with it an ONNX file, can hold.
 _LARGEST_FILE = 2**31 - 1
-# Convolutions by dynamic int8 are several times slower than in float32.
-_DYNAMIC_OPERATORS = ["MatMul", "Gemm", "Gather", "Attention", "LSTM"]
-# ONNX Runtime aborts the process where these read what an int8 `Gather` gave.
-_HOLDING_GRAPHS = {"If", "Loop", "Scan"}
 
 Weights = dict[str, keras.Variable]
 
@@ -34,7 +30,7 @@ def write(conversion: Conversion, path: Path) -> None:
     if conversion.precision == FULL:
         _write_full(conversion.served, path)
     else:
-        _write_quantized(conversion, path.with_name(FORMAT.file), path)
+        onnx_quantization.write(conversion, path.with_name(FORMAT.file), path)
 
 
 def load(path: Path, threads: int | None = None) -> Loaded:
@@ -97,61 +93,6 @@ def _write_erfc(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
     graph.insert_new_node_on_output(
         "Sub", node.output[0], f"{name}_sub", inputs=[one.output[0], node.output[0]]
     )
-
-
-def _write_quantized(conversion: Conversion, source: Path, path: Path) -> None:
-    import onnx
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    if conversion.precision == "float16":
-        with quiet("onnxruntime"):
-            half = convert_float_to_float16(onnx.load(source), keep_io_types=True)
-        onnx.save(half, path)
-        return
-    with tempfile.TemporaryDirectory() as scratch, quiet("root", "onnxruntime"):
-        prepared = Path(scratch, "prepared.onnx")
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        if conversion.precision == "dynamic_int8":
-            present = {node.op_type for node in onnx.load(prepared).graph.node}
-            operators = set(_DYNAMIC_OPERATORS)
-            if present & _HOLDING_GRAPHS:
-                operators.remove("Gather")
-            if not present & operators:
-                raise ValueError(
-                    f"it has none of {_DYNAMIC_OPERATORS}, and dynamic int8 makes "
-                    "convolutions slower"
-                )
-            quantization.quantize_dynamic(
-                prepared,
-                path,
-                op_types_to_quantize=sorted(operators),
-                weight_type=quantization.QuantType.QInt8,
-            )
-        else:
-            quantization.quantize_static(
-                prepared,
-                path,
-                _reader(conversion.calibration),
-                quant_format=quantization.QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=quantization.QuantType.QInt8,
-                weight_type=quantization.QuantType.QInt8,
-            )
-
-
-def _reader(batches: Iterable[Arrays]) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self._batches = iter(batches)
-
-        def get_next(self) -> Arrays | None:
-            return next(self._batches, None)
-
-    return Reader()
 
 
 def _refuse_unportable(model: keras.Model) -> None:
@@ -283,6 +224,7 @@ FORMAT = Format(
     modules={"tf2onnx": "tf2onnx", "onnx": "onnx", "onnxruntime": "onnxruntime"},
     write=write,
     load=load,
+    weights=onnx_quantization.weights,
     advice=(
         "split off the preprocessing (StringLookup, IntegerLookup, TextVectorization, "
         "Hashing) and compute in float32"

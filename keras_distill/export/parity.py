@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_distill.export.batches import (
     Arrays,
-    as_text,
+    as_bytes,
     other_size,
     pieces,
     size_of,
@@ -96,6 +96,13 @@ def call(served: Served, batch: Arrays) -> Arrays:
     with tf.device("/CPU:0"):
         outputs = served.call(tensors_of(batch))
     arrays = {name: outputs[name].numpy() for name in outputs}
+    for name, array in arrays.items():
+        if array.shape[:1] != (size_of(batch),):
+            raise ValueError(
+                "The outputs of `model` must have the batch as their first axis. "
+                f"Received: shape={array.shape} for {size_of(batch)} examples in the "
+                f"output {name!r}."
+            )
     for name, array in arrays.items():
         bad = int(np.isnan(_numbers(array)).sum())
         if bad:
@@ -215,7 +222,7 @@ def _exact_difference(
     tolerance: float | None,
 ) -> Difference:
     if _is_text(wanted):
-        given, wanted = as_text(given), as_text(wanted)
+        given, wanted = as_bytes(given), as_bytes(wanted)
     unequal = int((given != wanted).sum())
     if unequal and tolerance is not None:
         raise ParityError(

@@ -35,7 +35,8 @@ def verify(
         directory: An export: the directory with the `manifest.json`.
         run: Whether to run the artefacts; without, only files are checked.
         evaluation: The data and the metric that `export` was given, to measure what
-            the artefacts lose of it once more.
+            the artefacts lose of it once more. Where `export` was given a
+            `preprocessing`, `x` as that makes it.
 
     Returns:
         `{"directory", "ok", "problems", "artefacts"}`: the problems that belong to no

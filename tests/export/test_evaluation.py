@@ -36,7 +36,7 @@ def task():
     model = keras.Sequential(
         [
             keras.Input((16,), name="x"),
-            layers.Dense(32, activation="relu"),
+            layers.Dense(64, activation="relu"),
             layers.Dense(CLASSES, name="y"),
         ]
     )

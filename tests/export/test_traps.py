@@ -8,7 +8,6 @@ import numpy as np
 import onnx as onnx_package
 import pytest
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 from keras_distill.export import (
@@ -17,9 +16,8 @@ from keras_distill.export import (
     export,
     litert,
     onnx,
-    saved_model,
 )
-from tests.export.files import litert_operators, onnx_operators
+from tests.export.files import onnx_operators
 
 
 def writing(monkeypatch, own, write):
@@ -165,68 +163,6 @@ def test_tensorflow_operators_are_not_written_unasked(floats, tmp_path, case):
     with pytest.raises(RuntimeError, match="(?s)'litert': converting it failed"):
         export(make(), tmp_path / "out", ["litert"], example_batch=floats(4, *shape))
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("case", FLEX)
-def test_tensorflow_operators_that_no_installed_runtime_has_are_refused(
-    floats, tmp_path, case
-):
-    """TensorFlow 2.20 and later come without the Flex delegate."""
-    make, shape = FLEX[case]
-    batch = floats(4, *shape)
-    message = "(?s)'litert': running it on a batch of 4 failed.*Flex delegate"
-    with pytest.raises(RuntimeError, match=message):
-        export(
-            make(),
-            tmp_path / "out",
-            ["litert"],
-            example_batch=batch,
-            select_tf_ops=True,
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_with_tensorflow_operators_says_so(floats, tmp_path, monkeypatch):
-    model, batch = small(Products()), floats(4, 4)
-
-    def load(path, threads=None):
-        # As a runtime that has the operators would.
-        return saved_model.load(path.with_name("saved_model"))
-
-    changed = dataclasses.replace(litert.FORMAT, load=load)
-    formats = (saved_model.FORMAT, changed)
-    monkeypatch.setattr(arguments, "_FORMATS", formats)
-    monkeypatch.setattr(litert, "FORMAT", changed)
-    described = export(
-        model,
-        tmp_path / "out",
-        ["saved_model", "litert"],
-        example_batch=batch,
-        select_tf_ops=True,
-    )
-    assert described["artefacts"]["litert"]["tf_ops"] is True
-    path = tmp_path / "out" / "model.tflite"
-    assert litert.holds_tf_ops(path)
-    assert "CUSTOM" in litert_operators(path)
-    with pytest.raises(RuntimeError, match="Flex delegate"):
-        Interpreter(model_path=str(path)).get_signature_runner()(x=batch)
-
-
-@pytest.mark.parametrize("select_tf_ops", [False, True])
-def test_a_file_without_tensorflow_operators_says_so(floats, tmp_path, select_tf_ops):
-    described = export(
-        small(),
-        tmp_path / "out",
-        ["litert"],
-        example_batch=floats(4, 4),
-        quantize="float16",
-        select_tf_ops=select_tf_ops,
-    )
-    for artefact in described["artefacts"].values():
-        assert artefact["tf_ops"] is False
-        assert "CUSTOM" not in litert_operators(
-            tmp_path / "out" / artefact["files"][0]["path"]
-        )
 
 
 def test_a_layer_that_keras_itself_traces_wrong_is_refused(floats, tmp_path):
