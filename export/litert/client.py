@@ -15,7 +15,7 @@ def main(model: str, batch: str) -> None:
     interpreter = Interpreter(model_path=model)
     signature = interpreter.get_signature_runner("serving_default")
     for name, value in sorted(signature(**inputs).items()):
-        print(name, value.shape, value[0].round(4).tolist())
+        print(name, value.shape, value[0].astype(float).round(4).tolist())
 
 
 if __name__ == "__main__":

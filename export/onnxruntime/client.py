@@ -21,7 +21,7 @@ def main(model: str, batch: str, *providers: str) -> None:
     inputs = dict(np.load(batch))  # one array an input, under the input's name
     names = [output.name for output in session.get_outputs()]
     for name, value in zip(names, session.run(names, inputs), strict=True):
-        print(name, value.shape, value[0].round(4).tolist())
+        print(name, value.shape, value[0].astype(float).round(4).tolist())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def main(model: str, batch: str) -> None:
     served = tf.saved_model.load(model).signatures["serving_default"]
     outputs = served(**{name: tf.constant(value) for name, value in inputs.items()})
     for name, value in sorted(outputs.items()):
-        print(name, value.shape, value[0].numpy().round(4).tolist())
+        print(name, value.shape, value[0].numpy().astype(float).round(4).tolist())
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main(protocol: str, url: str, model: str, batch: str) -> None:
     answer = client.infer(model, inputs, outputs=outputs)
     for name in names:
         value = answer.as_numpy(name)
-        print(name, value.shape, value[0].round(4).tolist())
+        print(name, value.shape, value[0].astype(float).round(4).tolist())
     client.close()
 
 

@@ -38,7 +38,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--metric-config",
         default={},
-        type=json.loads,
+        type=_json,
         metavar="JSON",
         help="the arguments of the metric, as '{\"from_logits\": true}'",
     )
@@ -51,9 +51,9 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--mode",
-        choices=("max", "min"),
-        default="max",
-        help="whether larger or smaller is better (default: %(default)s)",
+        choices=("auto", "max", "min"),
+        default="auto",
+        help="whether larger or smaller is better (default: by the metric)",
     )
     group.add_argument(
         "--output",
@@ -100,6 +100,13 @@ def provenance(path: str | None) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be JSON, not {text!r}") from None
+
+
 def _metric(name: str, config: dict[str, Any]) -> keras.metrics.Metric:
     name = _SHORT.get(name, name)
     metric = getattr(keras.metrics, name, None)
@@ -108,4 +115,10 @@ def _metric(name: str, config: dict[str, Any]) -> keras.metrics.Metric:
             "`--metric` must be the name of a class in keras.metrics, such as "
             f"SparseCategoricalAccuracy, BinaryAccuracy, AUC. Received: {name}."
         )
-    return metric(**config)
+    try:
+        return metric(**config)
+    except TypeError as error:
+        raise ValueError(
+            f"`--metric-config` must hold the arguments of {name}. "
+            f"Received: {config} ({error})."
+        ) from error

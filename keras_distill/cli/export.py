@@ -3,6 +3,7 @@
 import argparse
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -154,6 +155,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if "evaluation" in manifest:
         evaluation = manifest["evaluation"]
         print(f"Keras: {evaluation['metric']} {evaluation['keras']:.4f}")
+    print(f"published {_published(arguments.out, manifest)}")
     _report_memory(before, manifest["parameters"])
 
 
@@ -169,7 +171,15 @@ def _example_batch(arguments: argparse.Namespace) -> Any:
 
 
 def _version(text: str) -> int | str:
-    return text if text == "next" else int(text)
+    if text == "next" or text.isdecimal():
+        return text if text == "next" else int(text)
+    raise argparse.ArgumentTypeError(f"must be a number or `next`, not {text!r}")
+
+
+def _published(out: str, manifest: dict[str, Any]) -> str:
+    return str(
+        Path(out, *([str(manifest["version"])] if "version" in manifest else []))
+    )
 
 
 def _metric_names(manifest: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """`keras-distill verify`."""
 
 import argparse
+from typing import Any
 
 from keras_distill.cli import data
 from keras_distill.cli.parsing import Commands, add_command, print_json
@@ -50,7 +51,15 @@ def _run(arguments: argparse.Namespace) -> int:
         print_json(report)
     else:
         for name, artefact in report["artefacts"].items():
-            print(f"{name}: {'; '.join(artefact['problems']) or 'ok'}")
+            said = artefact["problems"] or ["ok", *_metric(artefact, report)]
+            print(f"{name}: {'; '.join(said)}")
         for problem in report["problems"]:
             print(problem)
     return 0 if report["ok"] else 3
+
+
+def _metric(artefact: dict[str, Any], report: dict[str, Any]) -> list[str]:
+    if "metric" not in artefact:
+        return []
+    before = report["evaluation"]
+    return [f"{before['metric']} {artefact['metric']:.4f}, Keras {before['keras']:.4f}"]

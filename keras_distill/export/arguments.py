@@ -25,7 +25,8 @@ def targets(
     known = [known.name for known in _FORMATS]
     if isinstance(formats, str) or not formats or not set(formats) <= set(known):
         raise ValueError(
-            f"`formats` must be a list of some of {known}. Received: formats={formats}."
+            f"`formats` must be a list of some of {known}. "
+            f"Received: formats={formats!r}."
         )
     chosen = [known for known in _FORMATS if known.name in formats]
     precisions = [quantize] if isinstance(quantize, str) else list(quantize or ())

@@ -1,6 +1,7 @@
 """What an artefact is worth on data that nobody trained on."""
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -35,7 +36,8 @@ class Evaluation:
             is a point of accuracy.
         output: The name of the output that `metric` reads; only a model of several
             outputs needs it.
-        mode: `"max"` where a larger metric is better, `"min"` where a smaller one is.
+        mode: `"max"` where a larger metric is better, `"min"` where a smaller one is;
+            `"auto"` by what Keras' callbacks take the metric for.
         batch_size: How many examples run at once; arrays are cut to it.
 
     Raises:
@@ -59,7 +61,7 @@ class Evaluation:
         *,
         max_drop: float,
         output: str | None = None,
-        mode: Literal["max", "min"] = "max",
+        mode: Literal["auto", "max", "min"] = "auto",
         batch_size: int = 256,
     ) -> None:
         if not isinstance(metric, keras.metrics.Metric):
@@ -72,8 +74,15 @@ class Evaluation:
             raise ValueError(
                 f"`max_drop` must be at least 0. Received: max_drop={max_drop}."
             )
+        # As `ModelCheckpoint` does; "up", "down" or None.
+        direction = getattr(metric, "_direction", None)
+        if mode == "auto" and direction in ("up", "down"):
+            mode = "max" if direction == "up" else "min"
         if mode not in ("max", "min"):
-            raise ValueError(f"`mode` must be 'max' or 'min'. Received: mode={mode!r}.")
+            raise ValueError(
+                "`mode` must be 'max' or 'min', which can't be told of the metric "
+                f"{metric.name!r}. Received: mode={mode!r}."
+            )
         if batch_size < 1:
             raise ValueError(
                 f"`batch_size` must be at least 1. Received: batch_size={batch_size}."
@@ -97,7 +106,13 @@ class Evaluation:
                 yield keras.utils.unpack_x_y_sample_weight(_arrays(batch))
             return
         arrays = _arrays(self.data)
-        total = len(keras.tree.flatten(arrays)[0])
+        sizes = [len(array) for array in keras.tree.flatten(arrays)]
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                "`data` of the evaluation must have as many labels and weights as "
+                f"inputs. Received: arrays of {sizes} examples."
+            )
+        total = sizes[0]
         for begin in range(0, total, self.batch_size):
             part = slice(begin, begin + self.batch_size)
             yield keras.utils.unpack_x_y_sample_weight(_cut(arrays, part))
@@ -138,7 +153,7 @@ class HeldOut:
             for (_, y, weight, count), given in pairs:
                 labels = y[self.output] if isinstance(y, dict) else y
                 predictions = given[self.output][:count]
-                metric.update_state(labels, predictions, sample_weight=weight)
+                _update(metric, labels, predictions, weight)
             result = np.asarray(metric.result())
         if result.ndim:
             raise ValueError(
@@ -150,6 +165,7 @@ class HeldOut:
     def _pieces(self) -> Iterator[tuple[Arrays, Any, Any, int]]:
         for x, y, weight in self._evaluation.batches():
             arrays = self._arrays(x, "evaluation")
+            _check_sizes(size_of(arrays), (y, weight))
             if self._batch_size is None:
                 yield arrays, y, weight, size_of(arrays)
                 continue
@@ -175,6 +191,12 @@ class Judge:
             parity.call(served, batch) for batch in self._held_out.inputs()
         ]
         self._keras = self._held_out.metric(self._expected)
+        if self._keras == 0 and evaluation.mode == "max":
+            raise ValueError(
+                "`evaluation` must be one that the model can lose something of. "
+                f"Received: data on which Keras has {evaluation.metric.name} 0. Do the "
+                "labels belong to these inputs?"
+            )
 
     def score(
         self,
@@ -224,7 +246,9 @@ def check_drop(
 ) -> None:
     """Raise `ParityError` where an artefact's metric is too far from the model's."""
     drop = before - after if evaluation.mode == "max" else after - before
-    if not drop <= evaluation.max_drop:
+    # Keras' metrics are float32: the same values in another order differ by this.
+    rounding = 1e-6 * max(1.0, abs(before))
+    if not drop <= evaluation.max_drop + rounding:
         raise ParityError(
             f"The {artefact} artefact may lose at most {evaluation.max_drop:g} of the "
             f"model's {evaluation.metric.name}. Received: {after:.6g} where Keras has "
@@ -245,6 +269,30 @@ def _from_zero(metric: keras.metrics.Metric) -> Iterator[keras.metrics.Metric]:
         metric.reset_state()
         for variable, value in zip(metric.variables, before, strict=False):
             variable.assign(value)
+
+
+def _check_sizes(examples: int, labels_and_weights: Any) -> None:
+    given = [x for x in keras.tree.flatten(labels_and_weights) if x is not None]
+    sizes = [len(array) for array in given]
+    if set(sizes) - {examples}:
+        raise ValueError(
+            "`data` of the evaluation must have as many labels and weights as inputs. "
+            f"Received: {sizes} for a batch of {examples}."
+        )
+
+
+def _update(
+    metric: keras.metrics.Metric, labels: Any, predictions: Any, weight: Any
+) -> None:
+    try:
+        metric.update_state(labels, predictions, sample_weight=weight)
+    except Exception as error:
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        raise ValueError(
+            f"`metric` must fit the labels and the output. Received: {metric.name!r} "
+            f"of labels of shape {np.shape(labels)} and outputs of shape "
+            f"{np.shape(predictions)} ({reason})."
+        ) from error
 
 
 def _output(evaluation: Evaluation, names: Sequence[str]) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_distill.export import arguments, examples, manifest
+from keras_distill.export import arguments, examples, manifest, parity
 from keras_distill.export.batches import Arrays
+from keras_distill.export.examples import Examples
 from keras_distill.export.loading import load_model
 from keras_distill.export.manifest import Manifest
 from keras_distill.export.serving import serve, tensors_of
+from keras_distill.export.verification import check_files
 
 Row = dict[str, Any]
 
@@ -58,6 +60,8 @@ def measure(
     Raises:
         FileNotFoundError: `directory` holds no export.
         ImportError: The runtime of an artefact isn't installed.
+        ParityError: A file isn't the published one.
+        ValueError: `model` isn't the one that the export was made from.
 
     Example:
     >>> import tempfile
@@ -80,10 +84,12 @@ def measure(
         )
     directory = Path(directory)
     described = manifest.require(directory)
-    kept = examples.read(directory)["inputs"]
+    check_files(directory, described)
+    answers = examples.read(directory)
+    kept = answers["inputs"]
     sides = _artefacts(directory, described, threads)
     if model is not None:
-        sides |= _keras(load_model(model), kept, described.get("batch_size"))
+        sides |= _keras(load_model(model), answers, described)
     fixed = described.get("batch_size")
     rows = []
     for batch_size in [fixed] if fixed else batch_sizes:
@@ -110,18 +116,22 @@ def _artefacts(
 
 
 def _keras(
-    model: keras.Model, kept: Arrays, batch_size: int | None
+    model: keras.Model, answers: Examples, described: Manifest
 ) -> dict[str, Callable[[Arrays], Any]]:
+    kept = answers["inputs"]
     served = serve(
         model,
         kept if len(kept) > 1 else next(iter(kept.values())),
-        batch_size=batch_size,
+        batch_size=described.get("batch_size"),
     )
-    if set(served.inputs) != set(kept):
+    names = [*served.inputs], [*served.outputs]
+    if tuple(map(set, names)) != (set(kept), set(answers["outputs"])):
         raise ValueError(
-            f"`model` must have the inputs of the export, {sorted(kept)}. "
-            f"Received: a model with the inputs {sorted(served.inputs)}."
+            "`model` must be the one that the export was made from. Received: a model "
+            f"with the inputs and outputs {names}, where the export has "
+            f"{[*kept]}, {[*answers['outputs']]}."
         )
+    _check_answers(parity.call(served, kept), answers["outputs"], described["scales"])
 
     def function(batch: Arrays) -> Arrays:
         outputs = served.function(tensors_of(batch))
@@ -133,6 +143,16 @@ def _keras(
         return model.predict(packed, batch_size=size, verbose=0)
 
     return {KERAS_PREDICT: predict, KERAS_FUNCTION: function}
+
+
+def _check_answers(given: Arrays, wanted: Arrays, scales: dict[str, float]) -> None:
+    for name, scale in scales.items():
+        numbers = np.issubdtype(wanted[name].dtype, np.floating)
+        if numbers and not np.allclose(given[name], wanted[name], atol=1e-2 * scale):
+            raise ValueError(
+                "`model` must be the one that the export was made from. Received: a "
+                f"model with other answers on the examples, in the output {name!r}."
+            )
 
 
 def _interleaved(

@@ -92,7 +92,7 @@ def read(directory: Path) -> Manifest | None:
     """Read the manifest in `directory`; None where there is none of this package."""
     try:
         manifest = json.loads((directory / FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     ours = isinstance(manifest, dict) and manifest.get("kind") == _KIND
     return manifest if ours else None

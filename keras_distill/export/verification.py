@@ -39,9 +39,10 @@ def verify(
             `preprocessing`, `x` as that makes it.
 
     Returns:
-        `{"directory", "ok", "problems", "artefacts"}`: the problems that belong to no
-        artefact, and for each artefact `{"ok", "problems"}` with, where it was run,
-        `"max_abs_difference"` and `"metric"`.
+        `{"directory", "ok", "problems", "artefacts", "evaluation"}`: the problems that
+        belong to no artefact, what the manifest says of `evaluation`, and for each
+        artefact `{"ok", "problems"}` with, where it was run, `"max_abs_difference"`
+        and `"metric"`.
 
     Raises:
         FileNotFoundError: `directory` holds no export.
@@ -76,6 +77,7 @@ def verify(
         "ok": ok,
         "problems": problems,
         "artefacts": artefacts,
+        "evaluation": described.get("evaluation") if evaluation else None,
     }
 
 

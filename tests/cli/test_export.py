@@ -65,7 +65,9 @@ def test_the_line_of_the_help_as_a_process(folder):
         "artefact",
         "onnx",
         "onnx_int8",
+        "published",
     ]
+    assert exported.stdout.splitlines()[-1] == "published build"
     verified = command("verify", "build")
     assert (verified.returncode, verified.stdout) == (0, "onnx: ok\nonnx_int8: ok\n")
     path = folder / "build" / "model.int8.onnx"
@@ -123,6 +125,35 @@ def test_bench_prints_one_table(folder, tmp_path, capsys):
     assert row.split()[:2] == ["onnx", "1"]
 
 
+def test_verify_prints_the_metric(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    evaluate = ["--evaluate", folder / "test.npz"]
+    export = ["export", folder / "student.keras", "--to", "onnx", "--out", out]
+    assert call(*export, *evaluate, "--version", "next") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"published {out / '1'}"
+    assert call("verify", out / "1", *evaluate) == 0
+    said = "onnx: ok; sparse_categorical_accuracy 1.0000, Keras 1.0000\n"
+    assert capsys.readouterr().out == said
+
+
+def test_bench_wants_the_model_and_the_files_that_were_published(
+    folder, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    arguments = ["--to", "onnx", "--examples", folder / "data.npz", "--out", out]
+    assert call("export", folder / "student.keras", *arguments) == 0
+    other = keras.saving.load_model(folder / "student.keras")
+    other.set_weights([w + 1 for w in other.get_weights()])
+    other.save(tmp_path / "other.keras")
+    bench = ["bench", out, "--batch-sizes", "1", "--calls", "10", "--model"]
+    assert call(*bench, tmp_path / "other.keras") == 1
+    assert "other answers on the examples" in capsys.readouterr().err
+    assert call(*bench, folder / "words.keras") == 1
+    assert "inputs and outputs" in capsys.readouterr().err
+    (out / "model.onnx").write_bytes(b"x")
+    assert call(*bench, folder / "student.keras") == 3
+
+
 def test_a_metric_that_drops_publishes_nothing(folder, tmp_path, capsys, monkeypatch):
     from keras_distill.export import evaluation
 
@@ -154,6 +185,13 @@ def test_a_metric_that_drops_publishes_nothing(folder, tmp_path, capsys, monkeyp
         (
             ["student.keras", "--evaluate", "test.npz", "--metric", "niceness"],
             "class in keras.metrics.*niceness",
+        ),
+        (
+            [
+                *("student.keras", "--evaluate", "test.npz", "--metric", "AUC"),
+                *("--metric-config", '{"foo": 1}'),
+            ],
+            "`--metric-config` must hold the arguments of AUC.*foo",
         ),
         (
             ["words.keras", "--examples", "words.npz"],
