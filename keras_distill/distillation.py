@@ -28,6 +28,7 @@ class Batch(NamedTuple):
 
     inputs: Any
     labels: Any
+    label_masks: Mapping[Path, Tensor]  # which rows have one, where some have none
     sample_weight: Any
     teacher_output: Any
     teacher_is_finite: Tensor | None  # what `TeacherGuard.watch` says
@@ -142,6 +143,8 @@ class DistillationTerm:
             batch.student_output,
             batch.sample_weight,
             inputs=batch.inputs,
+            labels=self._structured(batch.labels, batch),
+            label_masks=batch.label_masks,
             step=batch.step,
         )
         losses = {path: ops.cast(loss, own_loss.dtype) for path, loss in losses.items()}
@@ -199,7 +202,7 @@ class DistillationTerm:
         if self._label_losses is None:
             return {}
         labels, sample_weight, loss_weights = (
-            outputs.as_structured(structure, batch.student_output, self._output_names)
+            self._structured(structure, batch)
             for structure in (batch.labels, batch.sample_weight, self._loss_weights)
         )
         losses = self._label_losses(labels, batch.masked_output, sample_weight)
@@ -210,6 +213,12 @@ class DistillationTerm:
             what="`loss_weights`",
         )
         return {path: weights.get(path, 1.0) * loss for path, loss in losses.items()}
+
+    def _structured(self, structure: Any, batch: Batch) -> Any:
+        """Return what is given per output in the structure of the outputs."""
+        return outputs.as_structured(
+            structure, batch.student_output, self._output_names
+        )
 
     def _hyperparameters(self) -> dict[str, Hyperparameter]:
         """Return what is logged beside the losses, by the name that it's logged by."""
@@ -243,8 +252,8 @@ def _temperatures(losses: PerOutputLoss) -> dict[str, Hyperparameter]:
     """Return the scheduled temperatures under the names that they're logged by."""
     scheduled = list(losses.scheduled())
     if len(scheduled) == 1:
-        return {"temperature": scheduled[0].tempering}
-    return {f"{loss.name}_temperature": loss.tempering for loss in scheduled}
+        return {"temperature": scheduled[0][1]}
+    return {f"{loss.name}_temperature": tempering for loss, tempering in scheduled}
 
 
 def _sum(losses: dict[Path, Tensor]) -> Tensor:

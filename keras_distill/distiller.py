@@ -208,8 +208,9 @@ class Distiller(RandomStates, LabelledModel):
             label_mask: Name of an input that says which rows have a label, of shape
                 `(batch,)` or `(batch, 1)`, True or nonzero where there is one; or a
                 dict of such names by output, None for outputs that are labelled
-                throughout. The label losses average over these rows; the others are
-                taught by the teacher alone. Neither model is given the mask unless
+                throughout. The label losses average over these rows, as do distillation
+                losses that read labels; the others are taught by the teacher alone.
+                Neither model is given the mask unless
                 the teacher declares it. Put metrics of labels into `weighted_metrics`.
                 Evaluation takes a batch without the mask as labelled throughout.
             teacher_loss: The teacher's own label loss or losses. Given, the teacher
@@ -506,6 +507,7 @@ class Distiller(RandomStates, LabelledModel):
         return Batch(
             inputs=x,
             labels=labels,
+            label_masks=self._label_mask.by_path(x, output),
             sample_weight=sample_weight,
             teacher_output=targets,
             teacher_is_finite=is_finite,

@@ -66,12 +66,16 @@ def by_path(
 def as_structured(structure: Any, outputs: Any, names: Sequence[str] | None) -> Any:
     """Return a dict for a list of outputs as a list, and a list for a dict as a dict.
 
-    In the order that Keras takes them in.
+    In the order that Keras takes them in; for a single output, what stands for it.
+    What doesn't fit the outputs is returned as it is.
     """
     if isinstance(structure, Mapping) and not isinstance(outputs, Mapping):
-        return [structure[name] for name in names or ()]
-    if isinstance(structure, list | tuple) and isinstance(outputs, Mapping):
-        return tree.pack_sequence_as(outputs, list(structure))
+        structure = [structure.get(name) for name in names or ()]
+    if isinstance(structure, list | tuple):
+        if isinstance(outputs, Mapping) and len(structure) == len(outputs):
+            return tree.pack_sequence_as(outputs, list(structure))
+        if not tree.is_nested(outputs) and len(structure) == 1:
+            return structure[0]
     return structure
 
 
@@ -86,21 +90,26 @@ def at(path: Path, structure: Any, what: str) -> Any:
     Raises:
         ValueError: If the structure holds no tensor there.
     """
-    leaf = structure
-    try:
-        for key in path:
-            # rows of a tensor aren't outputs
-            leaf = leaf[key] if tree.is_nested(leaf) else None
-        found = leaf is not None and not tree.is_nested(leaf)
-    except (KeyError, IndexError, TypeError):
-        found = False
-    if not found:
+    leaf = found(path, structure)
+    if leaf is None:
         raise ValueError(
             f"There is a distillation loss for output {list(path)}, which {what} "
             "doesn't hold. Give both models the same outputs, or None as the loss of "
             f"those that aren't distilled. Received: {describe(structure)}"
         )
     return leaf
+
+
+def found(path: Path, structure: Any) -> Any:
+    """Return the tensor of one output, None where the structure holds none there."""
+    leaf = structure
+    try:
+        for key in path:
+            # rows of a tensor aren't outputs
+            leaf = leaf[key] if tree.is_nested(leaf) else None
+    except (KeyError, IndexError, TypeError):
+        return None
+    return None if tree.is_nested(leaf) else leaf
 
 
 def describe(outputs: Any) -> str:

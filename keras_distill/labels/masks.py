@@ -93,6 +93,21 @@ class LabelMask:
             masks,
         )
 
+    def by_path(self, x: Any, structure: Any) -> dict[outputs.Path, Tensor]:
+        """Return the boolean masks of a batch by the paths of their outputs.
+
+        A batch without the mask's key, as evaluation may have, is labelled throughout.
+        """
+        masks: dict[outputs.Path, Tensor] = {}
+        keys = self._by_path(structure) if self._found(x) else {}
+        for path, tensor in tree.flatten_with_path(structure):
+            key = keys.get(tuple(path))
+            mask = _held(x, key)
+            if mask is not None:
+                masks[tuple(path)] = ops.cast(mask, "bool")
+                _check_rows(masks[tuple(path)], tensor, key)
+        return masks
+
     def _found(self, x: Any) -> bool:
         return any(_held(x, key) is not None for key in self.keys)
 
@@ -120,19 +135,15 @@ class LabelMask:
     def _map(self, function: Any, structure: Any, x: Any) -> Any:
         """Return `function(tensor, mask)` of each output's tensor, mask None for some.
 
-        A batch without the mask's key, as evaluation may have, is labelled throughout.
+        Of a batch without masks, the structure itself.
         """
         if not self._found(x):
             return structure
-        keys = self._by_path(structure)
-        mapped = []
-        for path, tensor in tree.flatten_with_path(structure):
-            key = keys.get(tuple(path))
-            mask = _held(x, key)
-            if mask is not None:
-                mask = ops.cast(mask, "bool")
-                _check_rows(mask, tensor, key)
-            mapped.append(function(tensor, mask))
+        masks = self.by_path(x, structure)
+        mapped = [
+            function(tensor, masks.get(tuple(path)))
+            for path, tensor in tree.flatten_with_path(structure)
+        ]
         return tree.pack_sequence_as(structure, mapped)
 
 

@@ -1,13 +1,15 @@
 """Distillation losses: Keras losses whose `y_true` is the teacher's output."""
 
-from keras_distill.losses.base import DistillationLoss, TemperedLoss
+from keras_distill.losses.base import BatchContext, DistillationLoss, TemperedLoss
 from keras_distill.losses.binary import BinarySoftTargets
+from keras_distill.losses.decoupled import DecoupledKD
 from keras_distill.losses.ranking import (
     CalibratedListwise,
     ListwiseSoftTargets,
     PairwiseSoftTargets,
 )
 from keras_distill.losses.regression import LogitMSE
+from keras_distill.losses.relations import DIST
 from keras_distill.losses.softmax import (
     ForwardKL,
     GeneralizedJSD,
@@ -16,10 +18,14 @@ from keras_distill.losses.softmax import (
     SoftTargets,
     TotalVariation,
 )
+from keras_distill.losses.standardized import Standardized
 
 __all__ = [
+    "DIST",
+    "BatchContext",
     "BinarySoftTargets",
     "CalibratedListwise",
+    "DecoupledKD",
     "DistillationLoss",
     "ForwardKL",
     "GeneralizedJSD",
@@ -29,6 +35,7 @@ __all__ = [
     "PairwiseSoftTargets",
     "ReverseKL",
     "SoftTargets",
+    "Standardized",
     "TemperedLoss",
     "TotalVariation",
 ]

@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import keras
 import numpy as np
@@ -18,16 +18,43 @@ Tensor = Any
 # Stands in for infinite outputs (logits of classes masked with -inf), because 0 * inf
 # and inf - inf are NaN; small enough that quotients and differences of it stay finite
 # in float32.
-_INFINITE = 1e30
+INFINITE = 1e30
+
+
+class BatchContext(NamedTuple):
+    """What a training step holds beside the two outputs that a loss compares.
+
+    Args:
+        inputs: The batch's inputs.
+        labels: The labels of the output; None where there are none.
+        labelled: Boolean, which rows have a label; None where all have one.
+        step: The optimiser's step, which schedules are read at.
+
+    Example:
+        >>> from keras_distill.losses import DecoupledKD
+        >>> loss = DecoupledKD().for_batch(BatchContext(labels=[0]))
+        >>> round(float(loss([[2.0, 0.0, 1.0]], [[0.0, 2.0, 0.0]])), 4)
+        8.9448
+    """
+
+    inputs: Any = None
+    labels: Any = None
+    labelled: Any = None
+    step: Any = 0
 
 
 class DistillationLoss(keras.losses.Loss, ABC):
     """A Keras loss whose `y_true` is the teacher's output.
 
-    Subclasses implement `compare(teacher_output, student_output)`, which returns a
+    Subclasses implement `compare(teacher_logits, student_logits)`, which returns a
     value per example. Everything else is `keras.losses.Loss`: reductions, sample
     weights, masks. The maths is done in float32 at least, whatever the dtype of the
     outputs, and no gradient reaches the teacher's.
+
+    A loss that depends on more of a batch than both outputs overrides `for_batch`,
+    which `Distiller` calls, or `for_weights`, which every call does. Both return the
+    loss to compute with, a copy that holds what it needs; the loss itself stays as it
+    was made.
 
     Args:
         axis: The class axis. Defaults to -1.
@@ -35,6 +62,9 @@ class DistillationLoss(keras.losses.Loss, ABC):
         name: Name of the loss.
         dtype: dtype of the loss's result. Defaults to `keras.config.floatx()`.
     """
+
+    # of losses that have one
+    tempering: Hyperparameter | None = None
 
     def __init__(
         self,
@@ -48,22 +78,53 @@ class DistillationLoss(keras.losses.Loss, ABC):
         self.axis = axis
 
     @abstractmethod
-    def compare(self, teacher_output: Tensor, student_output: Tensor) -> Tensor:
-        """Return the loss per example from outputs of one shape."""
+    def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """Return the loss per example from logits of one shape."""
+
+    def for_batch(self, batch: BatchContext) -> Self:
+        """Return the loss for one batch of training data."""
+        return self
+
+    def for_weights(self, sample_weight: Tensor, mask: Tensor) -> Self:
+        """Return the loss for a call with these weights and Keras mask, or None."""
+        return self
+
+    def __call__(
+        self, y_true: Any, y_pred: Tensor, sample_weight: Tensor = None
+    ) -> Tensor:
+        """Return the loss, reduced; `y_true` is the teacher's output."""
+        mask = getattr(y_pred, "_keras_mask", None)
+        loss = self.for_weights(sample_weight, mask)
+        return super(DistillationLoss, loss).__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the loss per example; `y_true` is the teacher's output."""
         return self.compare(*self.prepared(y_true, y_pred))
 
+    def logits(self, output: Tensor, whose: str) -> Tensor:
+        """Return the logits of the `"teacher"`'s or the `"student"`'s output."""
+        return output
+
     def prepared(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the outputs, checked and fit to compute with."""
+        """Return the logits of both outputs, checked and fit to compute with."""
         # Keras converts the leaves only, so nested lists of numbers are lists still
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         checks.check_same_shape(y_true, y_pred)
         checks.check_axis(y_pred, self.axis)
         # also in `Distiller`, for any Keras loss; here for custom training loops
         teacher_output = ops.stop_gradient(_finite(_at_least_float32(y_true)))
-        return teacher_output, _finite(_at_least_float32(y_pred))
+        student_output = _finite(_at_least_float32(y_pred))
+        return (
+            self.logits(teacher_output, "teacher"),
+            self.logits(student_output, "student"),
+        )
+
+    def copied(self) -> Self:
+        """Return a copy that shares its attributes, temperature included."""
+        # not `copy.copy`, for which Keras would write the loss to a file
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -101,6 +162,8 @@ class TemperedLoss(DistillationLoss):
     # what makes probabilities of its logits
     activation = "softmax"
 
+    tempering: Hyperparameter
+
     def __init__(
         self,
         temperature: float | LearningRateSchedule = 1.0,
@@ -119,7 +182,7 @@ class TemperedLoss(DistillationLoss):
             accepts=lambda value: 0.0 < value < np.inf,
         )
         self.from_logits = from_logits
-        # The trainer sets it around each call; a scheduled temperature is read there.
+        # a scheduled temperature is read there
         self.step: Any = 0
         self._warned: set[str] = set()
 
@@ -138,26 +201,28 @@ class TemperedLoss(DistillationLoss):
     ) -> Tensor:
         """Return the divergence per example, without the squared temperature."""
 
-    def compare(self, teacher_output: Tensor, student_output: Tensor) -> Tensor:
+    def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """Return `temperature**2` times the divergence, per example."""
-        return self.tempered(self.divergence, teacher_output, student_output)
+        return self.tempered(self.divergence, teacher_logits, student_logits)
 
     def tempered(
         self,
         divergence: Callable[[Tensor, Tensor, Tensor], Tensor],
-        teacher_output: Tensor,
-        student_output: Tensor,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
     ) -> Tensor:
-        """Return `temperature**2` times a divergence of the outputs' logits."""
-        temperature = ops.cast(self.tempering.at(self.step), student_output.dtype)
-        values = divergence(
-            self._logits(teacher_output, "teacher"),
-            self._logits(student_output, "student"),
-            temperature,
-        )
+        """Return `temperature**2` times a divergence."""
+        temperature = ops.cast(self.tempering.at(self.step), student_logits.dtype)
+        values = divergence(teacher_logits, student_logits, temperature)
         if self.times_squared_temperature:
             values = values * temperature**2
         return values
+
+    def for_batch(self, batch: BatchContext) -> Self:
+        """Return the loss with its temperature at the batch's step."""
+        loss = self.copied()
+        loss.step = batch.step
+        return loss
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -178,7 +243,8 @@ class TemperedLoss(DistillationLoss):
             config = {**config, "temperature": temperature}
         return cls(**config)
 
-    def _logits(self, output: Tensor, whose: str) -> Tensor:
+    def logits(self, output: Tensor, whose: str) -> Tensor:
+        """Return the logits of an output, which may be probabilities."""
         if self.from_logits:
             self._warn_once_if_probabilities(output, whose)
         else:
@@ -214,4 +280,4 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _finite(x: Tensor) -> Tensor:
-    return ops.clip(x, -_INFINITE, _INFINITE)
+    return ops.clip(x, -INFINITE, INFINITE)

@@ -29,10 +29,11 @@ class SigmoidLoss(TemperedLoss):
             complement
         )
 
-    def _logits(self, output: Tensor, whose: str) -> Tensor:
+    def logits(self, output: Tensor, whose: str) -> Tensor:
+        """Return the logits of an output, which may be probabilities."""
         if not self.from_logits:
             checks.check_probabilities(output, whose, self.name)
-        return super()._logits(output, whose)
+        return super().logits(output, whose)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

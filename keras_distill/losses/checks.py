@@ -1,5 +1,6 @@
 """What can be said about a pair of outputs before a divergence is taken."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -27,17 +28,30 @@ _ROUNDING = 1e-3
 
 def check_same_shape(teacher_output: Tensor, student_output: Tensor) -> None:
     """Raise ValueError unless both shapes agree wherever both are known."""
-    teacher_shape, student_shape = teacher_output.shape, student_output.shape
-    agree = len(teacher_shape) == len(student_shape) and all(
-        t == s or t is None or s is None
-        for t, s in zip(teacher_shape, student_shape, strict=True)
-    )
-    if not agree:
+    if not may_have_shape(teacher_output, student_output.shape):
         raise ValueError(
             "The teacher's and the student's output must have the same shape; the "
             "last dimension is usually the number of classes. Received: teacher "
-            f"output {tuple(teacher_shape)}, student output {tuple(student_shape)}"
+            f"output {tuple(teacher_output.shape)}, student output "
+            f"{tuple(student_output.shape)}"
         )
+
+
+def may_have_shape(x: Tensor, shape: Sequence[int | None]) -> bool:
+    """Return whether a tensor has a shape wherever both are known."""
+    return len(x.shape) == len(shape) and all(
+        size == expected or size is None or expected is None
+        for size, expected in zip(x.shape, shape, strict=True)
+    )
+
+
+def checked_weight(name: str, value: float) -> float:
+    """Return the weight of a loss's part, or raise ValueError if it can't be one."""
+    if not 0.0 <= value < np.inf:
+        raise ValueError(
+            f"`{name}` must be finite and not negative. Received: {name}={value}"
+        )
+    return float(value)
 
 
 def check_axis(output: Tensor, axis: int) -> None:
@@ -66,21 +80,40 @@ def check_probabilities(output: Tensor, whose: str, loss_name: str) -> None:
     A graph of TensorFlow's asserts it when it runs, which XLA leaves out in silence.
     NaN passes: it is no probability, but the mistake is another one.
     """
-    outside = ops.any((output < -_ROUNDING) | (output > 1.0 + _ROUNDING))
-    message = (
+    _check_range(
+        output,
+        -_ROUNDING,
+        1.0 + _ROUNDING,
         f"`{loss_name}` was told `from_logits=False`, so the {whose}'s output must be "
-        "probabilities in [0, 1]. Pass `from_logits=True` for logits. Received: values "
+        "probabilities in [0, 1]. Pass `from_logits=True` for logits. Received: values",
     )
-    extremes = ops.min(output, initial=np.inf), ops.max(output, initial=-np.inf)
+
+
+def check_class_ids(labels: Tensor, classes: Tensor, loss_name: str) -> None:
+    """Raise ValueError if labels aren't ids of classes, as `check_probabilities`."""
+    labels = ops.cast(labels, "float32")
+    _check_range(
+        labels,
+        0.0,
+        ops.cast(classes, "float32") - 1.0,
+        f"The labels that `{loss_name}` reads must be ids of classes, from 0 to one "
+        "less than their number. Name a `label_mask` where rows have no label. "
+        "Received: labels",
+    )
+
+
+def _check_range(values: Tensor, least: Tensor, greatest: Tensor, message: str) -> None:
+    outside = ops.any((values < least) | (values > greatest))
+    extremes = ops.min(values, initial=np.inf), ops.max(values, initial=-np.inf)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        if tf.is_symbolic_tensor(output):
-            tf.debugging.Assert(~outside, [message + "(least, greatest)", *extremes])
+        if tf.is_symbolic_tensor(values):
+            tf.debugging.Assert(~outside, [message + " (least, greatest)", *extremes])
             return
     if outside:
-        least, greatest = (float(extreme) for extreme in extremes)
-        raise ValueError(f"{message}from {least} to {greatest}")
+        found_least, found_greatest = (float(extreme) for extreme in extremes)
+        raise ValueError(f"{message} from {found_least} to {found_greatest}")
 
 
 def are_probabilities(output: Tensor, axis: int, activation: str) -> bool:

@@ -140,6 +140,40 @@ def jeffreys(
     )
 
 
+def target_kl(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor, target: Tensor
+) -> Tensor:
+    """Return `KL` between the distributions over the target class and all others.
+
+    `target`, a boolean of the shape of the logits, is True at one class of the last
+    axis (Zhao et al. 2022, https://arxiv.org/abs/2203.08679, the first term of
+    equation 6).
+    """
+    teacher, student = (
+        _margin(logits, temperature, target)
+        for logits in (teacher_logits, student_logits)
+    )
+    zero = ops.zeros_like(teacher)
+    return forward_kl(
+        ops.stack([teacher, zero], -1), ops.stack([student, zero], -1), 1.0, -1
+    )
+
+
+def nontarget_kl(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor, target: Tensor
+) -> Tensor:
+    """Return `KL` between the distributions over the classes that aren't the target.
+
+    With `target_kl` and the teacher's probability `p` of the target class,
+    `target_kl + (1 - p) * nontarget_kl` is `forward_kl`.
+    """
+    others = ops.logical_not(target)
+    log_p = _log_shares(teacher_logits, temperature, others)
+    log_q = _log_shares(student_logits, temperature, others)
+    p, q = ops.exp(log_p), ops.exp(log_q)
+    return _total(p * (log_p - log_q) - p + q, others)
+
+
 def total_variation(
     teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor, axis: int
 ) -> Tensor:
@@ -216,6 +250,16 @@ def _log_shares(scores: Tensor, temperature: Tensor, members: Tensor) -> Tensor:
     )
     relative = (scores - ops.stop_gradient(top)) / temperature
     return ops.log_softmax(ops.where(members, relative, _LOWEST), axis=-1)
+
+
+def _margin(logits: Tensor, temperature: Tensor, target: Tensor) -> Tensor:
+    """Return the tempered logit of the target class against all others together."""
+    top = ops.max(
+        ops.where(target, _LOWEST, logits), axis=-1, keepdims=True, initial=_LOWEST
+    )
+    relative = (logits - ops.stop_gradient(top)) / temperature
+    others = ops.logsumexp(ops.where(target, _LOWEST, relative), axis=-1)
+    return _total(relative, target) - others
 
 
 def _gaps(scores: Tensor) -> Tensor:

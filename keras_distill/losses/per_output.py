@@ -1,15 +1,15 @@
 """One loss for each output of a model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_distill import outputs
-from keras_distill.losses.base import TemperedLoss
-from keras_distill.losses.ranking import RankingLoss
+from keras_distill.losses.base import BatchContext, DistillationLoss
 from keras_distill.outputs import Path
+from keras_distill.schedules import Hyperparameter
 
 Tensor = Any
 tree = keras.tree
@@ -57,6 +57,8 @@ class PerOutputLoss:
         sample_weight: Any = None,
         *,
         inputs: Any = None,
+        labels: Any = None,
+        label_masks: Mapping[Path, Tensor] | None = None,
         step: Any = 0,
     ) -> dict[Path, Tensor]:
         """Return the loss of each distilled output, scalars, by the output's path.
@@ -66,8 +68,13 @@ class PerOutputLoss:
             student_output: What is held against them.
             sample_weight: One for all outputs, or a structure that mirrors them.
             inputs: The batch's inputs, for losses that read lists from them.
+            labels: The labels in the structure of the outputs, for losses that read
+                them too.
+            label_masks: Which rows have a label, by the path of outputs where some
+                have none.
             step: The optimiser's step, which scheduled temperatures are read at.
         """
+        label_masks = label_masks or {}
         terms = {}
         for path, loss in self._by_path(student_output).items():
             weight = sample_weight
@@ -75,16 +82,24 @@ class PerOutputLoss:
                 weight = outputs.at(path, sample_weight, "`sample_weight`")
             teacher = outputs.at(path, teacher_output, "the teacher's output")
             student = outputs.at(path, student_output, "the student's output")
-            if isinstance(loss, RankingLoss):
-                teacher = loss.with_lists(teacher, inputs)
-            terms[path] = _evaluate(loss, teacher, student, weight, step=step)
+            if isinstance(loss, DistillationLoss):
+                loss = loss.for_batch(
+                    BatchContext(
+                        inputs=inputs,
+                        labels=outputs.found(path, labels),
+                        labelled=label_masks.get(path),
+                        step=step,
+                    )
+                )
+            terms[path] = loss(teacher, student, weight)
         return terms
 
-    def scheduled(self) -> Iterator[TemperedLoss]:
-        """Yield the losses whose temperature is a schedule."""
+    def scheduled(self) -> Iterator[tuple[DistillationLoss, Hyperparameter]]:
+        """Yield the losses whose temperature is a schedule, with the temperature."""
         for loss in dict.fromkeys(tree.flatten(self._losses)):
-            if isinstance(loss, TemperedLoss) and loss.tempering.scheduled:
-                yield loss
+            tempering = loss.tempering if isinstance(loss, DistillationLoss) else None
+            if tempering is not None and tempering.scheduled:
+                yield loss, tempering
 
     def _by_path(self, student_output: Any) -> dict[Path, keras.losses.Loss]:
         return outputs.by_path(
@@ -101,20 +116,3 @@ def as_loss(loss: Any) -> Any:
     if found is None or isinstance(found, keras.losses.Loss):
         return found
     return _FunctionLoss(found)
-
-
-def _evaluate(
-    loss: keras.losses.Loss,
-    teacher_output: Tensor,
-    student_output: Tensor,
-    sample_weight: Tensor,
-    *,
-    step: Any,
-) -> Tensor:
-    if isinstance(loss, TemperedLoss):
-        loss.step = step
-    try:
-        return loss(teacher_output, student_output, sample_weight)
-    finally:
-        if isinstance(loss, TemperedLoss):
-            loss.step = 0  # `step` may be a tensor of a graph that ends with this call

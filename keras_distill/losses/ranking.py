@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -11,6 +11,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill.losses import divergences
+from keras_distill.losses.base import BatchContext
 from keras_distill.losses.binary import SigmoidLoss
 from keras_distill.losses.lists import Lists, arranged, read
 from keras_distill.schedules import Hyperparameter
@@ -59,6 +60,7 @@ class RankingLoss(SigmoidLoss):
         )
         self.mask = mask
         self.group = group
+        self._inputs: Any = None
         for argument, value in (("mask", mask), ("group", group)):
             if not isinstance(value, str | None):
                 raise TypeError(
@@ -78,7 +80,7 @@ class RankingLoss(SigmoidLoss):
         """Return the divergence per list, without the squared temperature."""
 
     @abstractmethod
-    def says_something(self, teacher_output: Tensor, lists: Lists) -> Tensor:
+    def says_something(self, teacher_logits: Tensor, lists: Lists) -> Tensor:
         """Return per list whether there is something to learn from it."""
 
     def with_lists(self, teacher_output: Tensor, inputs: Any) -> Any:
@@ -109,22 +111,30 @@ class RankingLoss(SigmoidLoss):
         found = {argument: inputs[key] for argument, key in names.items()}
         return {"scores": teacher_output, **found}
 
+    def for_batch(self, batch: BatchContext) -> Self:
+        """Return the loss with the inputs that `mask` and `group` name."""
+        loss = super().for_batch(batch)
+        loss._inputs = batch.inputs
+        return loss
+
     def __call__(
         self, y_true: Any, y_pred: Tensor, sample_weight: Tensor = None
     ) -> Tensor:
         """Return the loss, reduced; `y_true` is a tensor or a dict as above."""
+        if self._inputs is not None:
+            y_true = self.with_lists(y_true, self._inputs)
         given = y_true if isinstance(y_true, Mapping) else {"scores": y_true}
         self._check_keys(given)
         return super().__call__(*arranged(given, y_pred, sample_weight))
 
     def call(self, y_true: dict[str, Tensor], y_pred: Tensor) -> Tensor:
         """Return the loss per list; `y_true` is what `__call__` has arranged."""
-        teacher_output, student_output = self.prepared(y_true["scores"], y_pred)
-        lists = read(y_true, student_output.dtype)
+        teacher_logits, student_logits = self.prepared(y_true["scores"], y_pred)
+        lists = read(y_true, student_logits.dtype)
         divergence = partial(self.list_divergence, lists=lists)
-        values = self.tempered(divergence, teacher_output, student_output)
+        values = self.tempered(divergence, teacher_logits, student_logits)
         # where Keras looks for what to leave out; there is no public setter
-        values._keras_mask = lists.once(self.says_something(teacher_output, lists))
+        values._keras_mask = lists.once(self.says_something(teacher_logits, lists))
         return values
 
     def divergence(
@@ -187,7 +197,7 @@ class ListwiseLoss(RankingLoss):
             lists.item_weight,
         )
 
-    def says_something(self, teacher_output: Tensor, lists: Lists) -> Tensor:
+    def says_something(self, teacher_logits: Tensor, lists: Lists) -> Tensor:
         """Return per list whether it has two items or more."""
         return ops.sum(ops.cast(lists.members, "int32"), axis=-1) >= 2
 
@@ -394,10 +404,10 @@ class PairwiseSoftTargets(RankingLoss):
             lists.item_weight,
         )
 
-    def says_something(self, teacher_output: Tensor, lists: Lists) -> Tensor:
+    def says_something(self, teacher_logits: Tensor, lists: Lists) -> Tensor:
         """Return per list whether the teacher prefers any item to another."""
-        highest = ops.where(lists.members, teacher_output, -np.inf)
-        lowest = ops.where(lists.members, teacher_output, np.inf)
+        highest = ops.where(lists.members, teacher_logits, -np.inf)
+        lowest = ops.where(lists.members, teacher_logits, np.inf)
         return ops.max(highest, axis=-1, initial=-np.inf) > ops.min(
             lowest, axis=-1, initial=np.inf
         )

@@ -36,6 +36,6 @@ class LogitMSE(DistillationLoss):
         https://arxiv.org/abs/1503.02531, section 2.1.
     """
 
-    def compare(self, teacher_output: Tensor, student_output: Tensor) -> Tensor:
+    def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """Return the mean squared difference per example."""
-        return ops.mean(ops.square(teacher_output - student_output), axis=self.axis)
+        return ops.mean(ops.square(teacher_logits - student_logits), axis=self.axis)

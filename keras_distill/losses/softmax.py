@@ -16,10 +16,10 @@ _register = keras.saving.register_keras_serializable(package="keras_distill")
 class SoftmaxLoss(TemperedLoss):
     """A tempered loss over a class axis of two units or more."""
 
-    def compare(self, teacher_output: Tensor, student_output: Tensor) -> Tensor:
+    def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """Return `temperature**2` times the divergence, per example."""
-        checks.check_classes(student_output, self.axis)
-        return super().compare(teacher_output, student_output)
+        checks.check_classes(student_logits, self.axis)
+        return super().compare(teacher_logits, student_logits)
 
 
 @_register

@@ -6,7 +6,7 @@ Classes may be masked by `-inf` in both arrays.
 """
 
 import numpy as np
-from scipy.special import expit, log_expit, log_softmax
+from scipy.special import expit, log_expit, log_softmax, logsumexp
 
 
 def tempered(logits, temperature):
@@ -95,3 +95,84 @@ def binary_kl(t, s, temperature):
 def logit_mse(t, s, temperature=None):
     difference = minus(s, t)
     return np.square(difference).mean(-1), 2.0 * difference / s.shape[-1]
+
+
+def decoupled(t, s, temperature, *, labels, alpha, beta):
+    target = np.arange(t.shape[-1]) == labels[:, None]
+
+    def split(logits):
+        log_p = tempered(logits, temperature)
+        log_others = logsumexp(log_p, axis=-1, keepdims=True, b=~target)
+        log_of_two = np.concatenate([log_p[target][:, None], log_others], -1)
+        return log_of_two, np.where(target, -np.inf, minus(log_p, log_others))
+
+    (log_p, log_r), (log_q, log_u) = split(t), split(s)
+    p, q, r, u = np.exp(log_p), np.exp(log_q), np.exp(log_r), np.exp(log_u)
+    of_target = times(p, minus(log_p, log_q)).sum(-1)
+    of_others = times(r, minus(log_r, log_u)).sum(-1)
+    toward_target = q[:, :1] - p[:, :1]
+    gradient = np.where(
+        target, alpha * toward_target, beta * (u - r) - alpha * toward_target * u
+    )
+    value = temperature**2 * (alpha * of_target + beta * of_others)
+    return value, temperature * gradient
+
+
+def pearson_distance(x, y, weight, axis):
+    """`1 - r` and its gradient in `y`, where both vary."""
+    share = weight / weight.sum(axis=axis, keepdims=True)
+
+    def standardised(values):
+        deviation = values - (share * values).sum(axis=axis, keepdims=True)
+        spread = np.sqrt((share * deviation**2).sum(axis=axis, keepdims=True))
+        return deviation / spread, spread
+
+    (x, _), (y, spread) = standardised(x), standardised(y)
+    r = (share * x * y).sum(axis=axis, keepdims=True)
+    return 1.0 - np.squeeze(r, axis), -share * (x - r * y) / spread
+
+
+def dist(t, s, temperature, *, beta, gamma, weight=None):
+    """The loss per example, and the gradient of its mean with these weights."""
+    weight = np.ones(len(t)) if weight is None else weight
+    p, q = np.exp(tempered(t, temperature)), np.exp(tempered(s, temperature))
+    value, gradient = pearson_distance(p, q, np.ones_like(p), -1)
+    batch_value, batch_gradient = pearson_distance(p, q, weight[:, None], 0)
+    value = beta * value + gamma * batch_value.mean()
+    gradient = beta * gradient * (weight / weight.sum())[:, None]
+    gradient = gradient + gamma * batch_gradient / p.shape[-1]
+    gradient = softmax_gradient(q, gradient, temperature)
+    return temperature**2 * value, temperature**2 * gradient
+
+
+def standardized(loss, t, s, temperature, epsilon=1e-7, **arguments):
+    """Another loss of standardised logits; those that are all equal have `std=1`."""
+
+    def statistics(x):
+        present = np.isfinite(x)
+        finite = np.where(present, x, 0.0)
+        count = present.sum(-1, keepdims=True)
+        deviation = finite - finite.sum(-1, keepdims=True) / count
+        deviation = np.where(present, deviation, 0.0)
+        std = np.sqrt((deviation**2).sum(-1, keepdims=True) / count)
+        highest = np.where(present, x, -np.inf).max(-1, keepdims=True)
+        varies = highest > np.where(present, x, np.inf).min(-1, keepdims=True)
+        return (
+            present,
+            count,
+            np.where(varies, deviation, 0.0),
+            np.where(varies, std, 1.0),
+        )
+
+    def z(x):
+        present, _, deviation, std = statistics(x)
+        return np.where(present, deviation / (std + epsilon), x)
+
+    value, gradient = loss(z(t), z(s), temperature, **arguments)
+    present, count, deviation, std = statistics(s)
+    gradient = np.where(present, gradient, 0.0)
+    through_mean = gradient.sum(-1, keepdims=True) / count
+    through_std = (gradient * deviation).sum(-1, keepdims=True) / (count * std)
+    gradient = (gradient - through_mean) / (std + epsilon)
+    gradient = gradient - deviation * through_std / (std + epsilon) ** 2
+    return value, np.where(present, gradient, 0.0)

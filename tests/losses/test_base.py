@@ -34,21 +34,39 @@ TEACHER, STUDENT = (2.0 * RNG.standard_normal((2, 3, 4, 5))).astype("float32")
 HEATING = PolynomialDecay(1.0, 10, 5.0)
 
 
+def decoupled(**kwargs):
+    labels = np.arange(12).reshape(3, 4) % 5
+    return losses.DecoupledKD(**kwargs).with_labels(labels)
+
+
+def standardized(**kwargs):
+    return losses.Standardized(losses.ForwardKL(**kwargs))
+
+
+# A value depends on more than two rows, or the arguments are those of a loss inside.
+SPECIAL = {
+    "DecoupledKD": decoupled,
+    "DIST": losses.DIST,
+    "Standardized": standardized,
+}
+EVERY = {**ALL, **SPECIAL}
+
+
 def rows(x):
     return x.reshape(-1, x.shape[-1])
 
 
 def all_of(name):
     """The loss's value of every (sequence, position), from the loss itself."""
-    return ALL[name](reduction="none")(TEACHER, STUDENT).numpy()
+    return EVERY[name](reduction="none")(TEACHER, STUDENT).numpy()
 
 
 class TestTeacher:
-    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("name", EVERY)
     def test_gets_no_gradient(self, name):
         teacher, student = tf.Variable(TEACHER), tf.Variable(STUDENT)
         with tf.GradientTape() as tape:
-            value = ALL[name]()(teacher, student)
+            value = EVERY[name]()(teacher, student)
         to_teacher, to_student = tape.gradient(value, [teacher, student])
         assert to_teacher is None
         assert np.abs(to_student.numpy()).max() > 0.0
@@ -61,7 +79,7 @@ class TestTeacher:
 
 
 class TestTemperature:
-    @pytest.mark.parametrize("name", TEMPERED)
+    @pytest.mark.parametrize("name", [*TEMPERED, "DecoupledKD", "DIST"])
     def test_its_square_is_applied_once(self, name):
         """loss(T; T t, T s) = T**2 loss(1; t, s), but for what is bounded."""
         temperature = 4.0  # exact in floats
@@ -74,9 +92,9 @@ class TestTemperature:
                 value = loss(scale * TEACHER, student)
             return value.numpy(), tape.gradient(value, student).numpy()
 
-        value, gradient = value_and_gradient(TEMPERED[name](), 1.0)
+        value, gradient = value_and_gradient(EVERY[name](), 1.0)
         hot_value, hot_gradient = value_and_gradient(
-            TEMPERED[name](temperature=temperature), temperature
+            EVERY[name](temperature=temperature), temperature
         )
         np.testing.assert_allclose(hot_value, temperature**power * value, rtol=1e-6)
         np.testing.assert_allclose(
@@ -131,14 +149,14 @@ class TestTemperature:
             )
 
     @pytest.mark.parametrize("value", [0, 0.0, -1, float("nan"), float("inf")])
-    @pytest.mark.parametrize("name", TEMPERED)
+    @pytest.mark.parametrize("name", [*TEMPERED, *SPECIAL])
     def test_must_be_positive_and_finite(self, name, value):
         message = re.escape(
             f"`temperature` must be positive and finite. Received: temperature={value}"
         )
         with pytest.raises(ValueError, match=message):
-            TEMPERED[name](temperature=value)
-        loss = TEMPERED[name](temperature=2.0)
+            EVERY[name](temperature=value)
+        loss = EVERY[name](temperature=2.0)
         with pytest.raises(ValueError, match=message):
             loss.temperature = value
         assert loss.temperature == 2.0
@@ -205,10 +223,10 @@ class TestProbabilities:
 
 
 class TestShapes:
-    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("name", EVERY)
     def test_other_axis_equals_transposed(self, name):
         for axis in (1, -2):
-            loss = ALL[name](axis=axis, reduction="none")
+            loss = EVERY[name](axis=axis, reduction="none")
             np.testing.assert_allclose(
                 loss(TEACHER.swapaxes(1, 2), STUDENT.swapaxes(1, 2)),
                 all_of(name),
@@ -216,9 +234,9 @@ class TestShapes:
                 atol=1e-6,
             )
 
-    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("name", [*ALL, "Standardized"])
     def test_ranks(self, name):
-        loss = ALL[name](reduction="none")
+        loss = EVERY[name](reduction="none")
         assert loss(TEACHER, STUDENT).shape == (3, 4)
         np.testing.assert_allclose(
             loss(rows(TEACHER), rows(STUDENT)), all_of(name).ravel(), rtol=1e-6
@@ -228,9 +246,9 @@ class TestShapes:
             assert one.shape == ()
             np.testing.assert_allclose(one, all_of(name)[0, 0], rtol=1e-6)
 
-    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("name", [*ALL, "DIST", "Standardized"])
     def test_empty_batch(self, name):
-        assert ALL[name](reduction="none")(TEACHER[:0], STUDENT[:0]).shape == (0, 4)
+        assert EVERY[name](reduction="none")(TEACHER[:0], STUDENT[:0]).shape == (0, 4)
 
     def test_unknown_dimensions(self):
         loss = losses.ForwardKL(2.0)
@@ -241,23 +259,23 @@ class TestShapes:
         )
 
     @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 6), (4, 4, 5), (3, 4, 1)])
-    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("name", EVERY)
     def test_must_agree(self, name, shape):
         message = re.escape(f"teacher output {shape}, student output (3, 4, 5)")
         with pytest.raises(ValueError, match=f"same shape; .*{message}"):
-            ALL[name]()(np.zeros(shape), STUDENT)
+            EVERY[name]()(np.zeros(shape), STUDENT)
 
-    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("name", EVERY)
     def test_must_have_the_axis(self, name):
         for axis in (3, -4):
             with pytest.raises(
                 ValueError, match=rf"`axis` must be .*axis={axis} .* \(3, 4, 5\)"
             ):
-                ALL[name](axis=axis)(TEACHER, STUDENT)
+                EVERY[name](axis=axis)(TEACHER, STUDENT)
 
 
 class TestKerasReduction:
-    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("name", [*ALL, "DecoupledKD", "Standardized"])
     def test_reductions(self, name):
         each = all_of(name)
         weight = np.arange(12.0, dtype="float32").reshape(3, 4)
@@ -268,15 +286,15 @@ class TestKerasReduction:
             ("none", each * weight),
             (None, each * weight),
         ):
-            loss = ALL[name](reduction=reduction)
+            loss = EVERY[name](reduction=reduction)
             np.testing.assert_allclose(
                 loss(TEACHER, STUDENT, sample_weight=weight), expected, rtol=1e-5
             )
 
-    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("name", [*ALL, "Standardized"])
     def test_weights_per_sample(self, name):
         weight = np.array([0.0, 1.0, 3.0], "float32")
-        loss = ALL[name](reduction="none")
+        loss = EVERY[name](reduction="none")
         np.testing.assert_allclose(
             loss(TEACHER, STUDENT, sample_weight=weight[:, None]),
             all_of(name) * weight[:, None],
@@ -292,7 +310,7 @@ class TestKerasReduction:
         with pytest.raises(ValueError, match="Received: reduction=average"):
             losses.ForwardKL(reduction="average")
 
-    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("name", [*ALL, "DecoupledKD", "Standardized"])
     def test_mask_of_the_student(self, name):
         """Masked positions count neither in the sum nor in the mean."""
         mask = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], bool)
@@ -300,27 +318,27 @@ class TestKerasReduction:
         weight = RNG.random((3, 4)).astype("float32")
         each = all_of(name)
         np.testing.assert_allclose(
-            ALL[name]()(TEACHER, student), each[mask].mean(), rtol=1e-5
+            EVERY[name]()(TEACHER, student), each[mask].mean(), rtol=1e-5
         )
         np.testing.assert_allclose(
-            ALL[name](reduction="sum")(TEACHER, student), each[mask].sum(), rtol=1e-5
+            EVERY[name](reduction="sum")(TEACHER, student), each[mask].sum(), rtol=1e-5
         )
         np.testing.assert_allclose(
-            ALL[name]()(TEACHER, student, sample_weight=weight),
+            EVERY[name]()(TEACHER, student, sample_weight=weight),
             (each * weight)[mask].sum() / mask.sum(),
             rtol=1e-5,
         )
 
 
 class TestDtype:
-    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("name", EVERY)
     def test_narrow_results_of_wide_maths(self, name):
         """As good as the dtype of the result, although T**2 * KL is a difference."""
         for dtype, rounding in ((np.float16, 2.0**-11), (ml_dtypes.bfloat16, 2.0**-8)):
-            loss = ALL[name](dtype=np.dtype(dtype).name, reduction="none")
+            loss = EVERY[name](dtype=np.dtype(dtype).name, reduction="none")
             value = loss(TEACHER, STUDENT)
             assert value.dtype == dtype
-            expected = ALL[name](reduction="none")(
+            expected = EVERY[name](reduction="none")(
                 TEACHER.astype(dtype), STUDENT.astype(dtype)
             )
             np.testing.assert_allclose(

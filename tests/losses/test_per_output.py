@@ -5,9 +5,17 @@ import numpy as np
 import pytest
 from keras.optimizers.schedules import PolynomialDecay
 
-from keras_distill.losses import ForwardKL, LogitMSE, ReverseKL
+from keras_distill.losses import (
+    BatchContext,
+    DecoupledKD,
+    DistillationLoss,
+    ForwardKL,
+    LogitMSE,
+    ReverseKL,
+    Standardized,
+)
 from keras_distill.losses.per_output import PerOutputLoss
-from keras_distill.outputs import describe
+from keras_distill.outputs import as_structured, describe
 from keras_distill.schedules import TeacherAnnealing
 
 RNG = np.random.default_rng(6)
@@ -133,7 +141,7 @@ def test_sample_weight_for_all_outputs_or_each():
 def test_schedules_are_read_at_the_step_and_only_there():
     annealed = ForwardKL(PolynomialDecay(1.0, 4, 5.0))
     loss = per_output([annealed, MSE])
-    assert list(loss.scheduled()) == [annealed]
+    assert list(loss.scheduled()) == [(annealed, annealed.tempering)]
     np.testing.assert_allclose(
         loss(TEACHERS["list"], STUDENTS["list"], step=2),
         ForwardKL(3.0)(TEACHER, STUDENT) + MSE(OTHER_TEACHER, OTHER_STUDENT),
@@ -147,8 +155,85 @@ def test_schedules_are_read_at_the_step_and_only_there():
 
 def test_scheduled_names_a_shared_loss_once():
     annealed = ForwardKL(TeacherAnnealing(4))
-    assert list(per_output({"a": annealed, "b": annealed}).scheduled()) == [annealed]
+    losses = per_output({"a": annealed, "b": annealed})
+    assert list(losses.scheduled()) == [(annealed, annealed.tempering)]
     assert list(per_output([ForwardKL(2.0), ReverseKL(), MSE]).scheduled()) == []
+
+
+def test_schedules_of_losses_inside_others():
+    annealed = Standardized(ForwardKL(TeacherAnnealing(4)))
+    ((loss, tempering),) = per_output([annealed, MSE]).scheduled()
+    assert loss is annealed
+    assert tempering is annealed.loss.tempering
+
+
+class Reads(DistillationLoss):
+    """Notes what it is told of a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def for_batch(self, batch):
+        self.told.append(batch)
+        return self
+
+    def compare(self, teacher_logits, student_logits):
+        return teacher_logits[..., 0]
+
+
+def test_what_stands_beside_the_outputs():
+    first, second = Reads(), Reads()
+    labels, mask = np.arange(4), np.array([True, False, True, True])
+    per_output([first, second])(
+        TEACHERS["list"],
+        STUDENTS["list"],
+        inputs={"x": 1},
+        labels=[None, labels],
+        label_masks={(1,): mask},
+        step=7,
+    )
+    (told,) = first.told
+    assert told == BatchContext(inputs={"x": 1}, labels=None, labelled=None, step=7)
+    (told,) = second.told
+    assert told.labels is labels
+    assert told.labelled is mask
+
+
+@pytest.mark.parametrize("structure", TEACHERS)
+def test_one_loss_reads_the_labels_of_each_output(structure):
+    labels = {"list": [np.arange(4) % 3, np.arange(4)], "dict": None}
+    labels["tuple"] = tuple(labels["list"])
+    labels["dict"] = dict(zip("ab", labels["list"], strict=True))
+    loss, (first, second) = DecoupledKD(2.0), labels["list"]
+    np.testing.assert_allclose(
+        per_output(loss)(
+            TEACHERS[structure], STUDENTS[structure], labels=labels[structure]
+        ),
+        loss.with_labels(first)(TEACHER, STUDENT)
+        + loss.with_labels(second)(OTHER_TEACHER, OTHER_STUDENT),
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "outputs", "structured"),
+    [
+        (1, 0, 1),
+        ([1], 0, 1),
+        ({"a": 1}, 0, 1),
+        ({"a": 1, "b": 2}, [0, 0], [1, 2]),
+        ({"b": 2}, [0, 0], [None, 2]),
+        ([1, 2], {"a": 0, "b": 0}, {"a": 1, "b": 2}),
+        ((1, 2), [0, 0], (1, 2)),
+        (None, [0, 0], None),
+        ([1], {"a": 0, "b": 0}, [1]),
+        ([1, 2], 0, [1, 2]),
+    ],
+)
+def test_structures_of_what_is_given_per_output(given, outputs, structured):
+    names = ["a", "b"] if keras.tree.is_nested(outputs) else ["a"]
+    assert as_structured(given, outputs, names) == structured
 
 
 @pytest.mark.parametrize("losses", [None, [None, None], {"a": None}])

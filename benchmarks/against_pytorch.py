@@ -1,0 +1,92 @@
+"""Losses and their gradients against PyTorch, written from the papers' formulas.
+
+The environment that has PyTorch needs nothing else but NumPy, and this one needs no
+PyTorch:
+
+    python -m venv /tmp/pytorch && /tmp/pytorch/bin/pip install torch numpy
+    python benchmarks/against_pytorch.py --torch /tmp/pytorch/bin/python
+
+This script computes in float32 and writes inputs, values and gradients to a file, which
+`formulas_in_pytorch.py` reads there, computes in float64 and compares. To compare
+another loss, give it an entry here and one of the same name in `FORMULAS` there; losses
+between layers get features beside the logits.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_distill import losses
+
+SHAPES = [(64, 10), (32, 100), (8, 1000)]  # (batch, classes)
+TEMPERATURES = [1.0, 4.0]
+
+
+def compared(temperature: float, labels: np.ndarray) -> dict[str, keras.losses.Loss]:
+    """Return the losses by the names of their formulas."""
+    decoupled = losses.DecoupledKD(temperature, alpha=1.0, beta=8.0)
+    decoupled = decoupled.with_labels(labels)
+    return {
+        "KD": losses.ForwardKL(temperature),
+        "JSD(0.1)": losses.GeneralizedJSD(0.1, temperature),
+        "JSD(0.5)": losses.GeneralizedJSD(0.5, temperature),
+        "DKD": decoupled,
+        "DIST": losses.DIST(temperature, beta=1.0, gamma=2.0),
+        "standardised KD": losses.Standardized(losses.ForwardKL(temperature)),
+        "standardised DKD": losses.Standardized(decoupled),
+    }
+
+
+def inputs(shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Return the logits of a teacher and of a student that knows some of it."""
+    rng = np.random.default_rng(shape[1])
+    labels = rng.integers(0, shape[1], shape[0])
+    teacher = 2.0 * rng.standard_normal(shape)
+    teacher[np.arange(shape[0]), labels] += 4.0
+    student = 0.5 * teacher + rng.standard_normal(shape)
+    return {
+        "teacher": teacher.astype("float32"),
+        "student": student.astype("float32"),
+        "labels": labels,
+    }
+
+
+def write(path: Path) -> None:
+    """Write the inputs, what our losses say of them, and the gradients."""
+    arrays = {}
+    for shape in SHAPES:
+        given = inputs(shape)
+        batch = "x".join(map(str, shape))
+        arrays |= {f"{batch}/{name}": array for name, array in given.items()}
+        for temperature in TEMPERATURES:
+            for name, loss in compared(temperature, given["labels"]).items():
+                student = tf.Variable(given["student"])
+                with tf.GradientTape() as tape:
+                    value = loss(given["teacher"], student)
+                key = f"{batch}/{temperature}/{name}"
+                arrays[f"{key}/value"] = value.numpy()
+                arrays[f"{key}/gradient"] = tape.gradient(value, student).numpy()
+    np.savez(path, **arrays)
+
+
+def main() -> int:
+    """Compute here and compare there; return whether anything is off."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--torch", required=True, help="a Python that has PyTorch")
+    arguments = parser.parse_args()
+    formulas = Path(__file__).with_name("formulas_in_pytorch.py")
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "losses.npz"
+        write(path)
+        command = [arguments.torch, str(formulas), str(path)]
+        return subprocess.run(command, check=False).returncode  # noqa: S603
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Pearson's correlation, where it may be undefined."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+Tensor = Any
+
+# Deviations below it would overflow what they are divided by.
+_TINY = 1e-30
+
+
+def pearson_distance(
+    teacher: Tensor, student: Tensor, weight: Tensor, axis: int
+) -> Tensor:
+    """Return `1 - r`, `r` Pearson's correlation coefficient along an axis.
+
+    A value of weight `w` counts as `w` equal ones do, and one of weight 0 not at all.
+    Where the teacher's values are all the same, there is no relation to learn, and the
+    distance is 0. Where the student's are, it is 1, with the gradient of a student
+    whose deviations have unit length, so that it may start from there.
+
+    Args:
+        teacher: The teacher's values.
+        student: The student's, of the same shape.
+        weight: Weights that broadcast to that shape; not negative.
+        axis: The axis to correlate along, which the result lacks.
+    """
+    weight = ops.broadcast_to(weight, ops.shape(teacher))
+    share = weight / ops.maximum(ops.sum(weight, axis=axis, keepdims=True), _TINY)
+    teacher, teacher_varies = _standardized(teacher, share, axis)
+    student, student_varies = _standardized(student, share, axis)
+    # of unit vectors; exactly 0, as is its gradient, where both are equal
+    distance = 0.5 * ops.sum(share * ops.square(teacher - student), axis=axis)
+    distance = ops.where(student_varies, distance, distance + 0.5)
+    return ops.where(teacher_varies, distance, 0.0)
+
+
+def _standardized(values: Tensor, share: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Return values of mean 0 and standard deviation 1, and whether they do vary.
+
+    Those that don't are 0.
+    """
+    counted = share > 0.0
+    # a value in common is left out first, so that equal values have no mean left
+    top = ops.max(
+        ops.where(counted, values, -np.inf), axis=axis, keepdims=True, initial=0.0
+    )
+    relative = values - ops.stop_gradient(top)
+    relative = relative - ops.sum(share * relative, axis=axis, keepdims=True)
+    deviation = ops.where(counted, relative, 0.0)
+    largest = _largest(deviation, axis)
+    epsilon = np.finfo(keras.backend.standardize_dtype(values.dtype)).eps
+    varies = largest > ops.maximum(8.0 * float(epsilon) * ops.abs(top), _TINY)
+    # so that no square of what varies is 0
+    deviation = deviation / ops.where(varies, largest, 1.0)
+    variance = ops.sum(share * ops.square(deviation), axis=axis, keepdims=True)
+    deviation = deviation / ops.sqrt(ops.where(varies, variance, 1.0))
+    return deviation, ops.squeeze(varies, axis)
+
+
+def _largest(deviation: Tensor, axis: int) -> Tensor:
+    sizes = ops.abs(ops.stop_gradient(deviation))
+    return ops.max(sizes, axis=axis, keepdims=True, initial=0.0)

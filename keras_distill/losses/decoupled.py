@@ -1,0 +1,171 @@
+"""Decoupled distillation: the target class apart from the others."""
+
+from typing import Any, Self
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_distill.losses import checks, divergences
+from keras_distill.losses.base import BatchContext
+from keras_distill.losses.softmax import SoftmaxLoss
+from keras_distill.outputs import of_rank
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class DecoupledKD(SoftmaxLoss):
+    r"""Forward KL in two parts of their own weights: the target class, and the others.
+
+    `T**2 * (alpha * KL(b_t || b_s) + beta * KL(r_t || r_s))`: `b` holds the
+    probabilities of the target class and of all others together, `r` those of the
+    others among themselves, of `softmax(t / T)` and `softmax(s / T)`. `ForwardKL` is
+    the same with `alpha=1` and `beta` the teacher's probability of the others, so that
+    the surer the teacher, the less it says of them.
+
+    The target class is the label's. `Distiller` hands labels over; elsewhere,
+    `loss.with_labels(labels)(teacher_output, student_output)`. Labels are class ids of
+    the outputs' shape without the class axis, or with a last axis of size 1; or one
+    number for each class, of which the largest is the target's, as in one-hot or
+    smoothed labels. Rows without a label have no target class, so a `label_mask`
+    leaves them out of this loss as out of the label loss: nothing teaches them.
+
+    Args:
+        temperature: Divides the logits; positive; float or schedule. Defaults to 1;
+            the paper has 4 for CIFAR-100.
+        alpha: Weight of the target's part; not negative. It has nothing to do with
+            that of `Distiller.compile`. Defaults to 1.
+        beta: Weight of the others' part; not negative. Defaults to 8, one of the
+            paper's for CIFAR-100: the surer the teacher, the larger.
+        from_logits: Whether outputs are logits (default) or probabilities.
+        axis: The class axis. Defaults to -1.
+        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError: If the temperature isn't positive or a weight is negative; when
+            called, if there are no labels, the shapes don't fit, there are fewer than
+            three classes, or a label is no class, the loss of which is NaN instead in
+            what XLA compiles.
+
+    Example:
+        >>> loss = DecoupledKD(temperature=2.0, alpha=1.0, beta=2.0)
+        >>> teacher, student = [[2.0, 0.0, 1.0]], [[0.0, 2.0, 0.0]]
+        >>> round(float(loss.with_labels([0])(teacher, student)), 4)
+        3.024
+
+    Reference:
+        Zhao et al. 2022, "Decoupled Knowledge Distillation",
+        https://arxiv.org/abs/2203.08679, equation 7.
+    """
+
+    def __init__(
+        self,
+        temperature: float | LearningRateSchedule = 1.0,
+        *,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        from_logits: bool = True,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            temperature,
+            from_logits=from_logits,
+            axis=axis,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
+        self.alpha = checks.checked_weight("alpha", alpha)
+        self.beta = checks.checked_weight("beta", beta)
+        self._labels: Any = None
+        self._labelled: Any = None
+
+    def with_labels(self, labels: Any, *, labelled: Any = None) -> Self:
+        """Return the loss for a batch with these labels.
+
+        Args:
+            labels: The labels, see above.
+            labelled: Boolean, which rows have a label, of the labels' shape or of
+                `(batch,)` or `(batch, 1)`. None where all have one, the default.
+        """
+        loss = self.copied()
+        loss._labels, loss._labelled = labels, labelled
+        return loss
+
+    def for_batch(self, batch: BatchContext) -> Self:
+        """Return the loss with the labels of a batch."""
+        loss = super().for_batch(batch)
+        return loss.with_labels(batch.labels, labelled=batch.labelled)
+
+    def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """Return the loss per example, masked where there is no label."""
+        values = super().compare(teacher_logits, student_logits)
+        if self._labelled is not None:
+            mask = ops.cast(of_rank(self._labelled, values), "bool")
+            # where Keras looks for what to leave out; there is no public setter
+            values._keras_mask = ops.broadcast_to(mask, ops.shape(values))
+        return values
+
+    def divergence(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the weighted sum of both divergences per example."""
+        target_ids = self._target_ids(student_logits)
+        teacher_logits, student_logits = (
+            ops.moveaxis(logits, self.axis, -1)
+            for logits in (teacher_logits, student_logits)
+        )
+        classes = ops.shape(student_logits)[-1]
+        checks.check_class_ids(target_ids, classes, self.name)
+        target = ops.cast(ops.one_hot(target_ids, classes), "bool")
+        given = teacher_logits, student_logits, temperature, target
+        values = self.alpha * divergences.target_kl(*given)
+        values += self.beta * divergences.nontarget_kl(*given)
+        # XLA leaves the check out
+        return ops.where(ops.any(target, axis=-1), values, np.nan)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {**super().get_config(), "alpha": self.alpha, "beta": self.beta}
+
+    def _target_ids(self, logits: Tensor) -> Tensor:
+        """Return the target class of each example."""
+        shape = list(logits.shape)
+        classes = shape.pop(self.axis)
+        if classes is not None and classes < 3:
+            raise ValueError(
+                f"`{self.name}` needs three classes: with two, nothing but the target "
+                f"class is left. Use `keras_distill.losses.ForwardKL`. Received: "
+                f"outputs of shape {tuple(logits.shape)}, axis={self.axis}"
+            )
+        if self._labels is None:
+            raise ValueError(
+                f"`{self.name}` needs the label of each example. Give `fit` labels for "
+                "this output; elsewhere call it as `loss.with_labels(labels)("
+                "teacher_output, student_output)`. Received: labels=None"
+            )
+        labels = ops.convert_to_tensor(self._labels)
+        if checks.may_have_shape(labels, logits.shape):
+            # where a dimension isn't known yet, this is the check
+            labels = ops.reshape(labels, ops.shape(logits))
+            return ops.argmax(ops.cast(labels, logits.dtype), axis=self.axis)
+        if checks.may_have_shape(labels, [*shape, 1]):
+            labels = ops.squeeze(labels, -1)
+        if not checks.may_have_shape(labels, shape):
+            raise ValueError(
+                f"The labels that `{self.name}` reads must have the shape of the "
+                "outputs, with or without the class axis. Received: labels of shape "
+                f"{tuple(labels.shape)} for outputs of shape {tuple(logits.shape)}, "
+                f"axis={self.axis}"
+            )
+        ids = ops.cast(labels, "int32")
+        if self._labelled is None:
+            return ids
+        return ops.where(ops.cast(of_rank(self._labelled, ids), "bool"), ids, 0)

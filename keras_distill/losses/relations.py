@@ -1,0 +1,128 @@
+"""Losses between relations: of the classes in an example, of examples in a class."""
+
+from typing import Any, Self
+
+import keras
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_distill.losses import checks
+from keras_distill.losses.correlations import pearson_distance
+from keras_distill.losses.divergences import log_probabilities
+from keras_distill.losses.softmax import SoftmaxLoss
+from keras_distill.outputs import of_rank
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class DIST(SoftmaxLoss):
+    r"""Pearson correlation of probabilities, over the classes and over the batch.
+
+    `T**2 * (beta * (1 - r(p_i, q_i)) + gamma * mean_c(1 - r(p_c, q_c)))`,
+    `p = softmax(t / T)`, `q = softmax(s / T)`: `r` is Pearson's correlation, of the
+    probabilities of one example over the classes, `p_i`, and of those of one class
+    over the batch, `p_c`. Matching relations instead of values is for teachers so much
+    stronger than the student that it can't match their values.
+
+    The second term is one of the batch: the value of each example holds all of it, so
+    that means over examples are the paper's loss, and `reduction="sum"` is as many
+    times that as there are examples. All positions of outputs with more axes, such as
+    pixels or tokens, count as examples. Where the teacher says the same throughout,
+    as in a batch of one example, there is nothing to correlate with, and the term is 0;
+    where the student does, it is 1. The larger the batch, the more the second term
+    says; each of several devices correlates over its own share of the batch.
+
+    Weights: a `sample_weight` weighs the values as in any loss, and an example that
+    weighs `w` counts as `w` examples in the correlations over the batch. One that
+    weighs 0 or is masked counts nowhere.
+
+    Args:
+        temperature: Divides the logits; positive; float or schedule. Defaults to 1;
+            the paper has 4 for CIFAR-100.
+        beta: Weight of the correlation over the classes; not negative. Defaults to 1.
+        gamma: Weight of the correlation over the batch; not negative. Defaults to 1.
+            The paper weighs either twice as much as the label loss, which is
+            `alpha=2/3` in `Distiller.compile`.
+        from_logits: Whether outputs are logits (default) or probabilities.
+        axis: The class axis. Defaults to -1. Of two classes, the first term sees only
+            which is the likelier, so it has no gradient.
+        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the result. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError: If the temperature isn't positive, a weight is negative, the
+            outputs' shapes differ, or the class axis has one unit only.
+
+    Example:
+        >>> loss = DIST(temperature=2.0)
+        >>> teacher = [[2.0, 0.0, 1.0], [0.0, 1.0, 3.0]]
+        >>> student = [[1.0, 0.0, 2.0], [0.0, 2.0, 1.0]]
+        >>> round(float(loss(teacher, student)), 4)
+        6.1149
+
+    Reference:
+        Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher",
+        https://arxiv.org/abs/2205.10536, section 4.
+    """
+
+    def __init__(
+        self,
+        temperature: float | LearningRateSchedule = 1.0,
+        *,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        from_logits: bool = True,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            temperature,
+            from_logits=from_logits,
+            axis=axis,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
+        self.beta = checks.checked_weight("beta", beta)
+        self.gamma = checks.checked_weight("gamma", gamma)
+        self._weights: tuple[Tensor, ...] = ()
+
+    def for_weights(self, sample_weight: Tensor, mask: Tensor) -> Self:
+        """Return the loss with the weights of the examples in the batch."""
+        loss = self.copied()
+        loss._weights = tuple(x for x in (sample_weight, mask) if x is not None)
+        return loss
+
+    def divergence(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the weighted sum of both distances per example."""
+        p, q = (
+            ops.moveaxis(
+                ops.exp(log_probabilities(logits, temperature, self.axis)),
+                self.axis,
+                -1,
+            )
+            for logits in (teacher_logits, student_logits)
+        )
+        one = ops.ones_like(p[..., :1])
+        of_examples = pearson_distance(p, q, one, -1)
+        weight = one[..., 0]
+        for given in self._weights:
+            weight = weight * ops.cast(of_rank(given, weight), weight.dtype)
+        classes = ops.shape(p)[-1]
+        of_classes = pearson_distance(
+            ops.reshape(p, (-1, classes)),
+            ops.reshape(q, (-1, classes)),
+            ops.reshape(weight, (-1, 1)),
+            0,
+        )
+        return self.beta * of_examples + self.gamma * ops.mean(of_classes)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {**super().get_config(), "beta": self.beta, "gamma": self.gamma}
