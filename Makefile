@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 READY = $(VENV)/.installed
+# Processes that the tests are run in, each of up to 3 GB.
+WORKERS ?= 2
 # What TensorFlow logs at its start would bury what a command prints.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 # ONNX Runtime would report its use to Microsoft.
@@ -13,7 +15,7 @@ demo: $(READY)
 	$(VENV)/bin/keras-distill demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

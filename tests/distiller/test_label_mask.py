@@ -548,7 +548,6 @@ def test_labels_that_are_no_probabilities_stop_training_before_the_update(
         ([bce(), "mse"], list),
         (bce(), list),
     ],
-    ids=str,
 )
 def test_they_are_found_however_the_loss_is_given(loss: Any, structure: Any) -> None:
     labels: Any = CLICK.copy()

@@ -204,7 +204,7 @@ def squared(y_true: Any, y_pred: Any) -> Any:
     return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
 
 
-@pytest.mark.parametrize("name", ["binary_crossentropy", "mse", squared], ids=str)
+@pytest.mark.parametrize("name", ["binary_crossentropy", "mse", squared])
 def test_labels_without_a_last_axis_are_matched_as_keras_matches_them(
     name: Any,
 ) -> None:

@@ -278,7 +278,6 @@ def reference() -> tuple[keras.Model, keras.Model]:
         ({"steps_per_execution": 2}, 12),
         ({"optimizer": sgd(0.5, gradient_accumulation_steps=2)}, 6),
     ],
-    ids=str,
 )
 def test_however_a_step_is_run_it_is_the_same(
     how: dict[str, Any], batch_size: int, reference: tuple[keras.Model, keras.Model]
