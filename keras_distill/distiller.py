@@ -10,6 +10,8 @@ from keras import ops
 from keras_distill import features, monitoring, saving
 from keras_distill.compilation import Compilation, check_not_shared
 from keras_distill.distillation import Batch, DistillationTerm
+from keras_distill.hints import Hint
+from keras_distill.hints.term import HintTerm
 from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.losses import ForwardKL
@@ -25,8 +27,9 @@ Tensor = Any
 class _Untracked:
     """What a distiller uses but doesn't own, so that Keras doesn't track or save it."""
 
-    def __init__(self, teacher: Teacher | None) -> None:
+    def __init__(self, teacher: Teacher | None, hints: HintTerm) -> None:
         self.teacher = teacher
+        self.hints = hints
         # set by `compile`
         self.compilation: Compilation | None = None
         self.guard: TeacherGuard | None = None
@@ -38,8 +41,8 @@ class Distiller(RandomStates, LabelledModel):
     r"""Trains a student on labels and on the outputs of a teacher.
 
     `loss = (1 - alpha) * loss(y, s) + alpha * distillation_loss(t, s)
-    + sum(student.losses)`, where `s` and `t` are the outputs of the student and the
-    teacher. Calling, evaluating, predicting and saving a distiller is calling,
+    + sum(hint.weight * hint_loss) + sum(student.losses)`, where `s` and `t` are the
+    outputs of the student and the teacher. Calling, evaluating, predicting and saving a distiller is calling,
     evaluating, predicting and saving its student: the teacher is run in `fit` alone,
     with `training=False`, and is neither changed nor saved.
 
@@ -53,6 +56,8 @@ class Distiller(RandomStates, LabelledModel):
             differ from the student's. It may be given later, as after
             `keras.saving.load_model`, by assigning `distiller.teacher`.
         privileged_features: Names of inputs that the student must never read.
+        hints: `keras_distill.hints.Hint`s: pairs of layers, of which the teacher's
+            guides the student's. What brings them to one shape is in `projectors`.
         name: Name of the model.
         **kwargs: What `keras.Model` takes.
 
@@ -91,6 +96,7 @@ class Distiller(RandomStates, LabelledModel):
         teacher: Teacher | None = None,
         *,
         privileged_features: Sequence[str] = (),
+        hints: Sequence[Hint] = (),
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -122,8 +128,14 @@ class Distiller(RandomStates, LabelledModel):
         )
         self.student = student
         self.privileged_features = tuple(privileged_features)
-        self._untracked = _Untracked(teachers.checked(teacher))
-        self.built = student.built  # all of a distiller's weights are its student's
+        self._untracked = _Untracked(
+            teachers.checked(teacher), HintTerm(student, hints)
+        )
+        if teacher is not None:
+            self._untracked.hints.attach(teacher)
+        self.projectors = self._untracked.hints.projectors
+        # all of a distiller's weights are its student's and its projectors'
+        self.built = student.built
 
     @property
     def teacher(self) -> Teacher | None:
@@ -140,6 +152,8 @@ class Distiller(RandomStates, LabelledModel):
         checked = teachers.checked(teacher)
         if self.compiled:
             check_not_shared(checked, self.student)
+        self._untracked.hints.attach(checked)
+        self.projectors = self._untracked.hints.projectors
         self._untracked.teacher = checked
         self.train_function: Any = None  # it was traced with the earlier teacher
 
@@ -283,26 +297,36 @@ class Distiller(RandomStates, LabelledModel):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         features.check_held(x, self.privileged_features, what="privileged features")
         features.check_held(x, self._label_mask.keys, what="the label mask")
-        trained = self.teacher_in_training
+        trained, hints = self.teacher_in_training, self._untracked.hints
         with tf.GradientTape() as tape:
             # a model's loss is taken before the other model runs: a layer that both
             # hold keeps what it adds to a loss only until it is called again
             if trained is not None:
-                said = trained(x, training=True)
+                with hints.of_teacher() as hinting:
+                    said = trained(x, training=True)
                 teacher_loss = trained.compute_loss(x, y, said, sample_weight)
                 monitoring.log_loss(trained, teacher_loss, x)
-            output = self(x, training=True)
+            with hints.of_student() as guided:
+                output = self(x, training=True)
             own_loss = self.compute_loss(x, y, output, sample_weight)
             student_loss = None
             if self._learns_from(y):
                 student_loss = own_loss - self._additional_loss()
             if trained is None:
-                with tape.stop_recording():
+                with tape.stop_recording(), hints.of_teacher() as hinting:
                     said = teachers.call(
                         self.teacher, x, withheld=self._label_mask.keys
                     )
             batch = self._batch(x, y, sample_weight, said, output)
             loss = self._term.add_to(own_loss, student_loss, batch)
+            loss = hints.add_to(
+                loss,
+                guided,
+                hinting,
+                sample_weight=sample_weight,
+                rows=ops.shape(keras.tree.flatten(output)[0])[0],
+                step=self.optimizer.iterations,
+            )
             monitoring.log_loss(self, loss, x)
             loss = self.optimizer.scale_loss(loss)
             if trained is not None:
@@ -325,7 +349,7 @@ class Distiller(RandomStates, LabelledModel):
         """Evaluate the student; the teacher isn't run."""
         _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         logs = super().test_step(data)
-        not_measured = {*self._term.metrics, *(() if self.loss else ("loss",))}
+        not_measured = {*self._of_training, *(() if self.loss else ("loss",))}
         if self._compilation.teacher_logs is not None:
             not_measured |= set(self._compilation.teacher_logs.result())
         logs = {name: log for name, log in logs.items() if name not in not_measured}
@@ -355,7 +379,7 @@ class Distiller(RandomStates, LabelledModel):
         """Update the compiled metrics, those of labels only where there are labels."""
         if y is not None:
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        own = {"loss", *self._term.metrics} - {"student_loss"}
+        own = {"loss", *self._of_training} - {"student_loss"}
         logs = self.get_metrics_result()
         return {name: log for name, log in logs.items() if name in own}
 
@@ -366,7 +390,7 @@ class Distiller(RandomStates, LabelledModel):
         if compilation is None:
             return super().metrics
         teacher_logs = [compilation.teacher_logs] if compilation.teacher_logs else []
-        return [*super().metrics, *compilation.term.metrics.values(), *teacher_logs]
+        return [*super().metrics, *self._of_training.values(), *teacher_logs]
 
     def make_train_function(self, force: bool = False) -> None:
         """Build the function that `fit` calls; XLA's is looked after from outside."""
@@ -428,6 +452,9 @@ class Distiller(RandomStates, LabelledModel):
             **super().get_config(),
             **saving.models_config(self.student, self.teacher if trains else None),
             "privileged_features": list(self.privileged_features),
+            "hints": keras.saving.serialize_keras_object(
+                self._untracked.hints.settled()
+            ),
         }
 
     @classmethod
@@ -435,7 +462,11 @@ class Distiller(RandomStates, LabelledModel):
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> "Distiller":
         """Build a distiller from `get_config`'s result."""
-        return cls(**saving.with_models(config, custom_objects))
+        config = saving.with_models(config, custom_objects)
+        config["hints"] = keras.saving.deserialize_keras_object(
+            config.get("hints", []), custom_objects=custom_objects
+        )
+        return cls(**config)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Return what `compile` was called with, serialised."""
@@ -535,6 +566,11 @@ class Distiller(RandomStates, LabelledModel):
     @property
     def _term(self) -> DistillationTerm:
         return self._compilation.term
+
+    @property
+    def _of_training(self) -> dict[str, keras.metrics.Metric]:
+        """What `fit` logs beside Keras' metrics: terms of the loss, and schedules."""
+        return {**self._term.metrics, **self._untracked.hints.metrics}
 
     @property
     def _label_mask(self) -> LabelMask:

@@ -1,0 +1,147 @@
+"""A pair of layers, of which the teacher's guides the student's."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_distill.hints.layers import Where
+from keras_distill.losses.per_output import as_loss
+from keras_distill.schedules import Hyperparameter
+
+Projector = Any  # "auto", a Keras layer, or None
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class Hint:
+    r"""Teaches a layer of the student what a layer of the teacher puts out.
+
+    Adds `weight * loss(teacher_layer, projector(student_layer))` to the loss that a
+    `Distiller` trains with. Both layers are read in the pass that their model makes
+    anyway. `alpha` doesn't act on it. One `sample_weight` for all outputs acts on it
+    as on the label loss; weights given by output don't.
+
+    Args:
+        guided: The student's layer: its name, with those of the nested models or
+            layers around it, `"backbone/block3/conv"`; or a function that takes the
+            student and returns the layer, for models whose layers have no lasting
+            names.
+        hint: The teacher's layer, likewise.
+        loss: One of `keras_distill.hints.losses`, or any Keras loss, called with the
+            teacher's features as `y_true` and the student's as `y_pred`. Defaults to
+            `"mse"`, which with a projector is the hint loss of FitNets.
+        projector: What brings the student's features to the teacher's shape: a Keras
+            layer; None for none; or `"auto"` (default), which where the loss compares
+            element by element and the last axes differ makes a layer that brings it
+            to the teacher's width, for images a 1x1 convolution, else a `Dense`. It
+            trains with the student, is saved with the distiller, and is no part of
+            the student.
+        weight: Its weight in the loss; not negative; float or schedule. Defaults to 1.
+        name: What it's logged as, with `_loss` behind it. Defaults to the name of the
+            guided layer with `_hint` behind it.
+
+    Raises:
+        TypeError: If a layer is neither a name nor a function, or the projector no
+            layer.
+        ValueError: If the weight is negative.
+
+    Example:
+        >>> import numpy as np
+        >>> from keras_distill import Distiller
+        >>> def model(width):
+        ...     return keras.Sequential(
+        ...         [keras.Input((4,)), keras.layers.Dense(width, name="hidden"),
+        ...          keras.layers.Dense(3)])
+        >>> distiller = Distiller(
+        ...     model(8), model(32), hints=[Hint("hidden", "hidden", weight=0.1)])
+        >>> distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(
+        ...     from_logits=True))
+        >>> x, y = np.ones((6, 4)), np.zeros(6)
+        >>> sorted(distiller.fit(x, y, verbose=0).history)
+        ['alpha', 'distillation_loss', 'hidden_hint_loss', 'loss', 'student_loss']
+
+    Reference:
+        Romero et al. 2015, "FitNets: Hints for Thin Deep Nets",
+        https://arxiv.org/abs/1412.6550, equation 3.
+    """
+
+    def __init__(
+        self,
+        guided: Where,
+        hint: Where,
+        *,
+        loss: Any = "mse",
+        projector: Projector = "auto",
+        weight: Any = 1.0,
+        name: str | None = None,
+    ) -> None:
+        for what, where in (("guided", guided), ("hint", hint)):
+            if not isinstance(where, str) and (
+                isinstance(where, keras.Layer) or not callable(where)
+            ):
+                raise TypeError(
+                    f"`{what}` must be the name of a layer, or a function that "
+                    f"returns the layer of a model. Received: {what}={where!r} of "
+                    f"type {type(where).__name__}"
+                )
+        is_layer = isinstance(projector, keras.Layer)
+        if projector not in (None, "auto") and not is_layer:
+            raise TypeError(
+                '`projector` must be "auto", None or a Keras layer. Received: '
+                f"projector={projector!r} of type {type(projector).__name__}"
+            )
+        self.guided = guided
+        self.hint = hint
+        self.loss = loss
+        self.projector = projector
+        self.name = name or f"{_name_of(guided)}_hint"
+        self.compared = as_loss(loss)
+        if self.compared is None:
+            raise TypeError("`loss` must be a loss. Received: loss=None")
+        self.weighting = Hyperparameter(
+            f"{self.name}_weight",
+            weight,
+            requirement="finite and not negative",
+            accepts=lambda value: 0.0 <= value < float("inf"),
+        )
+
+    @property
+    def weight(self) -> Any:
+        """The weight; a float may be assigned during `fit`."""
+        return self.weighting.value
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        self.weighting.value = value
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        arguments = {
+            "guided": self.guided,
+            "hint": self.hint,
+            "loss": self.loss,
+            "projector": self.projector,
+            "weight": self.weight,
+        }
+        return {
+            **{
+                name: keras.saving.serialize_keras_object(value)
+                for name, value in arguments.items()
+            },
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Hint":
+        """Build the hint from `get_config`'s result."""
+        return cls(
+            **{
+                name: keras.saving.deserialize_keras_object(value)
+                for name, value in config.items()
+            }
+        )
+
+
+def _name_of(where: str | Callable[..., Any]) -> str:
+    name = where if isinstance(where, str) else getattr(where, "__name__", "")
+    return "layer" if name in ("", "<lambda>") else name.replace("/", "_")

@@ -1,0 +1,122 @@
+"""Layers of a model by their paths, and the shapes of what they put out."""
+
+import difflib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+Shape = tuple[int | None, ...]
+Where = str | Callable[[keras.Model], keras.Layer]
+
+_LISTED = 40  # layers that an error message names
+
+
+def find(model: keras.Model, where: Where, *, whose: str) -> keras.Layer:
+    """Return a layer of a model.
+
+    Args:
+        model: The model.
+        where: The layer's path, `"block3"` or, within a nested model or layer,
+            `"backbone/block3/conv"`; or a function that returns it from the model.
+        whose: `"student"` or `"teacher"`, for error messages.
+
+    Raises:
+        ValueError: If the model holds no such layer, or more than one.
+        TypeError: If a function returns something else.
+    """
+    if not isinstance(where, str):
+        layer = where(model)
+        if not isinstance(layer, keras.Layer):
+            raise TypeError(
+                f"A function that stands for a layer of the {whose} must return a "
+                f"`keras.Layer`. Received: {layer!r} of type {type(layer).__name__}"
+            )
+        if all(layer is not held for _, held in _walk(model)):
+            raise ValueError(
+                f"A function that stands for a layer of the {whose} must return one "
+                f"of '{model.name}'. Received: layer '{layer.name}', which isn't"
+            )
+        return layer
+    found = {id(layer): layer for path, layer in _walk(model) if path == where}
+    if len(found) != 1:
+        raise ValueError(
+            f"The {whose} '{model.name}' must hold one layer '{where}'. Received: "
+            f"'{where}', of which there are {len(found)}. "
+            f"{listing(model, whose=whose, like=where)}"
+        )
+    return next(iter(found.values()))
+
+
+def output_shape(layer: keras.Layer, *, whose: str) -> Shape:
+    """Return the shape of a layer's output, None for what a batch decides.
+
+    Raises:
+        ValueError: If it isn't known, or there are several outputs.
+    """
+    try:
+        shape: Any = keras.tree.map_structure(lambda x: Axes(x.shape), layer.output)
+    except (AttributeError, ValueError):  # it isn't part of a functional model
+        shape = _shape_from_build(layer)
+    if shape is None:
+        raise ValueError(
+            f"The shape of what the {whose}'s layer '{layer.name}' puts out isn't "
+            "known. Call the model on a batch before it is given a hint; where that was "
+            "done, name the layer around it."
+        )
+    if not isinstance(shape, Axes):
+        raise ValueError(
+            f"A hint needs a layer with one output. Received: the {whose}'s layer "
+            f"'{layer.name}' with outputs of shapes {shape}"
+        )
+    return (None, *shape.axes[1:])
+
+
+def listing(model: keras.Model, *, whose: str, like: str = "") -> str:
+    """Return a sentence that names a model's layers, those like a name first."""
+    layers = dict(_walk(model))
+    near = difflib.get_close_matches(like, layers, n=5, cutoff=0.5)
+    paths = [*near, *(path for path in layers if path not in near)]
+    listed = [f"{path}{_known_shape(layers[path])}" for path in paths[:_LISTED]]
+    more = f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else ""
+    return f"Layers of the {whose}: {', '.join(listed)}{more}."
+
+
+class Axes:
+    """A shape, which Keras' trees don't take apart."""
+
+    def __init__(self, shape: Any) -> None:
+        self.axes = tuple(shape)
+
+    def __repr__(self) -> str:
+        return str(self.axes)
+
+
+def _shape_from_build(layer: keras.Layer) -> Axes | None:
+    """Return the shape that follows from the shapes which a layer was built with."""
+    built_with = layer.get_build_config() if layer.built else None
+    if not built_with:
+        return None
+    shapes = built_with.get("shapes_dict") or built_with
+    try:
+        shape = layer.compute_output_shape(*shapes.values())
+    except NotImplementedError:  # as of cells of recurrent layers
+        return None
+    one = isinstance(shape, tuple | list) and all(
+        size is None or isinstance(size, int) for size in shape
+    )
+    return Axes(shape) if one else None
+
+
+def _known_shape(layer: keras.Layer) -> str:
+    try:
+        return f" {output_shape(layer, whose='model')}"
+    except Exception:  # only for a listing, whatever a layer of the caller's does
+        return ""
+
+
+def _walk(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
+    for held in layer._flatten_layers(include_self=False, recursive=False):
+        path = f"{prefix}{held.name}"
+        yield path, held
+        yield from _walk(held, f"{path}/")

@@ -1,0 +1,234 @@
+"""What hints add to a Distiller's loss."""
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from keras_distill.hints.hint import Hint
+from keras_distill.hints.layers import Shape, find, listing, output_shape
+from keras_distill.hints.losses import FeatureLoss
+from keras_distill.hints.taps import Caught, Taps
+from keras_distill.losses import BatchContext, DistillationLoss
+from keras_distill.monitoring import LastValue, replicas
+from keras_distill.outputs import of_rank
+
+Tensor = Any
+
+_TAKEN = ("student", "distillation", "teacher")  # losses that are logged already
+
+
+class HintTerm:
+    """The hints of one student and its teacher, with what they log.
+
+    A plain object: a model that holds it tracks and saves its `projectors` alone.
+
+    Args:
+        student: The student.
+        hints: The hints.
+    """
+
+    def __init__(self, student: keras.Model, hints: Sequence[Hint]) -> None:
+        _check_hints(hints)
+        self._student = student
+        self._hints = tuple(hints)
+        guided = {
+            hint.name: find(student, hint.guided, whose="student") for hint in hints
+        }
+        self._guided = Taps(guided)
+        self._shapes = {
+            name: output_shape(layer, whose="student") for name, layer in guided.items()
+        }
+        self._hinting = Taps({})
+        self._is_attached = False
+        # "auto" is settled when the teacher is known, whose width it is
+        self.projectors: dict[str, keras.Layer] = {
+            hint.name: hint.projector
+            for hint in hints
+            if isinstance(hint.projector, keras.Layer)
+        }
+        for name, projector in self.projectors.items():
+            if not projector.built:
+                projector.build(self._shapes[name])
+        scheduled = [hint for hint in hints if hint.weighting.scheduled]
+        self.metrics: dict[str, keras.metrics.Metric] = {
+            **{name: keras.metrics.Mean(name) for name in map(_logged_as, hints)},
+            **{h.weighting.name: LastValue(h.weighting.name) for h in scheduled},
+        }
+
+    def attach(self, teacher: Any) -> None:
+        """Find the teacher's layers, and make the projectors that lead to them.
+
+        Raises:
+            TypeError: If the teacher has no layers.
+            ValueError: If it has no such layers, or of shapes that can't be compared.
+        """
+        if not self._hints:
+            return
+        if not isinstance(teacher, keras.Layer):
+            raise TypeError(
+                "Hints need a teacher with layers, a Keras model. Received: "
+                f"teacher={teacher!r} of type {type(teacher).__name__}"
+            )
+        found = {
+            hint.name: find(teacher, hint.hint, whose="teacher") for hint in self._hints
+        }
+        for hint in self._hints:
+            self._fit(hint, output_shape(found[hint.name], whose="teacher"), teacher)
+        self.projectors = {  # in one order, which files go by
+            hint.name: self.projectors[hint.name]
+            for hint in self._hints
+            if hint.name in self.projectors
+        }
+        self._hinting = Taps(found)
+        self._is_attached = True
+
+    def of_student(self) -> AbstractContextManager[Caught]:
+        """Listen to the guided layers while the student runs."""
+        return self._guided.open()
+
+    def of_teacher(self) -> AbstractContextManager[Caught]:
+        """Listen to the hint layers while the teacher runs."""
+        return self._hinting.open()
+
+    def add_to(
+        self,
+        loss: Tensor,
+        guided: Caught,
+        hinting: Caught,
+        *,
+        sample_weight: Any,
+        rows: Tensor,
+        step: Any,
+    ) -> Tensor:
+        """Return a batch's loss with the weighted hints, and log them.
+
+        Args:
+            loss: The loss without hints.
+            guided: What the student's layers put out.
+            hinting: What the teacher's did.
+            sample_weight: The batch's; it acts where it is one for all outputs.
+            rows: The number of examples.
+            step: The optimiser's step, which scheduled weights are read at.
+        """
+        if keras.tree.is_nested(sample_weight):
+            sample_weight = None
+        for hint in self._hints:
+            features = guided.output(hint.name)
+            if hint.name in self.projectors:
+                features = self.projectors[hint.name](features, training=True)
+            targets = ops.stop_gradient(hinting.output(hint.name))
+            value = _at(hint.compared, step)(
+                targets,
+                features,
+                sample_weight=_for_values(hint.compared, sample_weight, features),
+            )
+            value = ops.cast(value, loss.dtype)
+            weight = hint.weighting.at(step)
+            self.metrics[_logged_as(hint)].update_state(
+                value * replicas(), sample_weight=rows
+            )
+            if hint.weighting.scheduled:
+                self.metrics[hint.weighting.name].update_state(weight)
+            loss = loss + ops.cast(weight, loss.dtype) * value
+        return loss
+
+    def settled(self) -> list[Hint]:
+        """Return the hints with the projectors that they came to have."""
+        hints = []
+        for hint in self._hints:
+            config = {name: getattr(hint, name) for name in hint.get_config()}
+            if self._is_attached or hint.projector != "auto":
+                config["projector"] = self.projectors.get(hint.name)
+            hints.append(Hint(**config))
+        return hints
+
+    def _fit(self, hint: Hint, target: Shape, teacher: keras.Layer) -> None:
+        """Make a hint's projector where one is needed, and check the shapes."""
+        shape, loss = self._shapes[hint.name], hint.compared
+        by_width = not isinstance(loss, FeatureLoss) or loss.needs_equal_widths
+        if hint.name not in self.projectors and hint.projector == "auto" and by_width:
+            if len(shape) == len(target) and shape[-1] != target[-1]:
+                self.projectors[hint.name] = _projector(hint, shape, target)
+        projected = shape
+        if hint.name in self.projectors:
+            projected = self.projectors[hint.name].compute_output_shape(shape)
+        try:
+            _check_shapes(loss, target, tuple(projected))
+        except ValueError as error:
+            through = "" if projected == shape else f", projected to {projected}"
+            raise ValueError(
+                f"The hint '{hint.name}' can't be given. {error} Received: guided="
+                f"{hint.guided!r} of shape {shape}{through}; hint={hint.hint!r} of "
+                f"shape {target}. {listing(self._student, whose='student')} "
+                f"{listing(teacher, whose='teacher')}"
+            ) from None
+
+
+def _check_hints(hints: Sequence[Hint]) -> None:
+    for hint in hints:
+        if not isinstance(hint, Hint):
+            raise TypeError(
+                "`hints` must hold `keras_distill.hints.Hint`s. Received: "
+                f"{hint!r} of type {type(hint).__name__}"
+            )
+    names = [hint.name for hint in hints]
+    for name in names:
+        if names.count(name) > 1 or name in _TAKEN:
+            raise ValueError(
+                "Each hint is logged under a name of its own. Give it another with "
+                f"`Hint(..., name=...)`. Received: hints named {names}, of which "
+                f"'{name}' is taken"
+            )
+
+
+def _check_shapes(loss: Any, target: Shape, shape: Shape) -> None:
+    if isinstance(loss, FeatureLoss):
+        loss.check_shapes(target, shape)
+    elif len(shape) != len(target) or any(
+        None not in (of_student, of_teacher) and of_student != of_teacher
+        for of_student, of_teacher in zip(shape, target, strict=True)
+    ):
+        raise ValueError(
+            "The features of both layers must have the same shape. Choose layers of "
+            "the same resolution, or give a `projector` that brings the student's to "
+            "the teacher's."
+        )
+
+
+def _projector(hint: Hint, shape: Shape, target: Shape) -> keras.Layer:
+    """Return a layer that brings the student's width to the teacher's."""
+    name = re.sub(r"[^A-Za-z0-9_.]", "_", f"{hint.name}_projector")
+    of_images: dict[int, Callable[..., keras.Layer]] = {
+        4: layers.Conv2D,
+        5: layers.Conv3D,
+    }
+    if len(shape) in of_images:
+        projector = of_images[len(shape)](
+            target[-1], 1, data_format="channels_last", name=name
+        )
+    else:
+        projector = layers.Dense(target[-1], name=name)
+    projector.build(shape)
+    return projector
+
+
+def _for_values(loss: Any, sample_weight: Any, features: Tensor) -> Any:
+    """Return the rows' weights with the rank of the values that a loss averages."""
+    if sample_weight is None or isinstance(loss, FeatureLoss):
+        return sample_weight
+    return of_rank(sample_weight, features[..., 0])
+
+
+def _at(loss: Any, step: Any) -> Any:
+    """Return a loss with what it has scheduled at a step."""
+    if isinstance(loss, DistillationLoss):
+        return loss.for_batch(BatchContext(step=step))
+    return loss
+
+
+def _logged_as(hint: Hint) -> str:
+    return f"{hint.name}_loss"
