@@ -1,0 +1,1 @@
+"""Hints: layers of the teacher that layers of the student are taught by."""
