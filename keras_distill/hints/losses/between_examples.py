@@ -217,7 +217,7 @@ class SimilarityPreserving(RelationLoss):
 
     Reference:
         Tung, Mori 2019, "Similarity-Preserving Knowledge Distillation",
-        https://arxiv.org/abs/1907.09682, equations 2 to 4.
+        https://arxiv.org/abs/1907.09682.
     """
 
     def compare(self, teacher_features: Tensor, student_features: Tensor) -> Tensor:
