@@ -8,8 +8,8 @@ PyTorch:
 
 This script computes in float32 and writes inputs, values and gradients to a file, which
 `formulas_in_pytorch.py` reads there, computes in float64 and compares. To compare
-another loss, give it an entry here and one of the same name in `FORMULAS` there; losses
-between layers get features beside the logits.
+another loss, give it an entry here and one of the same name there: in `FORMULAS` if it
+is of logits, in `FORMULAS_OF_FEATURES` if it is of two layers' outputs.
 """
 
 import argparse
@@ -23,17 +23,21 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import losses
+from keras_distill.hints import losses as hint_losses
 
 SHAPES = [(64, 10), (32, 100), (8, 1000)]  # (batch, classes)
 TEMPERATURES = [1.0, 4.0]
+POSITIONS, WIDTH, STUDENT_WIDTH = (3, 3), 6, 4  # of features
 
 
 def compared(temperature: float, labels: np.ndarray) -> dict[str, keras.losses.Loss]:
-    """Return the losses by the names of their formulas."""
+    """Return the losses of logits by the names of their formulas."""
     decoupled = losses.DecoupledKD(temperature, alpha=1.0, beta=8.0)
     decoupled = decoupled.with_labels(labels)
     return {
         "KD": losses.ForwardKL(temperature),
+        "reverse KL": losses.ReverseKL(temperature),
+        "Jeffreys": losses.Jeffreys(temperature),
         "JSD(0.1)": losses.GeneralizedJSD(0.1, temperature),
         "JSD(0.5)": losses.GeneralizedJSD(0.5, temperature),
         "DKD": decoupled,
@@ -43,18 +47,50 @@ def compared(temperature: float, labels: np.ndarray) -> dict[str, keras.losses.L
     }
 
 
+def compared_features() -> dict[str, keras.losses.Loss]:
+    """Return the losses between layers by the names of their formulas."""
+    return {
+        "FitNets": hint_losses.FeatureMSE(),
+        "attention transfer": hint_losses.AttentionTransfer(),
+        "RKD distance": hint_losses.RelationalDistance(),
+        "RKD angle": hint_losses.RelationalAngle(),
+        "similarity preserving": hint_losses.SimilarityPreserving(),
+    }
+
+
 def inputs(shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Return the logits of a teacher and of a student that knows some of it."""
+    """Return what a teacher says and what a student says that knows some of it."""
     rng = np.random.default_rng(shape[1])
     labels = rng.integers(0, shape[1], shape[0])
     teacher = 2.0 * rng.standard_normal(shape)
     teacher[np.arange(shape[0]), labels] += 4.0
     student = 0.5 * teacher + rng.standard_normal(shape)
-    return {
-        "teacher": teacher.astype("float32"),
-        "student": student.astype("float32"),
-        "labels": labels,
+    features = rng.standard_normal((shape[0], *POSITIONS, WIDTH))
+    projected = 0.5 * features + rng.standard_normal(features.shape)
+    logits_and_features = {
+        "teacher": teacher,
+        "student": student,
+        "teacher features": features,
+        "projected features": projected,
+        "student features": projected[..., :STUDENT_WIDTH],
     }
+    return {
+        "labels": labels,
+        **{
+            name: array.astype("float32") for name, array in logits_and_features.items()
+        },
+    }
+
+
+def said(
+    key: str, loss: keras.losses.Loss, teacher: np.ndarray, student: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return a loss's value and its gradient by their names in the file."""
+    variable = tf.Variable(student)
+    with tf.GradientTape() as tape:
+        value = loss(teacher, variable)
+    gradient = tape.gradient(value, variable)
+    return {f"{key}/value": value.numpy(), f"{key}/gradient": gradient.numpy()}
 
 
 def write(path: Path) -> None:
@@ -66,12 +102,20 @@ def write(path: Path) -> None:
         arrays |= {f"{batch}/{name}": array for name, array in given.items()}
         for temperature in TEMPERATURES:
             for name, loss in compared(temperature, given["labels"]).items():
-                student = tf.Variable(given["student"])
-                with tf.GradientTape() as tape:
-                    value = loss(given["teacher"], student)
-                key = f"{batch}/{temperature}/{name}"
-                arrays[f"{key}/value"] = value.numpy()
-                arrays[f"{key}/gradient"] = tape.gradient(value, student).numpy()
+                arrays |= said(
+                    f"{batch}/{temperature}/{name}",
+                    loss,
+                    given["teacher"],
+                    given["student"],
+                )
+        for name, loss in compared_features().items():
+            of_student = "projected" if loss.needs_equal_widths else "student"
+            arrays |= said(
+                f"{batch}/{of_student} features/{name}",
+                loss,
+                given["teacher features"],
+                given[f"{of_student} features"],
+            )
     np.savez(path, **arrays)
 
 

@@ -4,12 +4,14 @@ Written down as the papers do, in probabilities: what is safe to compute with lo
 any size is the business of the losses that are compared.
 """
 
+import itertools
 import sys
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 BOUND = 1e-5
 
@@ -23,6 +25,16 @@ def kd(t: Tensor, s: Tensor, temperature: float, labels: Tensor) -> Tensor:
     """Hinton, Vinyals, Dean 2015, section 2."""
     p, q = (t / temperature).softmax(-1), (s / temperature).softmax(-1)
     return temperature**2 * kl(p, q).mean()
+
+
+def reverse_kl(t: Tensor, s: Tensor, temperature: float, labels: Tensor) -> Tensor:
+    """Gu et al. 2024, equation 1: the arguments change places."""
+    return kd(s, t, temperature, labels)
+
+
+def jeffreys(t: Tensor, s: Tensor, temperature: float, labels: Tensor) -> Tensor:
+    """Jeffreys 1946: the sum of both directions."""
+    return kd(t, s, temperature, labels) + kd(s, t, temperature, labels)
 
 
 def jsd(
@@ -69,8 +81,56 @@ def standardised(t: Tensor, s: Tensor, *arguments: object, loss: object) -> Tens
     return loss(t, s, *arguments)
 
 
+def fitnets(t: Tensor, s: Tensor) -> Tensor:
+    """Romero et al. 2015, equation 3, the mean for half the sum."""
+    return (t - s).pow(2).flatten(1).mean(1).mean()
+
+
+def attention_transfer(t: Tensor, s: Tensor) -> Tensor:
+    """Zagoruyko, Komodakis 2017, section 3.1, the norm squared as in their code."""
+    maps = [x.abs().pow(2).sum(-1).flatten(1) for x in (t, s)]
+    of_teacher, of_student = (m / m.norm(dim=1, keepdim=True) for m in maps)
+    return (of_student - of_teacher).norm(dim=1).pow(2).mean()
+
+
+def rkd_distance(t: Tensor, s: Tensor) -> Tensor:
+    """Park et al. 2019, section 3.2.1, the mean for the sum."""
+    i, j = torch.tensor(list(itertools.permutations(range(len(t)), 2))).T
+
+    def psi(x: Tensor) -> Tensor:
+        distances = (x[i] - x[j]).norm(dim=1)
+        return distances / distances.mean()
+
+    return huber_loss(psi(s.flatten(1)), psi(t.flatten(1)), delta=1.0)
+
+
+def rkd_angle(t: Tensor, s: Tensor) -> Tensor:
+    """Park et al. 2019, section 3.2.2, the mean for the sum."""
+    i, j, k = torch.tensor(list(itertools.permutations(range(len(t)), 3))).T
+
+    def psi(x: Tensor) -> Tensor:
+        to_i, to_k = x[i] - x[j], x[k] - x[j]
+        to_i, to_k = (e / e.norm(dim=1, keepdim=True) for e in (to_i, to_k))
+        return (to_i * to_k).sum(1)
+
+    return huber_loss(psi(s.flatten(1)), psi(t.flatten(1)), delta=1.0)
+
+
+def similarity_preserving(t: Tensor, s: Tensor) -> Tensor:
+    """Tung, Mori 2019: row-normalised similarities."""
+
+    def g(x: Tensor) -> Tensor:
+        q = x.flatten(1)
+        products = q @ q.T
+        return products / products.norm(dim=1, keepdim=True)
+
+    return (g(t) - g(s)).pow(2).sum() / len(t) ** 2
+
+
 FORMULAS = {
     "KD": kd,
+    "reverse KL": reverse_kl,
+    "Jeffreys": jeffreys,
     "JSD(0.1)": partial(jsd, beta=0.1),
     "JSD(0.5)": partial(jsd, beta=0.5),
     "DKD": dkd,
@@ -78,34 +138,53 @@ FORMULAS = {
     "standardised KD": partial(standardised, loss=kd),
     "standardised DKD": partial(standardised, loss=dkd),
 }
+FORMULAS_OF_FEATURES = {
+    "FitNets": fitnets,
+    "attention transfer": attention_transfer,
+    "RKD distance": rkd_distance,
+    "RKD angle": rkd_angle,
+    "similarity preserving": similarity_preserving,
+}
+
+
+def right(given: dict, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the value and the gradient that a formula says."""
+    batch, setting, name = key.split("/")
+
+    def of(what: str) -> Tensor:
+        return torch.from_numpy(given[f"{batch}/{what}"])
+
+    if name in FORMULAS:
+        student = of("student").double().requires_grad_()
+        teacher, labels = of("teacher").double(), of("labels")
+        value = FORMULAS[name](teacher, student, float(setting), labels)
+    else:  # the setting says which of the student's features
+        student = of(setting).double().requires_grad_()
+        value = FORMULAS_OF_FEATURES[name](of("teacher features").double(), student)
+    (gradient,) = torch.autograd.grad(value, student)
+    return value.detach().numpy(), gradient.numpy()
 
 
 def compare(path: str) -> bool:
     """Print how far each value and gradient is off; return whether any is too far."""
     given = np.load(path)
-    worst: dict[str, list[float]] = {name: [0.0, 0.0] for name in FORMULAS}
+    names = [*FORMULAS, *FORMULAS_OF_FEATURES]
+    worst: dict[str, list[float]] = {name: [0.0, 0.0] for name in names}
     compared = [key.removesuffix("/value") for key in given if key.endswith("/value")]
     for key in compared:
-        batch, temperature, name = key.split("/")
-        teacher, student, labels = (
-            torch.from_numpy(given[f"{batch}/{what}"])
-            for what in ("teacher", "student", "labels")
-        )
-        student = student.double().requires_grad_()
-        value = FORMULAS[name](teacher.double(), student, float(temperature), labels)
-        (gradient,) = torch.autograd.grad(value, student)
-        for index, (right, got) in enumerate(
-            ((value, given[f"{key}/value"]), (gradient, given[f"{key}/gradient"]))
+        name = key.split("/")[-1]
+        for index, (expected, what) in enumerate(
+            zip(right(given, key), ("value", "gradient"), strict=True)
         ):
-            right = right.detach().numpy()
-            off = float(np.abs(got - right).max() / np.abs(right).max())
+            off = np.abs(given[f"{key}/{what}"] - expected).max()
+            off = float(off / np.abs(expected).max())
             # unlike `max`, it keeps NaN
             worst[name][index] = float(np.maximum(worst[name][index], off))
     print(f"PyTorch {torch.__version__}: largest relative differences")
-    print(f"{'':18s} {'value':>9s} {'gradient':>9s}")
+    print(f"{'':22s} {'value':>9s} {'gradient':>9s}")
     for name, (value, gradient) in worst.items():
-        print(f"{name:18s} {value:9.1e} {gradient:9.1e}")
-    missing = set(FORMULAS) - {key.split("/")[-1] for key in compared}
+        print(f"{name:22s} {value:9.1e} {gradient:9.1e}")
+    missing = set(names) - {key.split("/")[-1] for key in compared}
     if missing:
         print(f"not compared: {sorted(missing)}")
     return bool(missing) or not (np.array(list(worst.values())) <= BOUND).all()

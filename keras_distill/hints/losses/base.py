@@ -1,0 +1,167 @@
+"""The base class of losses between features: checks, precision, masks, weights."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_distill.outputs import of_rank
+
+Tensor = Any
+Shape = tuple[int | None, ...]
+
+
+class FeatureLoss(keras.losses.Loss, ABC):
+    """A Keras loss whose `y_true` is what a layer of the teacher returns.
+
+    `y_pred` is what a layer of the student returns, or a projector behind it.
+    Subclasses implement `compare`, which returns a value per example, and
+    `check_shapes`. Everything else is `keras.losses.Loss`: reductions, sample weights,
+    masks. The maths is done in float32 at least, whatever the dtype of the features,
+    and no gradient reaches the teacher's.
+
+    Weights and masks: `sample_weight` has one weight per example. A Keras mask of
+    `y_pred` may be one of positions; those that it leaves out are 0 in both features,
+    if the teacher's has the same positions.
+    An example that weighs 0 or is masked throughout counts nowhere, neither by itself
+    nor as what other examples are compared to.
+
+    Args:
+        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: Name of the loss.
+        dtype: dtype of the loss's result. Defaults to `keras.config.floatx()`.
+    """
+
+    # Whether elements are compared one by one, so that a projector to equal widths is
+    # needed where they differ; otherwise any widths fit.
+    needs_equal_widths: ClassVar[bool]
+
+    def __init__(
+        self,
+        *,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        # those of one call, which a copy of the loss holds
+        self._weight: Tensor = None
+        self._mask: Tensor = None
+
+    @abstractmethod
+    def compare(self, teacher_features: Tensor, student_features: Tensor) -> Tensor:
+        """Return the loss per example, of shape `(batch,)`."""
+
+    @abstractmethod
+    def check_shapes(self, teacher_shape: Shape, student_shape: Shape) -> None:
+        """Raise ValueError if features of these shapes can't be compared.
+
+        Args:
+            teacher_shape: Shape with the batch axis; None where a size is unknown.
+            student_shape: The same of the student's features, behind the projector.
+        """
+
+    def __call__(
+        self, y_true: Any, y_pred: Tensor, sample_weight: Tensor = None
+    ) -> Tensor:
+        """Return the loss, reduced; `y_true` is the teacher's features."""
+        mask = getattr(y_pred, "_keras_mask", None)
+        # Keras converts the leaves only, so nested lists of numbers are lists still
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        self.check_shapes(tuple(y_true.shape), tuple(y_pred.shape))
+        loss = object.__new__(type(self))
+        loss.__dict__.update(self.__dict__)
+        if mask is not None:
+            mask = ops.cast(mask, "bool")
+            loss._mask = of_rank(mask, y_pred)
+            y_true, y_pred = _kept(mask, y_true), _kept(mask, y_pred)
+            mask = ops.any(mask, axis=tuple(range(1, len(mask.shape))))
+            loss._weight = mask
+        if sample_weight is not None:
+            sample_weight = _by_example(sample_weight)
+            counted = sample_weight > 0.0
+            # whatever stands in the others, NaN included
+            y_true, y_pred = _kept(counted, y_true), _kept(counted, y_pred)
+            loss._weight = _product(sample_weight, mask)
+        if mask is not None:
+            y_pred._keras_mask = mask
+        return super(FeatureLoss, loss).__call__(y_true, y_pred, sample_weight)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the loss per example; `y_true` is the teacher's features."""
+        teacher_features = ops.stop_gradient(_at_least_float32(y_true))
+        return self.compare(teacher_features, _at_least_float32(y_pred))
+
+    def counts(self, features: Tensor) -> Tensor:
+        """Return how much each example counts as what others are compared to.
+
+        Its weight over the mean weight of those that weigh anything, so 1 if all weigh
+        the same, and 0 for those that weigh nothing.
+        """
+        weight = ops.ones((ops.shape(features)[0],), "float64")
+        if self._weight is not None:
+            weight = weight * ops.cast(self._weight, "float64")
+        counted = ops.cast(weight > 0.0, "float64")
+        return divided(weight * ops.sum(counted), ops.sum(weight))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        config: dict[str, Any] = super().get_config()
+        return {**config, "dtype": self.dtype}
+
+
+def divided(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Return the quotient, 0 with a gradient of 0 where the denominator is 0."""
+    positive = denominator > 0.0
+    return ops.where(positive, numerator / ops.where(positive, denominator, 1.0), 0.0)
+
+
+def root(squares: Tensor, positive: Tensor) -> Tensor:
+    """Return the root, 0 with a gradient of 0 where squares aren't `positive`."""
+    return ops.where(positive, ops.sqrt(ops.where(positive, squares, 1.0)), 0.0)
+
+
+def same_size(size: int | None, other: int | None) -> bool:
+    """Return whether two sizes may be the same."""
+    return size is None or other is None or size == other
+
+
+def checked_positive(name: str, value: float, *, least: float = 0.0) -> float:
+    """Return an argument, or raise ValueError unless it is finite and large enough."""
+    if not (0.0 < value < np.inf and value >= least):
+        requirement = f"at least {least:g}" if least else "positive"
+        raise ValueError(
+            f"`{name}` must be {requirement} and finite. Received: {name}={value}"
+        )
+    return float(value)
+
+
+def _by_example(sample_weight: Tensor) -> Tensor:
+    sample_weight = ops.convert_to_tensor(sample_weight)
+    weight = of_rank(sample_weight, ops.zeros((1,)))
+    if len(weight.shape) != 1:
+        raise ValueError(
+            "A loss between features has one value per example, so `sample_weight` "
+            "must have the shape (batch,) or (batch, 1). Mask positions with a Keras "
+            f"mask instead. Received: sample_weight of shape "
+            f"{tuple(sample_weight.shape)}"
+        )
+    return weight
+
+
+def _kept(kept: Tensor, features: Tensor) -> Tensor:
+    """Return features with 0 where they aren't kept."""
+    positions = tuple(kept.shape[1:])
+    if not all(map(same_size, positions, features.shape[1:])):
+        return features  # a teacher's with other positions than the student's
+    return ops.where(of_rank(kept, features), features, ops.zeros_like(features))
+
+
+def _product(weight: Tensor, mask: Tensor) -> Tensor:
+    return weight if mask is None else weight * ops.cast(mask, weight.dtype)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))

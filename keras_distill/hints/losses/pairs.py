@@ -1,0 +1,90 @@
+"""Relations of the examples in a batch, where they may be undefined.
+
+In float64, because distances of examples that lie close together are small differences
+of large inner products; differences themselves would take `batch**2` times the width
+in memory.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_distill.hints.losses.base import divided, root
+
+Tensor = Any
+
+
+def mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean over all axes but the first; 0 where nothing weighs."""
+    axes = tuple(range(1, len(values.shape)))
+    return divided(ops.sum(weights * values, axis=axes), ops.sum(weights, axis=axes))
+
+
+def partners(counts: Tensor) -> Tensor:
+    """Return how much each example (column) counts as another's (row's) partner."""
+    return off_diagonal(counts) * counts[None]
+
+
+def off_diagonal(examples: Tensor) -> Tensor:
+    """Return a matrix over pairs of examples, 0 of those with themselves, else 1."""
+    index = ops.arange(ops.shape(examples)[0])
+    return ops.cast(index[:, None] != index[None], examples.dtype)
+
+
+def relative_distances(features: Tensor, counts: Tensor) -> Tensor:
+    """Return the Euclidean distances over their mean; all 0 where that is."""
+    distances = _distances(_gram_of_deviations(features, counts))
+    weights = counts[:, None] * partners(counts)
+    mean_distance = divided(ops.sum(weights * distances), ops.sum(weights))
+    return divided(distances, mean_distance)
+
+
+def cosines(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cosines of the angles at each example, and whether there is one.
+
+    Of shape `(batch, batch, batch)`; the first axis is that of the vertices.
+    """
+    gram = _gram_of_deviations(features, counts)
+    distances = _distances(gram)
+    products = gram[None] - gram[:, :, None] - gram[:, None, :]
+    products = products + ops.diagonal(gram)[:, None, None]
+    lengths = distances[:, :, None] * distances[:, None, :]
+    return divided(products, lengths), lengths > 0.0
+
+
+def similarities(features: Tensor, counts: Tensor) -> Tensor:
+    """Return the matrix of inner products, each row of unit length, or of zeros."""
+    gram = _gram(_flat(features))
+    squares = ops.sum(counts[None] * ops.square(gram), axis=1, keepdims=True)
+    return divided(gram, root(squares, squares > 0.0))
+
+
+def _flat(features: Tensor) -> Tensor:
+    batch, *sizes = ops.shape(features)
+    width = 1
+    for size in sizes:
+        width = width * size
+    return ops.cast(ops.reshape(features, (batch, width)), "float64")
+
+
+def _gram(vectors: Tensor) -> Tensor:
+    return ops.matmul(vectors, ops.transpose(vectors))
+
+
+def _gram_of_deviations(features: Tensor, counts: Tensor) -> Tensor:
+    """Return the inner products of what examples differ by from their mean."""
+    flat = _flat(features)
+    total = ops.sum(counts[:, None] * flat, axis=0, keepdims=True)
+    return _gram(flat - divided(total, ops.sum(counts)))
+
+
+def _distances(gram: Tensor) -> Tensor:
+    """Return the Euclidean distances, exactly 0 of examples that coincide."""
+    squares = ops.diagonal(gram)
+    sums = squares[:, None] + squares[None]
+    differences = sums - 2.0 * gram
+    # what rounding leaves of 0 is no distance
+    epsilon = float(np.finfo(keras.backend.standardize_dtype(gram.dtype)).eps)
+    return root(differences, differences > 100.0 * epsilon * sums)
