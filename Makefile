@@ -24,6 +24,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/step_overhead.py
+	$(VENV)/bin/python benchmarks/hint_step.py
 	$(VENV)/bin/python benchmarks/privileged_step.py
 	$(VENV)/bin/python benchmarks/privileged_gain.py
 	$(VENV)/bin/python benchmarks/transfer_set.py

@@ -42,9 +42,9 @@ class Distiller(RandomStates, LabelledModel):
 
     `loss = (1 - alpha) * loss(y, s) + alpha * distillation_loss(t, s)
     + sum(hint.weight * hint_loss) + sum(student.losses)`, where `s` and `t` are the
-    outputs of the student and the teacher. Calling, evaluating, predicting and saving a distiller is calling,
-    evaluating, predicting and saving its student: the teacher is run in `fit` alone,
-    with `training=False`, and is neither changed nor saved.
+    outputs of the student and the teacher. Calling, evaluating, predicting and saving
+    a distiller is calling, evaluating, predicting and saving its student: the teacher
+    is run in `fit` alone, with `training=False`, and is neither changed nor saved.
 
     Inputs may be a dict; then each model reads the keys that it declares as inputs,
     so that the teacher may read features that the student never has.

@@ -61,8 +61,8 @@ def output_shape(layer: keras.Layer, *, whose: str) -> Shape:
     if shape is None:
         raise ValueError(
             f"The shape of what the {whose}'s layer '{layer.name}' puts out isn't "
-            "known. Call the model on a batch before it is given a hint; where that was "
-            "done, name the layer around it."
+            "known. Call the model on a batch before it is given a hint; where that "
+            "was done, name the layer around it."
         )
     if not isinstance(shape, Axes):
         raise ValueError(
