@@ -89,7 +89,7 @@ class Ensemble(StepTeacher):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the mean of the members' outputs."""
-        return self._mean(self._outputs(inputs, training))
+        return self.mean(self.member_outputs(inputs, training))
 
     def teach(self, step: Step) -> Lesson:
         """Return the mean of the members' outputs, with these where they are logged."""
@@ -103,8 +103,35 @@ class Ensemble(StepTeacher):
                     f"Received: None from the member '{name}'"
                 )
             outputs.append(said)
-        members = zip(self.member_names, outputs, strict=True)
-        return Lesson(self._mean(outputs), dict(members) if self.log_losses else {})
+        members = dict(zip(self.member_names, outputs, strict=True))
+        targets = self.combined(outputs, step)
+        return Lesson(targets, members if self.log_losses else {})
+
+    def member_outputs(self, inputs: Any, training: bool | None = None) -> list[Any]:
+        """Return what each member says of a batch of inputs."""
+        return [
+            base.call(
+                member,
+                inputs,
+                withheld=self._withheld_from(member),
+                training=training,
+            )
+            for member in self.models
+        ]
+
+    def combined(self, outputs: Sequence[Any], step: Step) -> Any:
+        """Return what the members' outputs come to in a training step."""
+        return self.mean(outputs)
+
+    def mean(self, outputs: Sequence[Any], shares: Sequence[Any] | None = None) -> Any:
+        """Return the members' mean, of their shares or of others."""
+        return mean_outputs(
+            outputs,
+            self.shares if shares is None else shares,
+            combine=self.combine,
+            activation=self.activation,
+            axis=self.axis,
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments.
@@ -134,26 +161,6 @@ class Ensemble(StepTeacher):
             for model in config["models"]
         ]
         return cls(**{**config, "models": models})
-
-    def _outputs(self, inputs: Any, training: bool | None) -> list[Any]:
-        return [
-            base.call(
-                member,
-                inputs,
-                withheld=self._withheld_from(member),
-                training=training,
-            )
-            for member in self.models
-        ]
-
-    def _mean(self, outputs: Sequence[Any], shares: Sequence[Any] | None = None) -> Any:
-        return mean_outputs(
-            outputs,
-            self.shares if shares is None else shares,
-            combine=self.combine,
-            activation=self.activation,
-            axis=self.axis,
-        )
 
     def _withheld_from(self, member: Teacher) -> list[str]:
         """Return the keys of recorded answers that aren't this member's."""
