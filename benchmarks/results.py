@@ -1,0 +1,47 @@
+"""Results that a long benchmark keeps, so that a run that was stopped goes on."""
+
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+
+class Results:
+    """Accuracies by method and seed, in a file of JSON lines, of one size of run."""
+
+    def __init__(self, path: pathlib.Path, size: dict[str, int]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.size = size
+        self.found: dict[tuple[str, int], float] = {}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            entry = json.loads(line)
+            if entry["size"] == size:
+                self.found[entry["method"], entry["seed"]] = entry["accuracy"]
+
+    def add(self, method: str, seed: int, measure: Callable[[], float]) -> float:
+        """Return what was measured earlier, or measure, print and write it."""
+        begin = time.perf_counter()
+        known = (method, seed) in self.found
+        value = self.found[method, seed] if known else measure()
+        self.found[method, seed] = value
+        seconds = round(time.perf_counter() - begin, 1)
+        if not known:
+            entry = {"size": self.size, "method": method, "seed": seed}
+            with self.path.open("a") as file:
+                entry |= {"accuracy": value, "seconds": seconds}
+                file.write(json.dumps(entry) + "\n")
+        took = "from the file" if known else f"{seconds:.0f} s"
+        print(f"seed {seed}  {method:18s} {value:6.2f}  {took}", flush=True)
+        return value
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Return mean ± standard deviation; without the latter for one value."""
+    if not values:
+        return " " * 14
+    text = f"{statistics.mean(values):{sign}6.2f}"
+    return text + (
+        f" ± {statistics.stdev(values):5.2f}" if len(values) > 1 else " " * 8
+    )
