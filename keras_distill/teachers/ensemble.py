@@ -7,7 +7,13 @@ import keras
 import numpy as np
 
 from keras_distill.teachers import base
-from keras_distill.teachers.base import Lesson, Step, StepTeacher, Teacher
+from keras_distill.teachers.base import (
+    FollowingTeacher,
+    Lesson,
+    Step,
+    StepTeacher,
+    Teacher,
+)
 from keras_distill.teachers.combining import check_combination, mean_outputs
 
 
@@ -36,7 +42,8 @@ class Ensemble(StepTeacher):
         **kwargs: What `keras.Model` takes.
 
     Raises:
-        TypeError: If the members aren't a list of callables.
+        TypeError: If the members aren't a list of callables, or one follows a
+            student.
         ValueError: If there is none, a Keras model isn't built, or the weights don't
             fit; when called, if the members' outputs differ in structure or shape.
 
@@ -202,6 +209,11 @@ def _check_members(models: Any) -> None:
         if member is None:
             raise TypeError(
                 f"`models` must hold no None. Received: models={list(models)}"
+            )
+        if isinstance(member, FollowingTeacher):
+            raise TypeError(
+                "A teacher that follows its student can't be a member of an ensemble, "
+                f"where nobody would tell it of updates. Received: {member!r}"
             )
         base.checked(member)
 
