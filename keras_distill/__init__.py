@@ -1,6 +1,6 @@
 """Knowledge distillation for Keras 3: compile, fit, export a small model, prove it."""
 
-from keras_distill import export, losses, metrics, schedules, teachers
+from keras_distill import export, losses, metrics, online, schedules, teachers
 from keras_distill.distiller import Distiller
 from keras_distill.teachers import cross_fit
 from keras_distill.version import __version__
@@ -12,6 +12,7 @@ __all__ = [
     "export",
     "losses",
     "metrics",
+    "online",
     "schedules",
     "teachers",
 ]
