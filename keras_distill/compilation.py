@@ -10,7 +10,7 @@ from keras_distill import features
 from keras_distill.distillation import DistillationTerm
 from keras_distill.labels import LabelMask
 from keras_distill.sharing import shared_state
-from keras_distill.teachers.base import Teacher
+from keras_distill.teachers.base import Teacher, logged_members
 from keras_distill.teachers.training import TeacherLogs, TrainingTeacher
 
 
@@ -54,12 +54,13 @@ class Compilation:
             label_losses=loss,
             loss_weights=loss_weights,
             output_names=output_names,
+            members=logged_members(teacher),
         )
         if loss is None:
             self.term.check_needs_no_labels("loss=None")
         self.label_mask = LabelMask(label_mask, output_names=output_names)
         check_label_mask(self.label_mask, student, metrics)
-        _check_names(self.term, output_names)
+        check_names(self.term, student)
         _warn_of_privileged_features_alone(teacher, privileged_features, self.term)
         self.training_teacher: TrainingTeacher | None = None
         self.teacher_logs: TeacherLogs | None = None
@@ -108,7 +109,9 @@ def check_label_mask(mask: LabelMask, student: keras.Model, metrics: Any) -> Non
         )
 
 
-def _check_names(term: DistillationTerm, output_names: Sequence[str] | None) -> None:
+def check_names(term: DistillationTerm, student: keras.Model) -> None:
+    """Raise ValueError if Keras logs an output's loss under the name of ours."""
+    output_names = getattr(student, "output_names", None)
     taken = [name for name in output_names or () if f"{name}_loss" in term.metrics]
     if taken:
         raise ValueError(

@@ -30,7 +30,8 @@ class Batch(NamedTuple):
     labels: Any
     label_masks: Mapping[Path, Tensor]  # which rows have one, where some have none
     sample_weight: Any
-    teacher_output: Any
+    teacher_output: Any  # None where the teacher has nothing to say
+    member_outputs: Mapping[str, Any]  # of an ensemble's members, by name
     teacher_is_finite: Tensor | None  # what `TeacherGuard.watch` says
     labels_are_valid: Tensor | None  # what is said of them where XLA compiles
     student_output: Any
@@ -49,6 +50,7 @@ class DistillationTerm:
         label_losses: As `loss` in `keras.Model.compile`, which `alpha` weighs against.
         loss_weights: As in `keras.Model.compile`, of the label losses.
         output_names: Names of the student's outputs, where it declares any.
+        members: Names of the teacher's members whose losses are logged.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class DistillationTerm:
         label_losses: Any,
         loss_weights: Any,
         output_names: Sequence[str] | None,
+        members: Sequence[str] = (),
     ) -> None:
         self._output_names = output_names
         self._losses = PerOutputLoss(losses, output_names=output_names)
@@ -80,13 +83,29 @@ class DistillationTerm:
             self._alpha = _weight("alpha", alpha)
         self.without_labels = label_losses is None
         means = ["student_loss"] * (label_losses is not None) + ["distillation_loss"]
-        self.metrics: dict[str, keras.metrics.Metric] = {
+        self._own_metrics: dict[str, keras.metrics.Metric] = {
             **{name: keras.metrics.Mean(name) for name in means},
             **{
                 name: _metric_of(name, value)
                 for name, value in self._hyperparameters().items()
             },
         }
+        self.log_members(members)
+
+    def log_members(self, names: Sequence[str]) -> None:
+        """Log the loss against each of a teacher's members from the next step on."""
+        names = [member_loss(name) for name in names]
+        self._member_metrics = {name: keras.metrics.Mean(name) for name in names}
+
+    @property
+    def metrics(self) -> dict[str, keras.metrics.Metric]:
+        """What is logged beside Keras' own, by name."""
+        return {**self._own_metrics, **self._member_metrics}
+
+    @property
+    def teacher_metrics(self) -> set[str]:
+        """The names of what is logged only where the teacher has spoken."""
+        return set(self.metrics) - {"student_loss"}
 
     @property
     def alpha(self) -> Any:
@@ -138,21 +157,23 @@ class DistillationTerm:
             batch: Everything else.
         """
         self.without_labels = student_loss is None
-        losses = self._losses(
-            batch.teacher_output,
-            batch.student_output,
-            batch.sample_weight,
-            inputs=batch.inputs,
-            labels=self._structured(batch.labels, batch),
-            label_masks=batch.label_masks,
-            step=batch.step,
-        )
-        losses = {path: ops.cast(loss, own_loss.dtype) for path, loss in losses.items()}
-        terms = {"distillation_loss": _sum(losses)}
+        terms, total = {}, own_loss
+        if batch.teacher_output is not None:
+            losses = self._against(batch.teacher_output, batch, own_loss.dtype)
+            terms["distillation_loss"] = _sum(losses)
+            for name, output in batch.member_outputs.items():
+                of_member = self._against(output, batch, own_loss.dtype)
+                terms[member_loss(name)] = _sum(of_member)
+            total = own_loss + self._weighted(losses, student_loss, batch)
+        elif student_loss is None:
+            raise ValueError(
+                "The teacher has nothing to say of this batch, and there are no labels "
+                "to learn from. Give `fit` labels and `compile` a loss, or a teacher "
+                "that answers. Received: None from the teacher"
+            )
         if student_loss is not None:
             terms["student_loss"] = student_loss
         _check_scalar(terms)
-        total = own_loss + self._weighted(losses, student_loss, batch)
         for name, is_good in (
             ("distillation_loss", batch.teacher_is_finite),
             ("student_loss", batch.labels_are_valid),
@@ -161,6 +182,19 @@ class DistillationTerm:
                 terms[name] = ops.where(is_good, terms[name], BAD_LOSS)
         self._log(terms, batch)
         return total
+
+    def _against(self, output: Any, batch: Batch, dtype: Any) -> dict[Path, Tensor]:
+        """Return the distillation losses against what a teacher said."""
+        losses = self._losses(
+            output,
+            batch.student_output,
+            batch.sample_weight,
+            inputs=batch.inputs,
+            labels=self._structured(batch.labels, batch),
+            label_masks=batch.label_masks,
+            step=batch.step,
+        )
+        return {path: ops.cast(loss, dtype) for path, loss in losses.items()}
 
     def _weighted(
         self, losses: dict[Path, Tensor], student_loss: Tensor | None, batch: Batch
@@ -231,6 +265,11 @@ class DistillationTerm:
             self.metrics[name].update_state(value * replicas(), sample_weight=rows)
         for name, value in self._hyperparameters().items():
             self.metrics[name].update_state(value.at(batch.step))
+
+
+def member_loss(name: str) -> str:
+    """Return the name that the loss against a member of the teacher is logged by."""
+    return f"{name}_distillation_loss"
 
 
 def _weight(name: str, value: Alpha) -> Hyperparameter:

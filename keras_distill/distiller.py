@@ -7,8 +7,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_distill import features, monitoring, saving
-from keras_distill.compilation import Compilation, check_not_shared
+from keras_distill import features, monitoring, outputs, saving
+from keras_distill.compilation import Compilation, check_names, check_not_shared
 from keras_distill.distillation import Batch, DistillationTerm
 from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.labels.probabilities import BAD_LABELS
@@ -16,7 +16,7 @@ from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
 from keras_distill.saving import RandomStates
 from keras_distill.teachers import base as teachers
-from keras_distill.teachers.base import Teacher
+from keras_distill.teachers.base import Lesson, Step, Teacher
 from keras_distill.teachers.training import TrainingTeacher
 
 Tensor = Any
@@ -140,6 +140,8 @@ class Distiller(RandomStates, LabelledModel):
         checked = teachers.checked(teacher)
         if self.compiled:
             check_not_shared(checked, self.student)
+            self._term.log_members(teachers.logged_members(checked))
+            check_names(self._term, self.student)
         self._untracked.teacher = checked
         self.train_function: Any = None  # it was traced with the earlier teacher
 
@@ -296,12 +298,13 @@ class Distiller(RandomStates, LabelledModel):
             student_loss = None
             if self._learns_from(y):
                 student_loss = own_loss - self._additional_loss()
+            step = self._step(x, y, output)
             if trained is None:
                 with tape.stop_recording():
-                    said = teachers.call(
-                        self.teacher, x, withheld=self._label_mask.keys
-                    )
-            batch = self._batch(x, y, sample_weight, said, output)
+                    lesson = teachers.ask(self.teacher, step)
+            else:
+                lesson = Lesson(teachers.as_targets(said))
+            batch = self._batch(step, y, sample_weight, lesson, output)
             loss = self._term.add_to(own_loss, student_loss, batch)
             monitoring.log_loss(self, loss, x)
             loss = self.optimizer.scale_loss(loss)
@@ -319,7 +322,8 @@ class Distiller(RandomStates, LabelledModel):
         if trained is not None:
             trained.compute_metrics(x, y, said, sample_weight)
         logs: dict[str, Tensor] = self.compute_metrics(x, y, output, sample_weight)
-        return logs
+        unsaid = self._term.teacher_metrics if lesson.targets is None else ()
+        return {name: log for name, log in logs.items() if name not in unsaid}
 
     def test_step(self, data: Any) -> dict[str, Tensor]:
         """Evaluate the student; the teacher isn't run."""
@@ -491,25 +495,40 @@ class Distiller(RandomStates, LabelledModel):
         if self.built and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
 
+    def _step(self, x: Any, y: Any, output: Any) -> Step:
+        """Return what a teacher may read of a step."""
+        return Step(
+            inputs=x,
+            labels=outputs.as_structured(
+                self._label_mask.mask_labels(x, y),
+                output,
+                getattr(self, "output_names", None),
+            ),
+            label_masks=self._label_mask.by_path(x, output),
+            withheld=self._label_mask.keys,
+            withheld_from_student=self._withheld,
+        )
+
     def _batch(
-        self, x: Any, y: Any, sample_weight: Any, said: Any, output: Any
+        self, step: Step, y: Any, sample_weight: Any, lesson: Lesson, output: Any
     ) -> Batch:
         """Return what the distillation term reads of a step."""
+        x, labels, are_valid = step.inputs, step.labels, None
         if y is None:
             self._term.check_needs_no_labels("y=None")
-        targets, is_finite = teachers.as_targets(said), None
-        if self._untracked.guard is not None:
+        targets, is_finite = lesson.targets, None
+        if self._untracked.guard is not None and targets is not None:
             targets, is_finite = self._untracked.guard.watch(targets)
-        labels, are_valid = self._label_mask.mask_labels(x, y), None
         if self.jit_compile and self._learns_from(y):
             # without XLA, the student's own loss has asserted it
             labels, are_valid = self._checked_labels(x, y, sample_weight)
         return Batch(
             inputs=x,
             labels=labels,
-            label_masks=self._label_mask.by_path(x, output),
+            label_masks=step.label_masks,
             sample_weight=sample_weight,
             teacher_output=targets,
+            member_outputs=lesson.members,
             teacher_is_finite=is_finite,
             labels_are_valid=are_valid,
             student_output=output,

@@ -63,9 +63,7 @@ class Backup(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write this epoch's backup, then remove the earlier ones."""
         finished = epoch + 1
-        files.replace(
-            self._path(finished), lambda path: self.model.save_weights(path)
-        )
+        files.replace(self._path(finished), lambda path: self.model.save_weights(path))
         for earlier in self._epochs():
             if earlier < finished:
                 self._path(earlier).unlink()

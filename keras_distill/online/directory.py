@@ -162,7 +162,8 @@ class SharedPeers(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Take the name, and read who is there."""
-        if not isinstance(self.model, Distiller) or self.model.teacher is not self:
+        taught: Any = getattr(self.model, "teacher", None)
+        if not isinstance(self.model, Distiller) or taught is not self:
             raise TypeError(
                 "`SharedPeers` must be a callback of the `Distiller` that it teaches. "
                 f"Received: a fit of {self.model!r}"
@@ -221,7 +222,7 @@ class SharedPeers(keras.callbacks.Callback):
 
     def _others(self) -> dict[str, tuple[Path, tuple[int, ...]]]:
         """Return the files of the other processes with what tells versions apart."""
-        others = {}
+        others: dict[str, tuple[Path, tuple[int, ...]]] = {}
         try:
             for path in sorted(self.directory.glob("*.keras")):
                 if path.name.startswith(".") or path.stem == self.name:
@@ -262,9 +263,7 @@ class SharedPeers(keras.callbacks.Callback):
             return None
         return _Published(version, architecture, model)
 
-    def _leave_out(
-        self, name: str, version: tuple[int, ...], error: Exception
-    ) -> None:
+    def _leave_out(self, name: str, version: tuple[int, ...], error: Exception) -> None:
         self._left_out.add((name, version))
         warnings.warn(
             f"{self.directory / name}.keras is left out, and the student isn't taught "

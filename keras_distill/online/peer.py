@@ -119,6 +119,7 @@ class Peer(LabelledModel):
             label_masks=self._mask.by_path(x, output),
             sample_weight=sample_weight,
             teacher_output=said,
+            member_outputs={},
             teacher_is_finite=are_finite,
             labels_are_valid=None,
             student_output=output,
@@ -171,7 +172,9 @@ class PeerLogs(keras.metrics.Metric):
         return {f"{self._peer.name}_{name}": value for name, value in logs.items()}
 
 
-def refresh(copies: Sequence[keras.Model], peers: Sequence[keras.Model], due: Any) -> None:
+def refresh(
+    copies: Sequence[keras.Model], peers: Sequence[keras.Model], due: Any
+) -> None:
     """Give copies the weights of their models where it is due; called in a step."""
     pairs = [
         (weight.value, of_peer.value)

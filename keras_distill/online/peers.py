@@ -250,7 +250,8 @@ class MutualLearning(RandomStates):
             self.optimizer.apply_gradients(pairs)
         for peer, output in zip(peers, outputs, strict=True):
             peer.compute_metrics(x, y, output, sample_weight)
-        return self.get_metrics_result()
+        logs: dict[str, Tensor] = self.get_metrics_result()
+        return logs
 
     def test_step(self, data: Any) -> dict[str, Tensor]:
         """Evaluate each peer, as it would be alone; `loss` is the sum of theirs."""

@@ -1,6 +1,7 @@
 """Teachers: callables that turn a batch of inputs into targets for a student."""
 
 from keras_distill.teachers.cross_fitting import cross_fit
+from keras_distill.teachers.ensemble import Ensemble
 from keras_distill.teachers.recorded import Recorded
 
-__all__ = ["Recorded", "cross_fit"]
+__all__ = ["Ensemble", "Recorded", "cross_fit"]

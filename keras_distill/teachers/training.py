@@ -8,6 +8,7 @@ from keras_distill import features
 from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.saving import RandomStates
 from keras_distill.sharing import shared_weights
+from keras_distill.teachers.base import StepTeacher
 
 Tensor = Any
 
@@ -27,7 +28,7 @@ class TrainingTeacher(RandomStates, LabelledModel):
         auto_scale_loss: As in `keras.Model.compile`.
 
     Raises:
-        TypeError: If the teacher isn't a Keras model.
+        TypeError: If the teacher isn't a Keras model, or one of several models.
         ValueError: If the optimiser is the student's, or if weights are shared
             between models whose losses are scaled differently.
     """
@@ -49,6 +50,13 @@ class TrainingTeacher(RandomStates, LabelledModel):
                 "A teacher with a `teacher_loss` must be a `keras.Model`: others have "
                 f"no weights to train. Received: teacher={teacher!r} of type "
                 f"{type(teacher).__name__}"
+            )
+        if isinstance(teacher, StepTeacher):
+            raise TypeError(
+                f"An object of type {type(teacher).__name__} teaches by what others "
+                "have learned, so it takes no `teacher_loss`. Train its models before, "
+                "or train one `keras.Model` that holds them. Received: teacher="
+                f"{teacher!r}"
             )
         if optimizer is student_optimizer:
             raise ValueError(
