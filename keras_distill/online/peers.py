@@ -289,7 +289,18 @@ class MutualLearning(RandomStates):
             )
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
+        """Return the constructor's arguments.
+
+        Raises:
+            ValueError: If peers share weights, which then don't train.
+        """
+        held = [weight for peer in self.peers for weight in peer.weights]
+        if len({id(weight) for weight in held}) < len(held):
+            raise ValueError(
+                "Files of Keras can't hold peers that share weights. Use "
+                "`save_weights`, or save each peer. Received: peers "
+                f"{[peer.name for peer in self.peers]}"
+            )
         return {
             **super().get_config(),
             "peers": [keras.saving.serialize_keras_object(peer) for peer in self.peers],
