@@ -180,9 +180,8 @@ def foreign_files(directory: Path) -> dict[str, str]:
     with_layer(Unknown()).save(directory / "unknown.keras")
     wide = keras.Sequential([keras.Input((FEATURES,)), layers.Dense(CLASSES + 1)])
     wide.save(directory / "wide.keras")
-    inputs = {"privileged": keras.Input((1,), name="privileged")}
-    other = layers.Dense(CLASSES)(inputs["privileged"])
-    keras.Model(inputs, other).save(directory / "inputs.keras")
+    more = keras.Sequential([keras.Input((FEATURES + 1,)), layers.Dense(CLASSES)])
+    more.save(directory / "inputs.keras")
     return {"code": "unsafe", "unknown": "Unknown", "wide": "outputs of shapes"}
 
 
