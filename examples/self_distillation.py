@@ -137,9 +137,9 @@ def main() -> None:
     for name in runs[0]:
         values = [row[name] for row in runs]
         gains = [row[name] - row["alone"] for row in runs]
-        spread = np.std(values, ddof=1) if seeds > 1 else float("nan")
+        spread = f"± {np.std(values, ddof=1):.2f}" if seeds > 1 else ""
         print(
-            f"{name:28}{np.mean(values):7.2f} ± {spread:.2f}, over alone "
+            f"{name:28}{np.mean(values):7.2f} {spread}, over alone "
             + " ".join(f"{gain:+.2f}" for gain in gains)
         )
 
