@@ -16,7 +16,7 @@ from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
 from keras_distill.saving import RandomStates
 from keras_distill.teachers import base as teachers
-from keras_distill.teachers.base import Lesson, Step, Teacher
+from keras_distill.teachers.base import FollowingTeacher, Lesson, Step, Teacher
 from keras_distill.teachers.training import TrainingTeacher
 
 Tensor = Any
@@ -41,7 +41,8 @@ class Distiller(RandomStates, LabelledModel):
     + sum(student.losses)`, where `s` and `t` are the outputs of the student and the
     teacher. Calling, evaluating, predicting and saving a distiller is calling,
     evaluating, predicting and saving its student: the teacher is run in `fit` alone,
-    with `training=False`, and is neither changed nor saved.
+    with `training=False`, and is neither changed nor saved, unless it trains or
+    follows the student.
 
     Inputs may be a dict; then each model reads the keys that it declares as inputs,
     so that the teacher may read features that the student never has.
@@ -49,9 +50,11 @@ class Distiller(RandomStates, LabelledModel):
     Args:
         student: The model to train.
         teacher: A trained, built Keras model, or any callable that takes a batch of
-            inputs and returns outputs like the student's. Its input and dtype may
-            differ from the student's. It may be given later, as after
-            `keras.saving.load_model`, by assigning `distiller.teacher`.
+            inputs and returns outputs like the student's, or None where it has nothing
+            to say: then, as is known once the step is traced, the student learns from
+            the labels alone. Its input and dtype may differ from the student's. It may
+            be given later, as after `keras.saving.load_model`, by assigning
+            `distiller.teacher`.
         privileged_features: Names of inputs that the student must never read.
         name: Name of the model.
         **kwargs: What `keras.Model` takes.
@@ -150,6 +153,12 @@ class Distiller(RandomStates, LabelledModel):
         """The teacher with its optimiser, where it trains; files hold it."""
         compilation = self._untracked.compilation
         return compilation.training_teacher if compilation else None
+
+    @property
+    def following_teacher(self) -> FollowingTeacher | None:
+        """The teacher, where its weights follow the student's; files hold it."""
+        teacher = self.teacher
+        return teacher if isinstance(teacher, FollowingTeacher) else None
 
     @property
     def alpha(self) -> Any:
@@ -310,15 +319,7 @@ class Distiller(RandomStates, LabelledModel):
             loss = self.optimizer.scale_loss(loss)
             if trained is not None:
                 loss += trained.optimizer.scale_loss(teacher_loss)
-        models = [self] if trained is None else [self, trained]
-        gradients = tape.gradient(loss, [model.trainable_weights for model in models])
-        for model, of_model in zip(models, gradients, strict=True):
-            if of_model:
-                pairs = zip(of_model, model.trainable_weights, strict=True)
-                # the loss holds the check of the teacher, which the teacher's own
-                # update would overtake
-                with tf.control_dependencies([loss] if model is trained else []):
-                    model.optimizer.apply_gradients(pairs)
+        self._update(tape, loss)
         if trained is not None:
             trained.compute_metrics(x, y, said, sample_weight)
         logs: dict[str, Tensor] = self.compute_metrics(x, y, output, sample_weight)
@@ -426,11 +427,11 @@ class Distiller(RandomStates, LabelledModel):
         }
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, with the teacher only where it trains."""
-        trains = self.teacher_in_training is not None
+        """Return the constructor's arguments, with a teacher only where it changes."""
+        changes = self.teacher_in_training or self.following_teacher
         return {
             **super().get_config(),
-            **saving.models_config(self.student, self.teacher if trains else None),
+            **saving.models_config(self.student, self.teacher if changes else None),
             "privileged_features": list(self.privileged_features),
         }
 
@@ -463,7 +464,8 @@ class Distiller(RandomStates, LabelledModel):
 
         Args:
             filepath: A `.keras` file that `distiller.save` wrote.
-            teacher: The teacher, which the file holds only where it trains.
+            teacher: The teacher, which the file holds only where it trains or follows
+                the student.
             **kwargs: What `keras.saving.load_model` takes.
 
         Raises:
@@ -508,6 +510,24 @@ class Distiller(RandomStates, LabelledModel):
             withheld=self._label_mask.keys,
             withheld_from_student=self._withheld,
         )
+
+    def _update(self, tape: tf.GradientTape, loss: Tensor) -> None:
+        """Let each optimiser take a step, and a teacher that follows follow."""
+        trained, following = self.teacher_in_training, self.following_teacher
+        updates = tf.identity(self.optimizer.iterations)  # before this one
+        models = [self] if trained is None else [self, trained]
+        gradients = tape.gradient(loss, [model.trainable_weights for model in models])
+        for model, of_model in zip(models, gradients, strict=True):
+            if of_model:
+                pairs = zip(of_model, model.trainable_weights, strict=True)
+                # the loss holds the check of the teacher, which the teacher's own
+                # update would overtake
+                with tf.control_dependencies([loss] if model is trained else []):
+                    model.optimizer.apply_gradients(pairs)
+        if following is not None:
+            # no update of weights while gradients are accumulated
+            updated = ops.not_equal(self.optimizer.iterations, updates)
+            following.follow(self.student, step=updates, updated=updated)
 
     def _batch(
         self, step: Step, y: Any, sample_weight: Any, lesson: Lesson, output: Any

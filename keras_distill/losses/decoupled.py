@@ -9,6 +9,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill.losses import checks, divergences
 from keras_distill.losses.base import BatchContext
+from keras_distill.losses.class_labels import target_ids
 from keras_distill.losses.softmax import SoftmaxLoss
 from keras_distill.outputs import of_rank
 
@@ -117,14 +118,13 @@ class DecoupledKD(SoftmaxLoss):
         self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
     ) -> Tensor:
         """Return the weighted sum of both divergences per example."""
-        target_ids = self._target_ids(student_logits)
+        ids = self._target_ids(student_logits)
         teacher_logits, student_logits = (
             ops.moveaxis(logits, self.axis, -1)
             for logits in (teacher_logits, student_logits)
         )
         classes = ops.shape(student_logits)[-1]
-        checks.check_class_ids(target_ids, classes, self.name)
-        target = ops.cast(ops.one_hot(target_ids, classes), "bool")
+        target = ops.cast(ops.one_hot(ids, classes), "bool")
         given = teacher_logits, student_logits, temperature, target
         values = self.alpha * divergences.target_kl(*given)
         values += self.beta * divergences.nontarget_kl(*given)
@@ -137,8 +137,7 @@ class DecoupledKD(SoftmaxLoss):
 
     def _target_ids(self, logits: Tensor) -> Tensor:
         """Return the target class of each example."""
-        shape = list(logits.shape)
-        classes = shape.pop(self.axis)
+        classes = logits.shape[self.axis]
         if classes is not None and classes < 3:
             raise ValueError(
                 f"`{self.name}` needs three classes: with two, nothing but the target "
@@ -151,21 +150,10 @@ class DecoupledKD(SoftmaxLoss):
                 "this output; elsewhere call it as `loss.with_labels(labels)("
                 "teacher_output, student_output)`. Received: labels=None"
             )
-        labels = ops.convert_to_tensor(self._labels)
-        if checks.may_have_shape(labels, logits.shape):
-            # where a dimension isn't known yet, this is the check
-            labels = ops.reshape(labels, ops.shape(logits))
-            return ops.argmax(ops.cast(labels, logits.dtype), axis=self.axis)
-        if checks.may_have_shape(labels, [*shape, 1]):
-            labels = ops.squeeze(labels, -1)
-        if not checks.may_have_shape(labels, shape):
-            raise ValueError(
-                f"The labels that `{self.name}` reads must have the shape of the "
-                "outputs, with or without the class axis. Received: labels of shape "
-                f"{tuple(labels.shape)} for outputs of shape {tuple(logits.shape)}, "
-                f"axis={self.axis}"
-            )
-        ids = ops.cast(labels, "int32")
-        if self._labelled is None:
-            return ids
-        return ops.where(ops.cast(of_rank(self._labelled, ids), "bool"), ids, 0)
+        return target_ids(
+            self._labels,
+            logits,
+            self.axis,
+            labelled=self._labelled,
+            reader=self.name,
+        )

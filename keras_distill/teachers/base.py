@@ -66,6 +66,22 @@ class StepTeacher(keras.Model, ABC):
         return ()
 
 
+class FollowingTeacher(StepTeacher):
+    """A teacher whose weights follow the student's; a distiller's files hold it."""
+
+    @abstractmethod
+    def follow(
+        self, student: keras.Model, *, step: Any = 0, updated: Any = True
+    ) -> None:
+        """Take in what an update of the student's weights has brought.
+
+        Args:
+            student: The student.
+            step: The number of updates before this one.
+            updated: Whether there was one in this step, a boolean scalar.
+        """
+
+
 def checked(teacher: Teacher | None) -> Teacher | None:
     """Return `teacher`, or raise where it can't teach.
 

@@ -62,13 +62,21 @@ def mean_outputs(
         tensors = [_at_least_float32(x) for x in tensors_and_shares[: len(outputs)]]
         parts = tensors_and_shares[len(outputs) :]
         if combine == "logits":
-            return _sum([s * x for s, x in zip(parts, tensors, strict=True)])
+            return _sum([_part(s, x) for s, x in zip(parts, tensors, strict=True)])
         if activation == "sigmoid":
             yes = _log_mean([ops.log_sigmoid(x) for x in tensors], parts)
             return yes - _log_mean([ops.log_sigmoid(-x) for x in tensors], parts)
         return _log_mean([ops.log_softmax(x, axis=axis) for x in tensors], parts)
 
     return tree.map_structure(mean, *outputs, *of_each_output)
+
+
+def _part(share: Any, x: Tensor) -> Tensor:
+    """Return `share * x`; 0 of a class that is ruled out, infinity, is 0."""
+    if isinstance(share, float):
+        return share * x
+    share = ops.cast(share, x.dtype)
+    return ops.where(share == 0.0, ops.zeros_like(x), share * x)
 
 
 def _log_mean(logs: Sequence[Tensor], shares: Sequence[Any]) -> Tensor:

@@ -1,13 +1,19 @@
 """Several models that teach as one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_distill.teachers import base
-from keras_distill.teachers.base import Lesson, Step, StepTeacher, Teacher
+from keras_distill.teachers import base, ordering
+from keras_distill.teachers.base import (
+    FollowingTeacher,
+    Lesson,
+    Step,
+    StepTeacher,
+    Teacher,
+)
 from keras_distill.teachers.combining import check_combination, mean_outputs
 
 
@@ -36,7 +42,8 @@ class Ensemble(StepTeacher):
         **kwargs: What `keras.Model` takes.
 
     Raises:
-        TypeError: If the members aren't a list of callables.
+        TypeError: If the members aren't a list of callables, or one follows a
+            student.
         ValueError: If there is none, a Keras model isn't built, or the weights don't
             fit; when called, if the members' outputs differ in structure or shape.
 
@@ -89,22 +96,43 @@ class Ensemble(StepTeacher):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the mean of the members' outputs."""
-        return self._mean(self._outputs(inputs, training))
+        return self.mean(self.member_outputs(inputs, training))
 
     def teach(self, step: Step) -> Lesson:
         """Return the mean of the members' outputs, with these where they are logged."""
-        outputs = []
-        for name, member in zip(self.member_names, self.models, strict=True):
+
+        def said(member: Teacher, inputs: Any) -> Any:
             withheld = (*step.withheld, *self._withheld_from(member))
-            said = base.ask(member, step._replace(withheld=withheld)).targets
-            if said is None:
-                raise ValueError(
-                    "Every member of an ensemble must say something of every batch. "
-                    f"Received: None from the member '{name}'"
-                )
-            outputs.append(said)
-        members = zip(self.member_names, outputs, strict=True)
-        return Lesson(self._mean(outputs), dict(members) if self.log_losses else {})
+            asked = step._replace(inputs=inputs, withheld=withheld)
+            return base.ask(member, asked).targets
+
+        outputs = self._one_by_one(said, step.inputs)
+        targets = self.combined(outputs, step)
+        members = dict(zip(self.logged_members, outputs, strict=False))
+        return Lesson(targets, members)
+
+    def member_outputs(self, inputs: Any, training: bool | None = None) -> list[Any]:
+        """Return what each member says of a batch of inputs."""
+
+        def said(member: Teacher, inputs: Any) -> Any:
+            withheld = self._withheld_from(member)
+            return base.call(member, inputs, withheld=withheld, training=training)
+
+        return self._one_by_one(said, inputs)
+
+    def combined(self, outputs: Sequence[Any], step: Step) -> Any:
+        """Return what the members' outputs come to in a training step."""
+        return self.mean(outputs)
+
+    def mean(self, outputs: Sequence[Any], shares: Sequence[Any] | None = None) -> Any:
+        """Return the members' mean, of their shares or of others."""
+        return mean_outputs(
+            outputs,
+            self.shares if shares is None else shares,
+            combine=self.combine,
+            activation=self.activation,
+            axis=self.axis,
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments.
@@ -135,25 +163,21 @@ class Ensemble(StepTeacher):
         ]
         return cls(**{**config, "models": models})
 
-    def _outputs(self, inputs: Any, training: bool | None) -> list[Any]:
-        return [
-            base.call(
-                member,
-                inputs,
-                withheld=self._withheld_from(member),
-                training=training,
-            )
-            for member in self.models
-        ]
-
-    def _mean(self, outputs: Sequence[Any], shares: Sequence[Any] | None = None) -> Any:
-        return mean_outputs(
-            outputs,
-            self.shares if shares is None else shares,
-            combine=self.combine,
-            activation=self.activation,
-            axis=self.axis,
-        )
+    def _one_by_one(
+        self, said: Callable[[Teacher, Any], Any], inputs: Any
+    ) -> list[Any]:
+        """Return `said(member, inputs)` of each member."""
+        outputs: list[Any] = []
+        for name, member in zip(self.member_names, self.models, strict=True):
+            if outputs:
+                inputs = ordering.after(outputs[-1], inputs)
+            outputs.append(said(member, inputs))
+            if outputs[-1] is None:
+                raise ValueError(
+                    "Every member of an ensemble must say something of every batch. "
+                    f"Received: None from the member '{name}'"
+                )
+        return outputs
 
     def _withheld_from(self, member: Teacher) -> list[str]:
         """Return the keys of recorded answers that aren't this member's."""
@@ -195,6 +219,11 @@ def _check_members(models: Any) -> None:
         if member is None:
             raise TypeError(
                 f"`models` must hold no None. Received: models={list(models)}"
+            )
+        if isinstance(member, FollowingTeacher):
+            raise TypeError(
+                "A teacher that follows its student can't be a member of an ensemble, "
+                f"where nobody would tell it of updates. Received: {member!r}"
             )
         base.checked(member)
 

@@ -72,6 +72,19 @@ def train_together(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
     return student.get_weights() + teacher.get_weights(), history
 
 
+def train_under_its_average(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """A teacher that follows the student."""
+    x, y = data(32)
+    with scope:
+        student = mlp()
+        teacher = kd.teachers.EMA(student, decay=0.8)
+        distiller = kd.Distiller(student, teacher)
+        distiller.compile(keras.optimizers.SGD(0.3), crossentropy())
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    history = distiller.fit(batches, epochs=EPOCHS, shuffle=False, verbose=0).history
+    return student.get_weights() + teacher.get_weights(), history
+
+
 def main() -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
@@ -82,6 +95,7 @@ def main() -> None:
         partial(train, labelled=True),
         partial(train, labelled=False),
         train_together,
+        train_under_its_average,
     ):
         one, history = fit(contextlib.nullcontext())
         two, mirrored = fit(strategy.scope())

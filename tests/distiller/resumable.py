@@ -1,9 +1,10 @@
 """A training that can be killed:
-`python -m tests.distiller.resumable DIRECTORY STEP fixed|trained`.
+`python -m tests.distiller.resumable DIRECTORY STEP fixed|trained|following`.
 
 It has all that a resumed training must find again: a schedule each of alpha,
 temperature and learning rate, moments of the optimiser, dropout, batch statistics; and
-where the teacher trains, the same of the teacher, and a layer that both hold.
+where the teacher trains, the same of the teacher, and a layer that both hold; or the
+weights of a teacher that follows the student, and a schedule of its decay.
 """
 
 import os
@@ -50,7 +51,11 @@ def student_and_teacher(kind: str) -> tuple[keras.Model, keras.Model]:
             ]
         )
 
-    return model(first), mlp(seed=1) if kind == "fixed" else model(first)
+    student = model(first)
+    if kind == "following":
+        decay = keras.optimizers.schedules.PolynomialDecay(0.5, 8, 0.9)
+        return student, kd.teachers.EMA(student, decay)
+    return student, mlp(seed=1) if kind == "fixed" else model(first)
 
 
 def build(kind: str) -> kd.Distiller:
@@ -61,7 +66,7 @@ def build(kind: str) -> kd.Distiller:
         crossentropy(),
         distillation_loss=kd.losses.ForwardKL(temperature=decay(4.0, 8, 1.0)),
         alpha=kd.schedules.LateStart(5, value=0.7),
-        teacher_loss=None if kind == "fixed" else crossentropy(),
+        teacher_loss=crossentropy() if kind == "trained" else None,
     )
     return distiller
 

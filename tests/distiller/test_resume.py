@@ -17,7 +17,7 @@ HALFWAY = 2 * STEPS_PER_EPOCH + 1  # in the third epoch, past alpha's start
 Uninterrupted = tuple[str, kd.Distiller, dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=["fixed", "trained"])  # the teacher
+@pytest.fixture(scope="module", params=["fixed", "trained", "following"])  # the teacher
 def uninterrupted(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Uninterrupted:

@@ -1,0 +1,51 @@
+"""Labels of a softmax's output as the ids of its classes."""
+
+from typing import Any
+
+from keras import ops
+
+from keras_distill.losses import checks
+from keras_distill.outputs import of_rank
+
+Tensor = Any
+
+
+def target_ids(
+    labels: Any, logits: Tensor, axis: int, *, labelled: Any, reader: str
+) -> Tensor:
+    """Return the class of each example, of the outputs' shape without the class axis.
+
+    Args:
+        labels: Class ids of that shape, or with a last axis of size 1; or one number
+            for each class, of which the largest is the class's.
+        logits: The outputs.
+        axis: The class axis.
+        labelled: Boolean, which rows have a label, 0 being returned for the others.
+            None where all have one.
+        reader: What reads the labels, as error messages call it.
+
+    Raises:
+        ValueError: If the shapes don't fit, or a label is no class; a graph asserts
+            the latter when it runs, which XLA leaves out.
+    """
+    labels = ops.convert_to_tensor(labels)
+    shape = list(logits.shape)
+    shape.pop(axis)
+    if checks.may_have_shape(labels, logits.shape):
+        # where a dimension isn't known yet, this is the check
+        labels = ops.reshape(labels, ops.shape(logits))
+        return ops.argmax(ops.cast(labels, logits.dtype), axis=axis)
+    if checks.may_have_shape(labels, [*shape, 1]):
+        labels = ops.squeeze(labels, -1)
+    if not checks.may_have_shape(labels, shape):
+        raise ValueError(
+            f"The labels that `{reader}` reads must have the shape of the outputs, "
+            "with or without the class axis. Received: labels of shape "
+            f"{tuple(labels.shape)} for outputs of shape {tuple(logits.shape)}, "
+            f"axis={axis}"
+        )
+    ids = ops.cast(labels, "int32")
+    if labelled is not None:
+        ids = ops.where(ops.cast(of_rank(labelled, ids), "bool"), ids, 0)
+    checks.check_class_ids(ids, ops.shape(logits)[axis], reader)
+    return ids

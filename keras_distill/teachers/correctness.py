@@ -1,0 +1,220 @@
+"""An ensemble in which members that are wrong of an example say less of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import outputs as of_outputs
+from keras_distill.losses import checks
+from keras_distill.losses.class_labels import target_ids
+from keras_distill.outputs import Path, of_rank
+from keras_distill.teachers.base import Step, Teacher
+from keras_distill.teachers.ensemble import Ensemble
+
+Tensor = Any
+tree = keras.tree
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class CorrectnessWeighted(Ensemble):
+    r"""The mean of what several models say, with less weight for those that are wrong.
+
+    `t = 1/M sum_m w_m t_m` for each example, where `w_m = W` for a member whose
+    largest logit isn't the label's, and `w_m = 1 + wrong (1 - W) / right` for one that
+    is right, `wrong` and `right` being how many are: the weights sum to `M`, so that
+    logits keep their scale. Where all are right or all are wrong, and for rows without
+    a label, it is the plain mean.
+
+    It needs labels: `Distiller` hands them over; elsewhere, `teacher(x, labels=y)`.
+    They are class ids, of the outputs' shape without the class axis or with a last
+    axis of size 1; or one number for each class, of which the largest is the label's,
+    as in one-hot labels. With `activation="sigmoid"` they are one number for each
+    unit, and a member is right of a unit where its logit is positive and the label
+    above 0.5, or neither. Labels of several outputs come in the outputs' structure.
+
+    Args:
+        models: As in `Ensemble`.
+        wrong_weight: The weight of members that are wrong, `W` in [0, 1]. Defaults to
+            0.75; 1 is the plain mean, 0 asks only those that are right.
+        combine: As in `Ensemble`.
+        activation: As in `Ensemble`.
+        axis: As in `Ensemble`.
+        log_losses: As in `Ensemble`.
+        name: Name of the model.
+        **kwargs: What `keras.Model` takes.
+
+    Raises:
+        ValueError: As `Ensemble` does, and if `wrong_weight` isn't in [0, 1]; when
+            called, if there are no labels, if they don't fit the outputs, or if a label
+            is no class, where XLA takes all members for wrong instead.
+
+    Example:
+        >>> import numpy as np
+        >>> teacher = CorrectnessWeighted([lambda x: x, lambda x: -x], 0.5)
+        >>> logits = np.array([[4.0, 0.0], [4.0, 0.0]], "float32")
+        >>> teacher(logits, labels=[0, 1]).numpy()
+        array([[ 2.,  0.],
+               [-2.,  0.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Teacher],
+        wrong_weight: float = 0.75,
+        *,
+        combine: str = "logits",
+        activation: str = "softmax",
+        axis: int = -1,
+        log_losses: bool = False,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not 0.0 <= wrong_weight <= 1.0:
+            raise ValueError(
+                "`wrong_weight` must be in [0, 1]. Received: "
+                f"wrong_weight={wrong_weight}"
+            )
+        super().__init__(
+            models,
+            combine=combine,
+            activation=activation,
+            axis=axis,
+            log_losses=log_losses,
+            name=name,
+            **kwargs,
+        )
+        self.wrong_weight = float(wrong_weight)
+
+    def call(
+        self,
+        inputs: Any,
+        training: bool | None = None,
+        labels: Any = None,
+        labelled: Any = None,
+    ) -> Any:
+        """Return the weighted mean of the members' outputs.
+
+        Args:
+            inputs: The batch's inputs.
+            training: As in `keras.Model.call`.
+            labels: The labels, see above.
+            labelled: Boolean, which rows have a label, of shape `(batch,)`,
+                `(batch, 1)` or the labels'; for several outputs, one for all or a
+                structure like theirs. None where all have one, the default.
+        """
+        said = self.member_outputs(inputs, training)
+        if labels is not None and not tree.is_nested(said[0]):
+            labels = ops.convert_to_tensor(labels)  # a list of them is no structure
+        masks = {
+            tuple(path): labelled
+            if not tree.is_nested(labelled)
+            else of_outputs.found(tuple(path), labelled)
+            for path, _ in tree.flatten_with_path(said[0])
+        }
+        return self._weighted(said, labels, masks)
+
+    def combined(self, outputs: Sequence[Any], step: Step) -> Any:
+        """Return the mean weighted by the step's labels."""
+        return self._weighted(outputs, step.labels, step.label_masks)
+
+    def plain(self) -> Ensemble:
+        """Return the ensemble of the same models that asks for no labels, to serve."""
+        return Ensemble(
+            self.models,
+            combine=self.combine,
+            activation=self.activation,
+            axis=self.axis,
+            log_losses=self.log_losses,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        config = {**super().get_config(), "wrong_weight": self.wrong_weight}
+        del config["weights"]
+        return config
+
+    def _weighted(
+        self, outputs: Sequence[Any], labels: Any, masks: Mapping[Path, Any]
+    ) -> Any:
+        shares = []
+        for path, _ in tree.flatten_with_path(outputs[0]):
+            path = tuple(path)
+            logits = [
+                ops.convert_to_tensor(of_outputs.at(path, output, "a member's output"))
+                for output in outputs
+            ]
+            of_output = of_outputs.found(path, labels)
+            if of_output is None:
+                raise ValueError(self._no_labels(path, labels))
+            shares.append(self._shares(logits, of_output, masks.get(path)))
+        of_member = [
+            tree.pack_sequence_as(outputs[0], list(parts))
+            for parts in zip(*shares, strict=True)
+        ]
+        return self.mean(outputs, of_member)
+
+    def _shares(
+        self, logits: Sequence[Tensor], labels: Any, labelled: Any
+    ) -> list[Tensor]:
+        """Return each member's share of one output, of the rank of its logits."""
+        right = ops.stack(self._right(logits, labels, labelled))
+        if labelled is not None:
+            right |= ~ops.cast(of_rank(labelled, right[0]), "bool")
+        count, right_count = len(logits), ops.sum(ops.cast(right, "float32"), axis=0)
+        freed = (count - right_count) * (1.0 - self.wrong_weight)
+        of_right = 1.0 + freed / ops.maximum(right_count, 1.0)
+        weights = ops.where(right, of_right, self.wrong_weight)
+        weights = ops.where(right_count == 0.0, 1.0, weights) / count
+        if self.activation == "softmax":
+            # `axis` doesn't count the axis of members
+            axis = self.axis if self.axis < 0 else self.axis + 1
+            weights = ops.expand_dims(weights, axis)
+        return list(ops.unstack(weights, count, axis=0))
+
+    def _right(
+        self, logits: Sequence[Tensor], labels: Any, labelled: Any
+    ) -> list[Tensor]:
+        """Return which members are right, of one output."""
+        if self.activation == "sigmoid":
+            positive = ops.cast(self._of_units(labels, logits[0]), "float32") > 0.5
+            return [ops.equal(x > 0, positive) for x in logits]
+        if logits[0].shape[self.axis] == 1:
+            raise ValueError(
+                f"`{self.name}` can't tell who is right of one unit, whose largest "
+                'logit it always is. Pass `activation="sigmoid"`. Received: outputs of '
+                f"shape {tuple(logits[0].shape)}, axis={self.axis}"
+            )
+        ids = target_ids(
+            labels, logits[0], self.axis, labelled=labelled, reader=self.name
+        )
+        ids = ops.cast(ids, "int32")
+        return [
+            ops.equal(ops.cast(ops.argmax(x, axis=self.axis), "int32"), ids)
+            for x in logits
+        ]
+
+    def _of_units(self, labels: Any, logits: Tensor) -> Tensor:
+        """Return labels in the shape of an output of sigmoid units."""
+        labels = ops.convert_to_tensor(labels)
+        if len(labels.shape) == len(logits.shape) - 1 and logits.shape[-1] == 1:
+            labels = ops.expand_dims(labels, -1)
+        if not checks.may_have_shape(labels, logits.shape):
+            raise ValueError(
+                f"The labels that `{self.name}` reads must have the shape of the "
+                "outputs, a number for each sigmoid unit. Received: labels of shape "
+                f"{tuple(labels.shape)} for outputs of shape {tuple(logits.shape)}"
+            )
+        return labels
+
+    def _no_labels(self, path: Path, labels: Any) -> str:
+        received = "None" if labels is None else of_outputs.describe(labels)
+        output = f" of output {list(path)}" if path else ""
+        return (
+            f"`{self.name}` needs the label of each example{output}. Give `fit` "
+            "labels; elsewhere call it as `teacher(x, labels=y)`. To predict, evaluate "
+            "or serve without labels, take `teacher.plain()`, the ensemble of the same "
+            "models. "
+            f"Received: labels={received}"
+        )
