@@ -1,6 +1,14 @@
 """Knowledge distillation for Keras 3: compile, fit, export a small model, prove it."""
 
-from keras_distill import export, hints, losses, metrics, schedules, teachers
+from keras_distill import (
+    export,
+    hints,
+    losses,
+    metrics,
+    online,
+    schedules,
+    teachers,
+)
 from keras_distill.distiller import Distiller
 from keras_distill.teachers import cross_fit
 from keras_distill.version import __version__
@@ -13,6 +21,7 @@ __all__ = [
     "hints",
     "losses",
     "metrics",
+    "online",
     "schedules",
     "teachers",
 ]

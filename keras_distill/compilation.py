@@ -59,7 +59,7 @@ class Compilation:
         if loss is None:
             self.term.check_needs_no_labels("loss=None")
         self.label_mask = LabelMask(label_mask, output_names=output_names)
-        _check_label_mask(self.label_mask, student, metrics)
+        check_label_mask(self.label_mask, student, metrics)
         check_names(self.term, student)
         _warn_of_privileged_features_alone(teacher, privileged_features, self.term)
         self.training_teacher: TrainingTeacher | None = None
@@ -98,7 +98,8 @@ def check_not_shared(teacher: Teacher | None, student: keras.Model) -> None:
         )
 
 
-def _check_label_mask(mask: LabelMask, student: keras.Model, metrics: Any) -> None:
+def check_label_mask(mask: LabelMask, student: keras.Model, metrics: Any) -> None:
+    """Raise ValueError if a student reads the mask, or metrics would pass it over."""
     features.check_not_declared(student, mask.keys, what="label masks")
     if mask.keys and metrics is not None:
         raise ValueError(

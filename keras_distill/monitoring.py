@@ -76,14 +76,16 @@ class TeacherGuard:
     """Stops training at the step at which the teacher's output isn't finite.
 
     Args:
+        message: What it says then. Defaults to `BAD_TEACHER`.
         xla: Whether the step is compiled by XLA, which drops assertions silently.
             There zeros take the place of the teacher's output, so that this one step
             teaches uniform targets instead of NaN; the step logs a distillation loss
             of `BAD_LOSS`, which `stopping` looks for.
     """
 
-    def __init__(self, *, xla: bool) -> None:
+    def __init__(self, *, xla: bool, message: str = BAD_TEACHER) -> None:
         self._xla = xla
+        self._message = message
 
     def watch(self, outputs: Any) -> tuple[Any, Tensor | None]:
         """Return the teacher's outputs, checked; called in the step.
@@ -92,7 +94,7 @@ class TeacherGuard:
             The outputs, and with XLA whether they are finite, a boolean scalar.
         """
         if not self._xla:
-            return keras.tree.map_structure(_stop_if_bad, outputs), None
+            return keras.tree.map_structure(self._stop_if_bad, outputs), None
         finite = tf.constant(True)
         for output in keras.tree.flatten(outputs):
             if output.dtype.is_floating:
@@ -101,6 +103,11 @@ class TeacherGuard:
             lambda output: tf.where(finite, output, tf.zeros_like(output)), outputs
         )
         return spared, finite
+
+    def _stop_if_bad(self, output: Tensor) -> Tensor:
+        if not output.dtype.is_floating:
+            return output
+        return tf.debugging.check_numerics(output, self._message)
 
 
 def stopping(step: Callable[..., Any], messages: dict[str, str]) -> Callable[..., Any]:
@@ -119,9 +126,3 @@ def stopping(step: Callable[..., Any], messages: dict[str, str]) -> Callable[...
         return logs
 
     return checked_step
-
-
-def _stop_if_bad(output: Tensor) -> Tensor:
-    if not output.dtype.is_floating:
-        return output
-    return tf.debugging.check_numerics(output, BAD_TEACHER)

@@ -17,7 +17,7 @@ MODULES = [
 
 
 def public_classes():
-    rooms = ("losses", "metrics", "schedules", "teachers")
+    rooms = ("losses", "metrics", "online", "schedules", "teachers")
     for namespace in (keras_distill, *(getattr(keras_distill, n) for n in rooms)):
         for name, value in vars(namespace).items():
             own = getattr(value, "__module__", "").startswith("keras_distill")

@@ -1,0 +1,8 @@
+"""Students that teach each other: generations, peers in one fit, peers in processes."""
+
+from keras_distill.online.backup import Backup
+from keras_distill.online.directory import SharedPeers
+from keras_distill.online.generations import Generations, born_again
+from keras_distill.online.peers import MutualLearning
+
+__all__ = ["Backup", "Generations", "MutualLearning", "SharedPeers", "born_again"]

@@ -1,0 +1,187 @@
+"""Born-again networks: each generation is taught by the one before."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_distill.distiller import Distiller
+from keras_distill.online import files
+from keras_distill.online.backup import Backup
+from keras_distill.teachers.base import Teacher
+from keras_distill.teachers.ensemble import Ensemble
+
+Fit = Callable[[Distiller, list[keras.callbacks.Callback]], Any]
+
+
+class Generations:
+    """What `born_again` returns: the trained student of each generation.
+
+    Args:
+        students: The students, the first generation first.
+
+    Example:
+        >>> students = [
+        ...     keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        ...     for _ in range(3)
+        ... ]
+        >>> generations = Generations(students)
+        >>> len(generations.students), len(generations.ensemble(last=2).models)
+        (3, 2)
+    """
+
+    def __init__(self, students: Sequence[keras.Model]) -> None:
+        self.students = list(students)
+
+    def ensemble(self, last: int | None = None) -> Ensemble:
+        """Return the mean of the last generations' logits, as one model.
+
+        Args:
+            last: How many. Defaults to all.
+
+        Raises:
+            ValueError: If there aren't that many.
+        """
+        last = len(self.students) if last is None else last
+        if not 1 <= last <= len(self.students):
+            raise ValueError(
+                f"`last` must be from 1 to the {len(self.students)} generations. "
+                f"Received: last={last}"
+            )
+        return Ensemble(self.students[-last:])
+
+
+def born_again(
+    make_student: Callable[[], keras.Model],
+    teacher: Teacher,
+    generations: int,
+    *,
+    fit: Fit,
+    directory: str | Path,
+) -> Generations:
+    """Train students in generations, each taught by the one before.
+
+    A generation that is finished lies in the directory as `generation_<number>.keras`;
+    the one that runs is kept at each epoch's end. Called again after a kill, this reads
+    what is finished and goes on with the rest, and ends with the same weights as an
+    uninterrupted run where `make_student` and `fit` are deterministic: seed before the
+    call, and don't let `fit` shuffle by a generator that a new process begins anew.
+
+    Args:
+        make_student: Returns a built student with fresh weights. It is called for every
+            generation before the first is trained, so that the weights that students
+            begin with don't depend on what was trained in this process.
+        teacher: The teacher of the first generation, as in `Distiller`.
+        generations: How many there are to be in all, at least 1.
+        fit: Called as `fit(distiller, callbacks)` for each generation. It compiles the
+            distiller and passes the callbacks on to `distiller.fit`.
+        directory: Where the run lies. A finished run goes on there with a larger number
+            of generations.
+
+    Returns:
+        The generations, with `students` and `ensemble(last)`.
+
+    Raises:
+        ValueError: If `generations` isn't positive, a student isn't built, the
+            directory holds a run of other students, or `fit` doesn't pass the callbacks
+            on.
+
+    Example:
+        >>> import numpy as np
+        >>> x, y = np.random.rand(64, 8).astype("float32"), np.arange(64) % 3
+        >>> def make_student():
+        ...     return keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+        >>> def fit(distiller, callbacks):
+        ...     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        ...     distiller.compile("adam", loss)
+        ...     distiller.fit(x, y, epochs=2, verbose=0, callbacks=callbacks)
+        >>> result = born_again(
+        ...     make_student, make_student(), 2, fit=fit, directory="born")
+        >>> result.ensemble().predict(x, verbose=0).shape
+        (64, 3)
+
+    Reference:
+        Furlanello et al. 2018, "Born-Again Neural Networks",
+        https://arxiv.org/abs/1805.04770.
+    """
+    if isinstance(generations, bool) or not isinstance(generations, int):
+        raise ValueError(
+            "`generations` must be a whole number from 1 on. Received: "
+            f"generations={generations!r}"
+        )
+    if generations < 1:
+        raise ValueError(
+            "`generations` must be a whole number from 1 on. Received: "
+            f"generations={generations}"
+        )
+    directory = Path(directory)
+    students = [_checked(make_student()) for _ in range(generations)]
+    _check_same_run(directory / "students.json", students)
+    for number, student in enumerate(students, 1):
+        finished = directory / f"generation_{number}.keras"
+        running = directory / f"generation_{number}.running"
+        if finished.exists():
+            student.load_weights(finished)
+        else:
+            _train(student, teacher, fit, Backup(running))
+            files.replace(finished, student.save)
+        # a kill before this line leaves both, of which the finished one counts
+        shutil.rmtree(running, ignore_errors=True)
+        teacher = student
+    return Generations(students)
+
+
+def _train(student: keras.Model, teacher: Teacher, fit: Fit, backup: Backup) -> None:
+    distiller = Distiller(student, teacher)
+    fit(distiller, [backup])
+    if backup.model is not distiller:
+        raise ValueError(
+            "`fit` must pass the callbacks that it is given on to `distiller.fit`: "
+            "without them a run that is killed loses the generation. Received: "
+            f"fit={fit}, which trained without {backup}"
+        )
+
+
+def _checked(student: Any) -> keras.Model:
+    if not isinstance(student, keras.Model) or not student.built:
+        raise ValueError(
+            "`make_student` must return a built Keras model. Give it a `keras.Input`, "
+            f"or call it on a batch. Received: {student!r}"
+        )
+    return student
+
+
+def _check_same_run(path: Path, students: Sequence[keras.Model]) -> None:
+    """Raise ValueError if the directory's students were others; note what these are.
+
+    What a layer is and the shapes of its weights are compared; names, which change with
+    what else a process has made, aren't.
+    """
+    described = [_description(student) for student in students]
+    earlier = json.loads(path.read_text()) if path.exists() else []
+    for number, (this, was) in enumerate(zip(described, earlier, strict=False), 1):
+        if this != was:
+            raise ValueError(
+                "`directory` holds a run of other students. Choose another directory, "
+                "or the `make_student` of that run. Received: "
+                f"directory={str(path.parent)!r}, whose generation {number} is {was}; "
+                f"`make_student` made {this}"
+            )
+    if len(described) > len(earlier):
+        text = json.dumps(described)
+        files.replace(path, lambda scratch: _write(scratch, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def _description(student: keras.Model) -> list[str]:
+    layers = [layer for layer in student._flatten_layers() if not layer._layers]
+    return [
+        f"{type(layer).__name__}{[list(weight.shape) for weight in layer.weights]}"
+        for layer in layers
+    ]
