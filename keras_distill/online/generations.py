@@ -77,7 +77,8 @@ def born_again(
         teacher: The teacher of the first generation, as in `Distiller`.
         generations: How many there are to be in all, at least 1.
         fit: Called as `fit(distiller, callbacks)` for each generation. It compiles the
-            distiller and passes the callbacks on to `distiller.fit`.
+            distiller and passes the callbacks on to `distiller.fit`, which it calls
+            once.
         directory: Where the run lies. A finished run goes on there with a larger number
             of generations.
 
@@ -107,15 +108,11 @@ def born_again(
         Furlanello et al. 2018, "Born-Again Neural Networks",
         https://arxiv.org/abs/1805.04770.
     """
-    if isinstance(generations, bool) or not isinstance(generations, int):
+    whole = isinstance(generations, int) and not isinstance(generations, bool)
+    if not whole or generations < 1:
         raise ValueError(
             "`generations` must be a whole number from 1 on. Received: "
             f"generations={generations!r}"
-        )
-    if generations < 1:
-        raise ValueError(
-            "`generations` must be a whole number from 1 on. Received: "
-            f"generations={generations}"
         )
     directory = Path(directory)
     students = [_checked(make_student()) for _ in range(generations)]

@@ -40,6 +40,10 @@ class MutualLearning(RandomStates):
     each peer is trained as it would be alone. A burn-in, in which peers that know
     nothing yet leave each other alone, is `alpha=kd.schedules.LateStart(steps, 0.5)`.
 
+    `fit` and `evaluate` log what each peer would be trained with alone as
+    `<peer>_loss`, with its metrics, and `fit` `<peer>_distillation_loss` too. Where
+    two peers have one name, a number is added to the second's.
+
     Peers stay models of their own: evaluate, save and export `mutual.peers[0]`. Calling
     or predicting with all of them gives the mean of their outputs.
 
