@@ -322,7 +322,7 @@ class TestWeights:
     def test_one_weight_for_all(self, name):
         student = student_for(name)
         right = 3.0 * made(name)(TEACHER, student)
-        for weight in (3.0, np.full(N, 3.0)):
+        for weight in (3.0, 3, np.full(N, 3.0), np.full(N, 3), [3] * N):
             got = made(name)(TEACHER, student, weight)
             np.testing.assert_allclose(got, right, rtol=1e-5)
 

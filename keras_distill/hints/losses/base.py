@@ -139,7 +139,7 @@ def checked_positive(name: str, value: float, *, least: float = 0.0) -> float:
 
 
 def _by_example(sample_weight: Tensor) -> Tensor:
-    sample_weight = ops.convert_to_tensor(sample_weight)
+    sample_weight = _at_least_float32(ops.convert_to_tensor(sample_weight))
     weight = of_rank(sample_weight, ops.zeros((1,)))
     if len(weight.shape) != 1:
         raise ValueError(
