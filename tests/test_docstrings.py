@@ -17,8 +17,9 @@ MODULES = [
 
 
 def public_classes():
-    rooms = ("losses", "metrics", "online", "schedules", "teachers")
-    for namespace in (keras_distill, *(getattr(keras_distill, n) for n in rooms)):
+    rooms = ("hints", "losses", "metrics", "online", "schedules", "teachers")
+    namespaces = [getattr(keras_distill, name) for name in rooms]
+    for namespace in (keras_distill, keras_distill.hints.losses, *namespaces):
         for name, value in vars(namespace).items():
             own = getattr(value, "__module__", "").startswith("keras_distill")
             if own and inspect.isclass(value) and not inspect.isabstract(value):
