@@ -25,6 +25,7 @@ lint: $(READY)
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/step_overhead.py
 	$(VENV)/bin/python benchmarks/privileged_step.py
+	$(VENV)/bin/python benchmarks/ensemble_cost.py
 	$(VENV)/bin/python benchmarks/privileged_gain.py
 	$(VENV)/bin/python benchmarks/transfer_set.py
 	$(VENV)/bin/python benchmarks/quality_vs_keras.py

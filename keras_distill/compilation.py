@@ -10,7 +10,7 @@ from keras_distill import features
 from keras_distill.distillation import DistillationTerm
 from keras_distill.labels import LabelMask
 from keras_distill.sharing import shared_state
-from keras_distill.teachers.base import Teacher, logged_members
+from keras_distill.teachers.base import Teacher, declared_names, logged_members
 from keras_distill.teachers.training import TeacherLogs, TrainingTeacher
 
 
@@ -124,7 +124,7 @@ def check_names(term: DistillationTerm, student: keras.Model) -> None:
 def _warn_of_privileged_features_alone(
     teacher: Teacher | None, privileged_features: Sequence[str], term: DistillationTerm
 ) -> None:
-    read, alpha = features.declared_names(teacher), term.final_alpha()
+    read, alpha = declared_names(teacher), term.final_alpha()
     if read and set(read) <= set(privileged_features) and alpha > 0.5:
         warnings.warn(
             f"The teacher reads privileged features alone, {read}, at alpha {alpha}: "

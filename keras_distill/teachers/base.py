@@ -61,6 +61,11 @@ class StepTeacher(keras.Model, ABC):
         return ()
 
     @property
+    def declares(self) -> Sequence[str] | None:
+        """The names of the inputs that it reads, None where it doesn't tell."""
+        return None
+
+    @property
     def logged_members(self) -> Sequence[str]:
         """The names of the members that `teach` returns."""
         return ()
@@ -158,6 +163,13 @@ def targets_read(teacher: Teacher | None) -> tuple[str, ...]:
     if isinstance(teacher, Recorded | StepTeacher):
         return tuple(teacher.reads)
     return ()
+
+
+def declared_names(teacher: Teacher | None) -> list[str] | None:
+    """Return the names of a teacher's inputs, None where it doesn't tell them all."""
+    if isinstance(teacher, StepTeacher):
+        return None if teacher.declares is None else list(teacher.declares)
+    return features.declared_names(teacher)
 
 
 def logged_members(teacher: Teacher | None) -> tuple[str, ...]:

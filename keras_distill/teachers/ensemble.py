@@ -90,6 +90,17 @@ class Ensemble(StepTeacher):
         return tuple(dict.fromkeys(keys))
 
     @property
+    def declares(self) -> Sequence[str] | None:
+        """The names of its members' inputs, None where one doesn't tell."""
+        names: set[str] = set()
+        for member in self.models:
+            of_member = base.declared_names(member)
+            if of_member is None:
+                return None
+            names.update(of_member)
+        return sorted(names)
+
+    @property
     def logged_members(self) -> Sequence[str]:
         """The names of the members, where their losses are logged."""
         return tuple(self.member_names) if self.log_losses else ()

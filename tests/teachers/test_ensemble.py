@@ -194,6 +194,17 @@ class TestInputs:
         distiller.compile("sgd", crossentropy(), label_mask="labelled")
         distiller.fit(masked, Y, verbose=0)
 
+    def test_of_privileged_features_alone_is_told(self) -> None:
+        members = [reader("extra", seed=1), Ensemble([reader("extra", seed=2)])]
+        student = kd.Distiller(
+            reader("x"), Ensemble(members), privileged_features=["extra"]
+        )
+        with pytest.warns(UserWarning, match=r"alone, \['extra'\], at alpha 0.9"):
+            student.compile("sgd", crossentropy(), alpha=0.9)
+        with_another = Ensemble([*members, reader("x", seed=3)])
+        assert with_another.declares == ["extra", "x"]
+        assert Ensemble([*members, lambda x: x]).declares is None
+
     def test_recorded_answers_are_for_no_other_model(self) -> None:
         said = mlp(seed=1)(X).numpy()
         everything = built(Subclassed(), {"x": X})

@@ -1,0 +1,49 @@
+"""Inputs that wait for an earlier model are the same inputs."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_distill.teachers import ordering
+
+INPUTS = {
+    "x": np.array([0.0, -0.0, np.nan, np.inf], "float32"),
+    "ids": np.array([3, -1], "int64"),
+    "flags": np.array([True, False]),
+}
+
+
+@pytest.mark.parametrize("said", [1.0, np.nan, np.inf, -np.inf])
+def test_xla_gets_them_bit_by_bit(said: float) -> None:
+    @tf.function(jit_compile=True)
+    def waited(said: Any, inputs: Any) -> Any:
+        return ordering.after({"logits": said}, inputs)
+
+    inputs = {name: tf.constant(value) for name, value in INPUTS.items()}
+    for name, value in waited(tf.constant([said]), inputs).items():
+        assert value.numpy().tobytes() == INPUTS[name].tobytes()
+
+
+def test_in_xla_there_is_something_to_wait_for() -> None:
+    @tf.function(jit_compile=True)
+    def waited(said: Any, x: Any) -> Any:
+        return ordering.after(said, x)
+
+    given = tf.ones(2), tf.ones(3)
+    graph = waited.get_concrete_function(*given).graph
+    assert "SelectV2" in {operation.type for operation in graph.get_operations()}
+
+
+def test_elsewhere_nothing_is_added() -> None:
+    found = []
+
+    @tf.function
+    def not_compiled(x: Any) -> Any:
+        found.append(ordering.after(x, x) is x)
+        return x
+
+    not_compiled(tf.ones(3))
+    assert found == [True]
+    assert ordering.after(INPUTS, INPUTS) is INPUTS
