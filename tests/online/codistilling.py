@@ -47,7 +47,7 @@ def main(directory: Path, name: str, backup: Path, epochs: int) -> None:
     own = slice(NAMES.index(name), 1200, 3)
     peers = kd.online.SharedPeers(directory, name, every=EVERY)
     distiller = kd.Distiller(student(name), peers)
-    distiller.compile("adam", crossentropy(), alpha=0.5)
+    distiller.compile(keras.optimizers.Adam(5e-3), crossentropy(), alpha=0.5)
     callbacks = [kd.online.Backup(backup), peers, Says(peers)]
     distiller.fit(x[own], y[own], epochs=epochs, verbose=0, callbacks=callbacks)
     logits = distiller.student.predict(x[1200:], verbose=0)

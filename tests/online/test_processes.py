@@ -16,7 +16,7 @@ from tests.online.codistilling import NAMES
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 30
-SECONDS = 240
+SECONDS = 400
 
 
 class Peer:
