@@ -322,7 +322,7 @@ class Distiller(RandomStates, LabelledModel):
             own_loss = self.compute_loss(x, y, output, sample_weight)
             student_loss = None
             if self._learns_from(y):
-                student_loss = own_loss - self._additional_loss()
+                student_loss = own_loss - monitoring.additional_loss(self)
             step = self._step(x, y, output)
             if trained is None:
                 with tape.stop_recording(), hints.of_teacher() as hinting:
@@ -375,7 +375,7 @@ class Distiller(RandomStates, LabelledModel):
     ) -> Tensor:
         """Return the student's own loss: of labels, and what its layers add."""
         if not self._learns_from(y):
-            return self._additional_loss()
+            return monitoring.additional_loss(self)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(
@@ -589,12 +589,6 @@ class Distiller(RandomStates, LabelledModel):
 
     def _learns_from(self, labels: Any) -> bool:
         return self.loss is not None and labels is not None
-
-    def _additional_loss(self) -> Tensor:
-        """Return the regularisers and `add_loss` terms, scaled as Keras scales them."""
-        dtype = keras.config.floatx()
-        terms = [ops.cast(ops.sum(loss), dtype) for loss in self.losses]
-        return sum(terms, start=ops.zeros(())) / monitoring.replicas()
 
     @property
     def _compilation(self) -> Compilation:

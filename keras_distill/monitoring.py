@@ -34,6 +34,13 @@ def log_loss(model: keras.Model, loss: Tensor, x: Any) -> None:
     tracker.update_state(loss * replicas(), sample_weight=tf.shape(first)[0])
 
 
+def additional_loss(model: keras.Model) -> Tensor:
+    """Return a model's regularisers and `add_loss` terms, scaled as Keras does."""
+    dtype = keras.config.floatx()
+    terms = [ops.cast(ops.sum(loss), dtype) for loss in model.losses]
+    return sum(terms, start=ops.zeros(())) / replicas()
+
+
 def replicas() -> int:
     """Return among how many devices Keras divides the loss of a batch."""
     count: int = tf.distribute.get_strategy().num_replicas_in_sync

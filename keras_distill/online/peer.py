@@ -10,7 +10,7 @@ from keras import ops
 from keras_distill import features, monitoring
 from keras_distill.distillation import Batch, DistillationTerm
 from keras_distill.labels import LabelledModel, LabelMask
-from keras_distill.monitoring import BAD_LOSS, TeacherGuard
+from keras_distill.monitoring import BAD_LOSS, TeacherGuard, additional_loss
 
 Tensor = Any
 
@@ -126,7 +126,7 @@ class Peer(LabelledModel):
             masked_output=self._mask.mask_predictions(x, output),
             step=step,
         )
-        return self.term.add_to(own_loss, own_loss - self._additional_loss(), batch)
+        return self.term.add_to(own_loss, own_loss - additional_loss(self), batch)
 
     def logs(self) -> dict[str, Tensor]:
         """Return the model's loss, its metrics and its distillation loss."""
@@ -144,12 +144,6 @@ class Peer(LabelledModel):
     @property
     def _label_mask(self) -> LabelMask:
         return self._mask
-
-    def _additional_loss(self) -> Tensor:
-        """Return the regularisers and `add_loss` terms, scaled as Keras scales them."""
-        dtype = keras.config.floatx()
-        terms = [ops.cast(ops.sum(loss), dtype) for loss in self.losses]
-        return sum(terms, start=ops.zeros(())) / monitoring.replicas()
 
 
 class PeerLogs(keras.metrics.Metric):

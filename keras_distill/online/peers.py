@@ -11,6 +11,7 @@ from keras_distill.compilation import check_label_mask
 from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
+from keras_distill.naming import distinct
 from keras_distill.online.peer import BAD_PEER, Peer, PeerLogs, refresh
 from keras_distill.saving import RandomStates
 from keras_distill.sharing import shared_state
@@ -180,7 +181,7 @@ class MutualLearning(RandomStates):
             "metrics": metrics,
             "weighted_metrics": weighted_metrics,
         }
-        names = _distinct([peer.name for peer in self.peers])
+        names = distinct([peer.name for peer in self.peers])
         trained = [
             Peer(peer, name, alpha=alpha, **ours)
             for peer, name in zip(self.peers, names, strict=True)
@@ -441,15 +442,3 @@ def _frozen_copy(model: keras.Model) -> keras.Model:
     copy.set_weights(model.get_weights())
     copy.trainable = False
     return copy
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Return the names, with a number at the end of those that are taken already."""
-    distinct: list[str] = []
-    for name in names:
-        number, candidate = 0, name
-        while candidate in distinct:
-            number += 1
-            candidate = f"{name}_{number}"
-        distinct.append(candidate)
-    return distinct

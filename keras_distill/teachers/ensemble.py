@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_distill.naming import distinct
 from keras_distill.teachers import base, ordering
 from keras_distill.teachers.base import (
     FollowingTeacher,
@@ -80,7 +81,7 @@ class Ensemble(StepTeacher):
         self.activation = activation
         self.axis = axis
         self.log_losses = log_losses
-        self.member_names = _distinct([_name(member) for member in models])
+        self.member_names = distinct([_name(member) for member in models])
         self.built = True  # all of its weights are its members'
 
     @property
@@ -257,15 +258,3 @@ def _name(member: Teacher) -> str:
         return str(member.name)
     name: str = getattr(member, "__name__", type(member).__name__)
     return name.strip("<>")  # of a lambda
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Return the names with a number at the end of those that are taken already."""
-    distinct: list[str] = []
-    for name in names:
-        number, candidate = 0, name
-        while candidate in distinct:
-            number += 1
-            candidate = f"{name}_{number}"
-        distinct.append(candidate)
-    return distinct

@@ -17,6 +17,10 @@ from tests.distiller.pairs import clicks, pair, together
 EPOCHS = 2
 
 
+def first_layer(model: keras.Model) -> keras.Layer:
+    return model.layers[0]
+
+
 def train(scope: Any, labelled: bool) -> tuple[list[np.ndarray], dict[str, Any]]:
     x, y = data(33)
     with scope:
@@ -28,7 +32,10 @@ def train(scope: Any, labelled: bool) -> tuple[list[np.ndarray], dict[str, Any]]
                 layers.Dense(CLASSES),
             ]
         )
-        distiller = kd.Distiller(student, mlp(seed=1))
+        hint = kd.hints.Hint(
+            first_layer, first_layer, projector=layers.Dense(5), name="hidden"
+        )
+        distiller = kd.Distiller(student, mlp(seed=1), hints=[hint])
         distiller.compile(
             keras.optimizers.SGD(0.3, momentum=0.9),
             crossentropy() if labelled else None,
@@ -44,7 +51,7 @@ def train(scope: Any, labelled: bool) -> tuple[list[np.ndarray], dict[str, Any]]
     history = distiller.fit(
         dataset, epochs=EPOCHS, validation_data=validation, shuffle=False, verbose=0
     ).history
-    return student.get_weights(), history
+    return distiller.get_weights(), history
 
 
 def train_together(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:

@@ -287,3 +287,21 @@ def test_the_student_exports_alone(tmp_path: Any) -> None:
     distiller.export(tmp_path / "served", verbose=False)
     served = tf.saved_model.load(tmp_path / "served")
     np.testing.assert_allclose(served.serve(X), student(X), atol=1e-6)
+
+
+def test_a_layer_of_an_ensembles_member_and_of_a_moving_average() -> None:
+    student, first = pair()
+    second = conv_net(5, seed=3, name="second")
+    ensemble = kd.teachers.Ensemble([first, second])
+    hint = Hint("pool", "second/pool", name="pool")
+    distiller = hinted(student, ensemble, hint)
+    assert distiller.projectors["pool"].kernel.shape == (2, 5)
+    counts = second.get_layer("counts").count
+    distiller.fit(X, Y, batch_size=4, verbose=0)
+    assert second.get_layer("counts").count == counts + 3
+
+    average = kd.teachers.EMA(student)
+    path = f"{average.model.name}/backbone/conv"
+    distiller = hinted(student, average, Hint("backbone/conv", path, name="own"))
+    logs = distiller.fit(X, Y, batch_size=4, epochs=2, verbose=0).history
+    assert 0.0 < logs["own_loss"][1] < 1e-3
