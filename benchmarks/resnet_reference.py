@@ -31,6 +31,7 @@ from keras_distill import hints
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 from data import load_images
 
+TEACHER_WIDTH, STUDENT_WIDTH = 16, 8  # of the first stage
 BATCH = 64
 RATE = 0.05
 DECAY_AT = (150 / 240, 180 / 240, 210 / 240)  # of the training; each time to a tenth
@@ -53,8 +54,23 @@ class Method(NamedTuple):
 
 
 def fitnets(scale: float) -> Sequence[Any]:
-    """Return the hint on the second stage; its weight is 100."""
-    return [hints.Hint(guided="stage2", hint="stage2", weight=100.0 / scale)]
+    """Return the hint on the second stage; its weight is 100.
+
+    Its projector is that of the published figures, a convolution, batch normalisation
+    and ReLU; through a convolution alone a weight as large as this diverges.
+    """
+    regressor = keras.Sequential(
+        [
+            layers.Conv2D(2 * TEACHER_WIDTH, 1),
+            layers.BatchNormalization(momentum=0.9),
+            layers.ReLU(),
+        ]
+    )
+    return [
+        hints.Hint(
+            guided="stage2", hint="stage2", projector=regressor, weight=100.0 / scale
+        )
+    ]
 
 
 def attention(scale: float) -> Sequence[Any]:
@@ -182,7 +198,7 @@ def trained(
     learning rate times their sum makes the same steps.
     """
     scale = method.label + method.distillation
-    student = resnet(8, 8, decay=WEIGHT_DECAY / scale, name="student")
+    student = resnet(8, STUDENT_WIDTH, decay=WEIGHT_DECAY / scale, name="student")
     if not method.distillation:
         fit(student, train, epochs)
         return student
@@ -214,7 +230,7 @@ def the_teacher(
     size = "-".join(map(str, results.size.values()))
     path = results.path.with_suffix(f".teacher-{size}.weights.h5")
     keras.utils.set_random_seed(0)
-    teacher = resnet(20, 16, decay=WEIGHT_DECAY, name="teacher")
+    teacher = resnet(20, TEACHER_WIDTH, decay=WEIGHT_DECAY, name="teacher")
     if path.exists() and ("teacher", 0) in results.found:
         teacher.load_weights(path)
     else:

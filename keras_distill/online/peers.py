@@ -12,9 +12,9 @@ from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
 from keras_distill.naming import distinct
+from keras_distill.online import checks
 from keras_distill.online.peer import BAD_PEER, Peer, PeerLogs, refresh
 from keras_distill.saving import RandomStates
-from keras_distill.sharing import shared_state
 from keras_distill.teachers.base import as_targets
 from keras_distill.teachers.combining import check_combination, mean_outputs
 
@@ -105,7 +105,7 @@ class MutualLearning(RandomStates):
         **kwargs: Any,
     ) -> None:
         check_combination(combine, activation)
-        _check_peers(peers, staleness)
+        checks.check_peers(peers, staleness)
         # the peers cast their own inputs
         super().__init__(
             name=name,
@@ -220,7 +220,7 @@ class MutualLearning(RandomStates):
         x, y, sample_weight = data
         peers, step = self._compiled_peers, self.optimizer.iterations
         features.check_held(x, peers[0]._label_mask.keys, what="the label mask")
-        _check_labels(y)
+        checks.check_labels(y)
         said = self._said_by_copies(x)
         with tf.GradientTape() as tape:
             outputs, own_losses = [], []
@@ -228,7 +228,7 @@ class MutualLearning(RandomStates):
                 # a layer keeps what it adds to a loss only until it is called again
                 outputs.append(peer(x, training=True))
                 own_losses.append(peer.own_loss(data, outputs[-1]))
-            _check_apart(self.peers)  # those that weren't built before
+            checks.check_apart(self.peers)  # those that weren't built before
             losses = []
             for i, peer in enumerate(peers):
                 others = [*(said or outputs)]
@@ -262,7 +262,7 @@ class MutualLearning(RandomStates):
         """Evaluate each peer, as it would be alone; `loss` is the sum of theirs."""
         data = keras.utils.unpack_x_y_sample_weight(data)
         x, y, sample_weight = data
-        _check_labels(y)
+        checks.check_labels(y)
         losses = []
         for peer in self._compiled_peers:
             output = peer(x, training=False)
@@ -375,64 +375,6 @@ def _run(
     model: keras.Model, x: Any, training: bool | None, *, withheld: Sequence[str] = ()
 ) -> Any:
     return model(features.select(model, x, withheld=withheld), training=training)
-
-
-def _check_peers(peers: Any, staleness: Any) -> None:
-    if not isinstance(peers, list | tuple) or not all(
-        isinstance(peer, keras.Model) for peer in peers
-    ):
-        raise TypeError(
-            f"`peers` must be a list of Keras models. Received: peers={peers!r}"
-        )
-    if len(peers) < 2:
-        raise ValueError(
-            "`peers` must hold two models or more, or there is nobody to learn from. "
-            f"Received: peers={peers}"
-        )
-    if isinstance(staleness, bool) or not isinstance(staleness, int) or staleness < 0:
-        raise ValueError(
-            "`staleness` must be a whole number of steps, 0 or more. Received: "
-            f"staleness={staleness!r}"
-        )
-    policies = {peer.dtype_policy.name for peer in peers}
-    if len(policies) > 1:
-        raise ValueError(
-            "Peers must have one dtype policy, as one optimiser scales the loss of "
-            f"all. Received: policies {sorted(policies)}"
-        )
-    unbuilt = [peer.name for peer in peers if not peer.built]
-    if staleness and unbuilt:
-        raise ValueError(
-            "Peers must be built where copies of them teach, `staleness` > 0. Call "
-            f"them on a batch before. Received: unbuilt peers {unbuilt}"
-        )
-    _check_apart(peers)
-
-
-def _check_apart(peers: Sequence[keras.Model]) -> None:
-    """Raise ValueError if one peer's training would change another."""
-    for peer in peers:
-        shared = [
-            weight.path
-            for other in peers
-            if other is not peer
-            for weight in shared_state(other, peer)
-        ]
-        if shared or sum(other is peer for other in peers) > 1:
-            raise ValueError(
-                "Peers must not share weights that train: each learns from what is "
-                "different in the others. Freeze the shared layers, or give each peer "
-                f"its own. Received: peer '{peer.name}', of whose weights others hold "
-                f"{shared or 'all'}"
-            )
-
-
-def _check_labels(y: Any) -> None:
-    if y is None:
-        raise ValueError(
-            "Peers learn from labels and from each other. Pass `y`, with a "
-            "`label_mask` where some rows have none. Received: y=None"
-        )
 
 
 def _frozen_copy(model: keras.Model) -> keras.Model:
