@@ -155,10 +155,11 @@ class Distiller(RandomStates, LabelledModel):
         checked = teachers.checked(teacher)
         if self.compiled:
             check_not_shared(checked, self.student)
-            self._term.log_members(teachers.logged_members(checked))
-            check_names(self._term, self.student)
         self._untracked.hints.attach(checked)
         self.projectors = self._untracked.hints.projectors
+        if self.compiled:
+            self._term.log_members(teachers.logged_members(checked))
+            check_names(self._term, self.student)
         self._untracked.teacher = checked
         self.train_function: Any = None  # it was traced with the earlier teacher
 
