@@ -46,11 +46,28 @@ def runtimes():
     return {"saved_model": run_saved_model, "onnx": run_onnx, "litert": run_litert}
 
 
+class Floats:
+    """Random float32 arrays of a shape."""
+
+    def __init__(self):
+        self.begin_again()
+
+    def begin_again(self):
+        self.rng = np.random.default_rng(7)
+
+    def __call__(self, *shape):
+        return self.rng.standard_normal(shape).astype("float32")
+
+
 @pytest.fixture(scope="session")
 def floats():
-    """Random float32 arrays of a shape."""
-    rng = np.random.default_rng(7)
-    return lambda *shape: rng.standard_normal(shape).astype("float32")
+    return Floats()
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_whatever_ran_before(floats):
+    floats.begin_again()
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture
