@@ -236,8 +236,8 @@ class Distiller(RandomStates, LabelledModel):
                 dict of such names by output, None for outputs that are labelled
                 throughout. The label losses average over these rows, as do distillation
                 losses that read labels; the others are taught by the teacher alone.
-                Neither model is given the mask unless
-                the teacher declares it. Put metrics of labels into `weighted_metrics`.
+                Neither model is given the mask unless the teacher declares it. Put
+                metrics of labels into `weighted_metrics`.
                 Evaluation takes a batch without the mask as labelled throughout.
             teacher_loss: The teacher's own label loss or losses. Given, the teacher
                 trains in the same steps as the student: it is called with

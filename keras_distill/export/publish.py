@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from keras_distill.export import manifest
+from keras_distill.files import flush
 
 # From the Linux headers: paths relative to the working directory; swap two paths.
 _AT_FDCWD = -100
@@ -154,7 +155,7 @@ def replacing(
             # It may have changed during a conversion of minutes.
             check(directory)
             _swap(scratch, directory)
-        _flush_path(directory.parent)
+        flush(directory.parent)
     finally:
         # Holds the unfinished export, or after the swap the one that was replaced.
         shutil.rmtree(scratch, ignore_errors=True)
@@ -284,12 +285,4 @@ def _exchange(first: Path, second: Path) -> bool:
 def _flush(directory: Path) -> None:
     """Bring a tree to the disk, so that a power cut can't swap in empty files."""
     for path in [*directory.rglob("*"), directory]:
-        _flush_path(path)
-
-
-def _flush_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(path)

@@ -114,6 +114,17 @@ class Hint:
     def weight(self, value: Any) -> None:
         self.weighting.value = value
 
+    def with_projector(self, projector: Projector) -> "Hint":
+        """Return the hint with another projector."""
+        return Hint(
+            self.guided,
+            self.hint,
+            loss=self.loss,
+            projector=projector,
+            weight=self.weight,
+            name=self.name,
+        )
+
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         arguments = {

@@ -11,6 +11,7 @@ from keras import layers, ops
 from keras_distill.hints.hint import Hint
 from keras_distill.hints.layers import Shape, find, listing, output_shape
 from keras_distill.hints.losses import FeatureLoss
+from keras_distill.hints.losses.base import same_size
 from keras_distill.hints.taps import Caught, Taps
 from keras_distill.losses import BatchContext, DistillationLoss
 from keras_distill.monitoring import LastValue, replicas
@@ -138,13 +139,12 @@ class HintTerm:
 
     def settled(self) -> list[Hint]:
         """Return the hints with the projectors that they came to have."""
-        hints = []
-        for hint in self._hints:
-            config = {name: getattr(hint, name) for name in hint.get_config()}
-            if self._is_attached or hint.projector != "auto":
-                config["projector"] = self.projectors.get(hint.name)
-            hints.append(Hint(**config))
-        return hints
+        return [
+            hint.with_projector(self.projectors.get(hint.name))
+            if self._is_attached or hint.projector != "auto"
+            else hint
+            for hint in self._hints
+        ]
 
     def _fit(self, hint: Hint, target: Shape, teacher: keras.Layer) -> None:
         """Make a hint's projector where one is needed, and check the shapes."""
@@ -188,10 +188,7 @@ def _check_hints(hints: Sequence[Hint]) -> None:
 def _check_shapes(loss: Any, target: Shape, shape: Shape) -> None:
     if isinstance(loss, FeatureLoss):
         loss.check_shapes(target, shape)
-    elif len(shape) != len(target) or any(
-        None not in (of_student, of_teacher) and of_student != of_teacher
-        for of_student, of_teacher in zip(shape, target, strict=True)
-    ):
+    elif len(shape) != len(target) or not all(map(same_size, shape, target)):
         raise ValueError(
             "The features of both layers must have the same shape. Choose layers of "
             "the same resolution, or give a `projector` that brings the student's to "

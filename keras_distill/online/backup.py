@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_distill.online import files
+from keras_distill import files
 
 _NAME = re.compile(r"epoch_(\d+)\.weights\.h5")
 

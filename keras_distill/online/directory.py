@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_distill import features
+from keras_distill import features, files
 from keras_distill.distiller import Distiller
-from keras_distill.online import files
 from keras_distill.teachers.combining import check_combination, mean_outputs
 
 Tensor = Any

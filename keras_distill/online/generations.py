@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
+from keras_distill import files
 from keras_distill.distiller import Distiller
-from keras_distill.online import files
 from keras_distill.online.backup import Backup
 from keras_distill.teachers.base import Teacher
 from keras_distill.teachers.ensemble import Ensemble

@@ -18,12 +18,12 @@ def replace(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".writing.{path.name}")
     write(scratch)
-    _flush(scratch)
+    flush(scratch)
     os.replace(scratch, path)
-    _flush(path.parent)  # the rename itself
+    flush(path.parent)  # the rename itself
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Bring to the disk what a power cut would lose."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
