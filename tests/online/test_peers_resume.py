@@ -32,7 +32,8 @@ def peer(seed: int) -> keras.Model:
             layers.BatchNormalization(),
             layers.Dropout(0.4, seed=seed),
             layers.Dense(CLASSES),
-        ]
+        ],
+        name=f"peer{seed}",  # no other's is the beginning of it
     )
 
 
