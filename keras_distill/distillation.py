@@ -77,7 +77,7 @@ class DistillationTerm:
             }
             if label_losses is not None:
                 self._label_losses = PerOutputLoss(
-                    label_losses, output_names=output_names
+                    label_losses, output_names=output_names, of_labels=True
                 )
         else:
             self._alpha = _weight("alpha", alpha)
@@ -188,7 +188,7 @@ class DistillationTerm:
         losses = self._losses(
             output,
             batch.student_output,
-            batch.sample_weight,
+            self._structured(batch.sample_weight, batch),
             inputs=batch.inputs,
             labels=self._structured(batch.labels, batch),
             label_masks=batch.label_masks,

@@ -20,6 +20,7 @@ from keras_distill.saving import RandomStates
 from keras_distill.teachers import base as teachers
 from keras_distill.teachers.base import FollowingTeacher, Lesson, Step, Teacher
 from keras_distill.teachers.training import TrainingTeacher
+from keras_distill.tracing import Retraceable
 
 Tensor = Any
 
@@ -37,7 +38,7 @@ class _Untracked:
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class Distiller(RandomStates, LabelledModel):
+class Distiller(Retraceable, RandomStates, LabelledModel):
     r"""Trains a student on labels and on the outputs of a teacher.
 
     `loss = (1 - alpha) * loss(y, s) + alpha * distillation_loss(t, s)
@@ -524,6 +525,11 @@ class Distiller(RandomStates, LabelledModel):
         super()._symbolic_build(iterator, data_batch)
         if self.teacher_in_training is not None:
             self.teacher_in_training._symbolic_build(data_batch=data_batch)
+
+    @property
+    def _compiled_within(self) -> list[keras.Model]:
+        trained = self.teacher_in_training
+        return [] if trained is None else [trained]
 
     def _build_optimizer(self) -> None:
         if self.built and not self.optimizer.built:

@@ -100,6 +100,22 @@ def at(path: Path, structure: Any, what: str) -> Any:
     return leaf
 
 
+def weight_at(path: Path, sample_weight: Any) -> Any:
+    """Return the sample weights of one output, None where it has none.
+
+    Raises:
+        ValueError: If weights are given by output, and none for this one.
+    """
+    weight = sample_weight
+    for key in path if tree.is_nested(sample_weight) else ():
+        try:
+            # rows of a tensor aren't outputs
+            weight = weight[key] if tree.is_nested(weight) else None
+        except (KeyError, IndexError, TypeError):
+            return at(path, sample_weight, "`sample_weight`")
+    return weight
+
+
 def found(path: Path, structure: Any) -> Any:
     """Return the tensor of one output, None where the structure holds none there."""
     leaf = structure

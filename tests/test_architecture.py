@@ -16,6 +16,7 @@ FLOORS = {
     "naming": 0,
     "outputs": 0,
     "sharing": 0,
+    "tracing": 0,
     "labels": 1,
     "saving": 1,
     "features": 1,

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_distill.hints.layers import Where
-from keras_distill.losses.per_output import as_loss
+from keras_distill.losses.calling import as_loss
 from keras_distill.schedules import Hyperparameter
 
 Projector = Any  # "auto", a Keras layer, or None

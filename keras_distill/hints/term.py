@@ -14,6 +14,7 @@ from keras_distill.hints.losses import FeatureLoss
 from keras_distill.hints.losses.base import same_size
 from keras_distill.hints.taps import Caught, Taps
 from keras_distill.losses import BatchContext, DistillationLoss
+from keras_distill.losses.calling import call_loss
 from keras_distill.monitoring import LastValue, replicas
 from keras_distill.outputs import of_rank
 
@@ -122,11 +123,8 @@ class HintTerm:
             if hint.name in self.projectors:
                 features = self.projectors[hint.name](features, training=True)
             targets = ops.stop_gradient(hinting.output(hint.name))
-            value = _at(hint.compared, step)(
-                targets,
-                features,
-                sample_weight=_for_values(hint.compared, sample_weight, features),
-            )
+            weights = _for_values(hint.compared, sample_weight, features)
+            value = call_loss(_at(hint.compared, step), targets, features, weights)
             value = ops.cast(value, loss.dtype)
             weight = hint.weighting.at(step)
             self.metrics[_logged_as(hint)].update_state(
@@ -188,7 +186,11 @@ def _check_hints(hints: Sequence[Hint]) -> None:
 def _check_shapes(loss: Any, target: Shape, shape: Shape) -> None:
     if isinstance(loss, FeatureLoss):
         loss.check_shapes(target, shape)
-    elif len(shape) != len(target) or not all(map(same_size, shape, target)):
+        return
+    shorter, longer = sorted((target, shape), key=len)
+    if len(longer) == len(shorter) + 1 and longer[-1] == 1:
+        target = shape = longer  # `call_loss` brings these together
+    if len(shape) != len(target) or not all(map(same_size, shape, target)):
         raise ValueError(
             "The features of both layers must have the same shape. Choose layers of "
             "the same resolution, or give a `projector` that brings the student's to "

@@ -43,7 +43,7 @@ class BatchContext(NamedTuple):
     step: Any = 0
 
 
-class DistillationLoss(keras.losses.Loss, ABC):
+class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
     """A Keras loss whose `y_true` is the teacher's output.
 
     Subclasses implement `compare(teacher_logits, student_logits)`, which returns a

@@ -1,32 +1,19 @@
 """One loss for each output of a model."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_distill import outputs
 from keras_distill.losses.base import BatchContext, DistillationLoss
+from keras_distill.losses.calling import as_loss, call_loss
 from keras_distill.outputs import Path
 from keras_distill.schedules import Hyperparameter
 
 Tensor = Any
 tree = keras.tree
-
-
-class _FunctionLoss(keras.losses.Loss):
-    """A loss function, e.g. what Keras finds under `"mse"`, with Keras' reduction."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__(name=getattr(function, "__name__", None))
-        self._function = function
-
-    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        # as Keras' own losses do, for which a column of outputs is no matrix
-        if len(y_true.shape) == 1 and tuple(y_pred.shape[1:]) == (1,):
-            y_true = ops.expand_dims(y_true, -1)
-        return self._function(y_true, y_pred)
 
 
 class PerOutputLoss:
@@ -39,9 +26,17 @@ class PerOutputLoss:
             `(teacher_output, student_output)`, or a name that Keras knows.
         output_names: The names of the outputs in order, where the model has any, so
             that a dict of losses may be given for a list of outputs.
+        of_labels: Whether these are label losses, called as Keras calls them.
     """
 
-    def __init__(self, losses: Any, *, output_names: Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        losses: Any,
+        *,
+        output_names: Sequence[str] | None,
+        of_labels: bool = False,
+    ) -> None:
+        self._of_labels = of_labels
         self._losses = tree.map_structure(as_loss, losses)
         self._output_names = output_names
         if all(loss is None for loss in tree.flatten(self._losses)):
@@ -77,9 +72,7 @@ class PerOutputLoss:
         label_masks = label_masks or {}
         terms = {}
         for path, loss in self._by_path(student_output).items():
-            weight = sample_weight
-            if tree.is_nested(sample_weight):
-                weight = outputs.at(path, sample_weight, "`sample_weight`")
+            weight = outputs.weight_at(path, sample_weight)
             teacher = outputs.at(path, teacher_output, "the teacher's output")
             student = outputs.at(path, student_output, "the student's output")
             if isinstance(loss, DistillationLoss):
@@ -91,7 +84,8 @@ class PerOutputLoss:
                         step=step,
                     )
                 )
-            terms[path] = loss(teacher, student, weight)
+            call = loss if self._of_labels else partial(call_loss, loss)
+            terms[path] = call(teacher, student, weight)
         return terms
 
     def scheduled(self) -> Iterator[tuple[DistillationLoss, Hyperparameter]]:
@@ -108,11 +102,3 @@ class PerOutputLoss:
             names=self._output_names,
             what="`distillation_loss`",
         )
-
-
-def as_loss(loss: Any) -> Any:
-    """Return the `keras.losses.Loss` that `keras.Model.compile` makes of `loss`."""
-    found = keras.losses.get(loss)
-    if found is None or isinstance(found, keras.losses.Loss):
-        return found
-    return _FunctionLoss(found)

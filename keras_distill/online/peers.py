@@ -17,6 +17,7 @@ from keras_distill.online.peer import BAD_PEER, Peer, PeerLogs, refresh
 from keras_distill.saving import RandomStates
 from keras_distill.teachers.base import as_targets
 from keras_distill.teachers.combining import check_combination, mean_outputs
+from keras_distill.tracing import Retraceable
 
 Tensor = Any
 
@@ -32,7 +33,7 @@ class _Untracked:
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class MutualLearning(RandomStates):
+class MutualLearning(Retraceable, RandomStates):
     r"""Trains models together, each on labels and on the mean of what the others say.
 
     `loss = sum_i (1 - alpha) * loss(y, p_i) + alpha * distillation_loss(t_i, p_i)
@@ -363,6 +364,10 @@ class MutualLearning(RandomStates):
 
     def _mean(self, outputs: Sequence[Any]) -> Any:
         return mean_outputs(outputs, combine=self.combine, activation=self.activation)
+
+    @property
+    def _compiled_within(self) -> list[Peer]:
+        return self._untracked.peers
 
     @property
     def _compiled_peers(self) -> list[Peer]:

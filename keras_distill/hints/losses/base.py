@@ -7,13 +7,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_distill.losses.checks import ChecksShapes
 from keras_distill.outputs import of_rank
 
 Tensor = Any
 Shape = tuple[int | None, ...]
 
 
-class FeatureLoss(keras.losses.Loss, ABC):
+class FeatureLoss(ChecksShapes, keras.losses.Loss, ABC):
     """A Keras loss whose `y_true` is what a layer of the teacher returns.
 
     `y_pred` is what a layer of the student returns, or a projector behind it.

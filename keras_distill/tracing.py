@@ -1,0 +1,98 @@
+"""Steps that can be traced again after an error in their first trace."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+# How Keras learns that the data have ended.
+_END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
+
+
+class Retraceable(keras.Model):
+    """A model whose `fit`, `evaluate` and `predict` work after a refusal.
+
+    TensorFlow lets a function create variables in its first trace only, and leaves
+    them without values where that trace fails. So a step that failed before it ever
+    ran is traced anew, and what it had built is built anew.
+    """
+
+    @property
+    def _compiled_within(self) -> Sequence[keras.Model]:
+        """The models that this one's step trains with losses of their own."""
+        return ()
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Build the function that `fit` calls."""
+        self._make("train_function", super().make_train_function, force)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Build the function that `evaluate` calls."""
+        self._make("test_function", super().make_test_function, force)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        """Build the function that `predict` calls."""
+        self._make("predict_function", super().make_predict_function, force)
+
+    def _make(self, name: str, make: Callable[..., None], force: bool) -> None:
+        earlier = getattr(self, name)
+        make(force=force)
+        step = getattr(self, name)
+        if step is earlier:
+            return
+        models = [self, *self._compiled_within]
+        unbuilt = [part for part in _compiled_parts(models) if not part.built]
+        has_run = False
+
+        def checked_step(data: Any) -> Any:
+            nonlocal has_run
+            try:
+                outputs = step(data)
+            except _END_OF_DATA:
+                raise
+            except BaseException:
+                if not has_run:
+                    setattr(self, name, None)
+                    _unbuild(unbuilt)
+                    _initialize(models)
+                raise
+            has_run = True
+            return outputs
+
+        setattr(self, name, checked_step)
+
+
+def _compiled_parts(models: Sequence[keras.Model]) -> list[Any]:
+    """Return the losses and metrics that Keras builds from the first batch."""
+    parts = [(model._compile_loss, model._compile_metrics) for model in models]
+    return [part for pair in parts for part in pair if part is not None]
+
+
+def _unbuild(parts: Sequence[Any]) -> None:
+    for part in parts:
+        part.built = False
+        if isinstance(part, keras.losses.Loss):
+            del part.metrics[:]  # building appends to it
+
+
+def _initialize(models: Sequence[keras.Model]) -> None:
+    """Give a value to the variables that the failed trace left without one."""
+    for model in models:
+        for metric in model.metrics:
+            if any(_is_empty(variable) for variable in metric.variables):
+                metric.reset_state()
+        optimizer = model.optimizer
+        if optimizer is not None and any(map(_is_empty, optimizer.variables)):
+            fresh = type(optimizer).from_config(optimizer.get_config())
+            fresh.build(model.trainable_variables)
+            for variable, initial in zip(
+                optimizer.variables, fresh.variables, strict=True
+            ):
+                if _is_empty(variable):
+                    variable.assign(initial)
+
+
+def _is_empty(variable: keras.Variable) -> bool:
+    value = variable.value
+    return isinstance(value, tf.Variable) and not bool(value.is_initialized())
