@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_distill import features
+from keras_distill import features, own_training
 from keras_distill.distillation import DistillationTerm
 from keras_distill.labels import LabelMask
 from keras_distill.sharing import shared_state
@@ -48,6 +48,8 @@ class Compilation:
         auto_scale_loss: bool,
     ) -> None:
         output_names = getattr(student, "output_names", None)
+        if loss is None and own_training.overrides(student, "compute_loss"):
+            loss = student.compute_loss
         self.term = DistillationTerm(
             distillation_loss,
             alpha,
@@ -60,6 +62,7 @@ class Compilation:
             self.term.check_needs_no_labels("loss=None")
         self.label_mask = LabelMask(label_mask, output_names=output_names)
         check_label_mask(self.label_mask, student, metrics)
+        own_training.check_student(student, alpha=alpha, masks=self.label_mask.keys)
         check_names(self.term, student)
         _warn_of_privileged_features_alone(teacher, privileged_features, self.term)
         self.training_teacher: TrainingTeacher | None = None

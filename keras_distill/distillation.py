@@ -7,6 +7,11 @@ import keras
 from keras import ops
 
 from keras_distill import outputs
+from keras_distill.labels.units import (
+    masked_by_unit,
+    weights_of_units,
+    with_unit_axis,
+)
 from keras_distill.losses.per_output import PerOutputLoss
 from keras_distill.monitoring import (
     BAD_LOSS,
@@ -66,6 +71,7 @@ class DistillationTerm:
         self._output_names = output_names
         self._losses = PerOutputLoss(losses, output_names=output_names)
         self._label_losses, self._loss_weights = None, loss_weights
+        alpha = _by_name(alpha, output_names)
         if isinstance(alpha, Mapping):
             if not alpha:
                 raise ValueError(
@@ -114,6 +120,8 @@ class DistillationTerm:
 
     @alpha.setter
     def alpha(self, value: Any) -> None:
+        if isinstance(self._alpha, dict):
+            value = _by_name(value, self._output_names)
         if self.without_labels and any(a != 1.0 for a in keras.tree.flatten(value)):
             raise ValueError(
                 "`alpha` must stay 1 where there are no labels: the student learns "
@@ -188,7 +196,7 @@ class DistillationTerm:
         losses = self._losses(
             output,
             batch.student_output,
-            self._structured(batch.sample_weight, batch),
+            batch.sample_weight,
             inputs=batch.inputs,
             labels=self._structured(batch.labels, batch),
             label_masks=batch.label_masks,
@@ -239,7 +247,12 @@ class DistillationTerm:
             self._structured(structure, batch)
             for structure in (batch.labels, batch.sample_weight, self._loss_weights)
         )
-        losses = self._label_losses(labels, batch.masked_output, sample_weight)
+        by_unit = masked_by_unit(batch.label_masks, batch.student_output)
+        losses = self._label_losses(
+            with_unit_axis(labels, by_unit),
+            batch.masked_output,
+            weights_of_units(sample_weight, batch.student_output, by_unit),
+        )
         weights = outputs.by_path(
             1.0 if loss_weights is None else loss_weights,
             batch.student_output,
@@ -270,6 +283,19 @@ class DistillationTerm:
 def member_loss(name: str) -> str:
     """Return the name that the loss against a member of the teacher is logged by."""
     return f"{name}_distillation_loss"
+
+
+def _by_name(alpha: Any, output_names: Sequence[str] | None) -> Any:
+    """Return weights that are given by output as a dict, without those that are None.
+
+    A list stays where the outputs have no names for it.
+    """
+    names = list(output_names or ())
+    if isinstance(alpha, list | tuple) and len(alpha) == len(names) > 1:
+        alpha = dict(zip(names, alpha, strict=True))
+    if not isinstance(alpha, Mapping):
+        return alpha
+    return {name: value for name, value in alpha.items() if value is not None}
 
 
 def _weight(name: str, value: Alpha) -> Hyperparameter:

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_distill import features, monitoring, outputs, saving
+from keras_distill import features, monitoring, outputs, own_training, saving
 from keras_distill.compilation import Compilation, check_names, check_not_shared
 from keras_distill.distillation import Batch, DistillationTerm
 from keras_distill.hints import Hint
@@ -266,6 +266,9 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         if distillation_loss is None:
             distillation_loss = ForwardKL(temperature=4.0)
         optimizer = keras.optimizers.get(optimizer)
+        loss_weights = outputs.as_floats(loss_weights)
+        if all(item is None for item in keras.tree.flatten(loss)):
+            loss = None
         ours = {
             "distillation_loss": distillation_loss,
             "label_mask": label_mask,
@@ -302,8 +305,10 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the student's outputs."""
-        seen = features.select(self.student, inputs, withheld=self._withheld)
-        return self.student(seen, training=training)
+        return self.student(self._read(inputs), training=training)
+
+    def _read(self, x: Any) -> Any:
+        return features.select(self.student, x, withheld=self._withheld)
 
     def train_step(self, data: Any) -> dict[str, Tensor]:
         """Run each model once, and update what trains."""
@@ -321,6 +326,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 monitoring.log_loss(trained, teacher_loss, x)
             with hints.of_student() as guided:
                 output = self(x, training=True)
+            y, sample_weight = self._by_output(y, sample_weight, output)
             own_loss = self.compute_loss(x, y, output, sample_weight)
             student_loss = None
             if self._learns_from(y):
@@ -354,9 +360,14 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
 
     def test_step(self, data: Any) -> dict[str, Tensor]:
         """Evaluate the student; the teacher isn't run."""
-        _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-        logs = super().test_step(data)
-        not_measured = {*self._of_training, *(() if self.loss else ("loss",))}
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if own_training.overrides(self.student, "test_step"):
+            with own_training.compiled_as(self.student, self):
+                logs = self.student.test_step((self._read(x), y, sample_weight))
+        else:
+            logs = super().test_step(data)
+        no_loss = () if self._has_label_loss else ("loss",)
+        not_measured = {*self._of_training, *no_loss}
         if self._compilation.teacher_logs is not None:
             not_measured |= set(self._compilation.teacher_logs.result())
         logs = {name: log for name, log in logs.items() if name not in not_measured}
@@ -366,6 +377,13 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 f"Received: y={y}, loss={self.loss}"
             )
         return logs
+
+    def predict_step(self, data: Any) -> Any:
+        """Predict with the student."""
+        if not own_training.overrides(self.student, "predict_step"):
+            return super().predict_step(data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        return self.student.predict_step((self._read(x), y, sample_weight))
 
     def compute_loss(
         self,
@@ -595,7 +613,12 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         )
 
     def _learns_from(self, labels: Any) -> bool:
-        return self.loss is not None and labels is not None
+        return self._has_label_loss and labels is not None
+
+    @property
+    def _has_label_loss(self) -> bool:
+        own = own_training.overrides(self.student, "compute_loss")
+        return own or self.loss is not None
 
     @property
     def _compilation(self) -> Compilation:
@@ -615,6 +638,10 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
     @property
     def _label_mask(self) -> LabelMask:
         return self._compilation.label_mask
+
+    @property
+    def _trained_model(self) -> keras.Model:
+        return self.student
 
     @property
     def _withheld(self) -> tuple[str, ...]:

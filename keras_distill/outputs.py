@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 Tensor = Any
@@ -98,6 +99,25 @@ def at(path: Path, structure: Any, what: str) -> Any:
             f"those that aren't distilled. Received: {describe(structure)}"
         )
     return leaf
+
+
+def as_floats(loss_weights: Any) -> Any:
+    """Return `loss_weights` as Keras takes them: Python floats, not NumPy's or ints.
+
+    Raises:
+        TypeError: If one isn't a number.
+    """
+    if isinstance(loss_weights, np.ndarray) and loss_weights.ndim:
+        loss_weights = list(loss_weights)
+    try:
+        return tree.map_structure(
+            lambda weight: None if weight is None else float(weight), loss_weights
+        )
+    except (TypeError, ValueError):
+        raise TypeError(
+            "`loss_weights` must be a number, or a list or dict of numbers. Received: "
+            f"loss_weights={loss_weights!r}"
+        ) from None
 
 
 def weight_at(path: Path, sample_weight: Any) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 from keras.optimizers.schedules import (
     LearningRateSchedule,
@@ -200,7 +201,8 @@ class Hyperparameter:
 
     def _check(self, value: float, received: str = "{}") -> float:
         try:
-            if isinstance(value, str | bool):  # float() would take "4" and True
+            # float() would take "4", True and [0.5]
+            if isinstance(value, str | bool | np.bool_) or np.ndim(value) > 0:
                 raise TypeError
             number = float(value)
         except (TypeError, ValueError):

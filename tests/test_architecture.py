@@ -15,6 +15,7 @@ FLOORS = {
     "files": 0,
     "naming": 0,
     "outputs": 0,
+    "own_training": 0,
     "sharing": 0,
     "tracing": 0,
     "labels": 1,

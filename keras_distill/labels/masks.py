@@ -6,7 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import outputs
+from keras_distill import outputs, own_training
+from keras_distill.labels import structures, units
 from keras_distill.labels.probabilities import checked_probabilities
 from keras_distill.outputs import of_rank
 
@@ -45,8 +46,8 @@ class LabelMask:
         def masked(output: Tensor, mask: Tensor | None) -> Tensor:
             if mask is None:
                 return output
-            if len(output.shape) == 1:
-                output = ops.expand_dims(output, -1)  # or Keras would average the rows
+            if len(output.shape) == 1 or units.are_units(mask, output):
+                output = ops.expand_dims(output, -1)  # or Keras would average them
             mask = _for_values(mask, output)
             earlier = getattr(output, "_keras_mask", None)
             output = ops.copy(output)  # whoever else holds it is to see no mask
@@ -62,7 +63,7 @@ class LabelMask:
             return None
 
         def masked(label: Tensor, mask: Tensor | None) -> Tensor:
-            if mask is None:
+            if mask is None or label is None:
                 return label
             label = ops.convert_to_tensor(label)
             if len(label.shape) == 1 and label.dtype.is_floating:
@@ -77,6 +78,8 @@ class LabelMask:
             return sample_weight
 
         def masked(label: Tensor, mask: Tensor | None) -> Tensor:
+            if label is None:
+                return None
             if mask is None:
                 return ops.ones(ops.shape(label)[:1])
             return ops.cast(of_rank(mask, label), keras.config.floatx())
@@ -87,11 +90,7 @@ class LabelMask:
         weights = sample_weight
         if not tree.is_nested(weights):
             weights = tree.map_structure(lambda _: sample_weight, labels)
-        return tree.map_structure(
-            lambda weight, mask: ops.cast(of_rank(weight, mask), mask.dtype) * mask,
-            weights,
-            masks,
-        )
+        return tree.map_structure(_product, weights, masks)
 
     def by_path(self, x: Any, structure: Any) -> dict[outputs.Path, Tensor]:
         """Return the boolean masks of a batch by the paths of their outputs.
@@ -103,7 +102,7 @@ class LabelMask:
         for path, tensor in tree.flatten_with_path(structure):
             key = keys.get(tuple(path))
             mask = _held(x, key)
-            if mask is not None:
+            if mask is not None and tensor is not None:
                 masks[tuple(path)] = ops.cast(mask, "bool")
                 _check_rows(masks[tuple(path)], tensor, key)
         return masks
@@ -148,10 +147,21 @@ class LabelMask:
 
 
 class LabelledModel(keras.Model):
-    """A model whose label losses and metrics see labels alone: none that isn't one."""
+    """A model around another, whose label losses and metrics see labels only.
+
+    Methods of training that the class of the other model overrides are called.
+    """
 
     @property
     def _label_mask(self) -> LabelMask:
+        raise NotImplementedError
+
+    @property
+    def _trained_model(self) -> keras.Model:
+        raise NotImplementedError
+
+    def _read(self, x: Any) -> Any:
+        """Return the inputs that the model reads."""
         raise NotImplementedError
 
     def compute_loss(
@@ -162,10 +172,22 @@ class LabelledModel(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        """Return Keras' loss of the rows that have a label."""
+        """Return Keras' loss of the rows that have a label, or the model's own."""
+        y, sample_weight = self._by_output(y, sample_weight, y_pred)
         y, _ = self._checked_labels(x, y, sample_weight)
+        by_unit = self._masked_by_unit(x, y_pred)
+        names = getattr(self, "output_names", None)
+        units.check_losses(self.loss, by_unit, names)
+        y = units.with_unit_axis(y, by_unit)
+        sample_weight = units.weights_of_units(sample_weight, y_pred, by_unit)
         y_pred = self._label_mask.mask_predictions(x, y_pred)
-        return super().compute_loss(x, y, y_pred, sample_weight, training)
+        model = self._trained_model
+        if not own_training.overrides(model, "compute_loss"):
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        with own_training.compiled_as(model, self):
+            return model._compute_loss(
+                self._read(x), y, y_pred, sample_weight, training
+            )
 
     def _checked_labels(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Tensor]:
         """Return the labels, 0 where there is none, and whether all can be labels."""
@@ -177,19 +199,42 @@ class LabelledModel(keras.Model):
             xla=self.jit_compile,
         )
 
+    def _masked_by_unit(self, x: Any, y_pred: Any) -> list[outputs.Path]:
+        masks = self._label_mask.by_path(x, y_pred)
+        return units.masked_by_unit(masks, y_pred)
+
+    def _by_output(self, y: Any, sample_weight: Any, y_pred: Any) -> tuple[Any, Any]:
+        """Return labels and weights in the structure of the outputs."""
+        names = getattr(self, "output_names", None)
+        return (
+            structures.labels_by_output(y, y_pred, names=names, losses=self.loss),
+            structures.weights_by_output(sample_weight, y_pred, names=names),
+        )
+
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Tensor]:
         """Update the metrics with the rows that have a label."""
+        y, sample_weight = self._by_output(y, sample_weight, y_pred)
         weights = self._label_mask.mask_weights(x, y, sample_weight)
         y = self._label_mask.mask_labels(x, y)
-        logs: dict[str, Tensor] = super().compute_metrics(x, y, y_pred, weights)
-        return logs
+        by_unit = self._masked_by_unit(x, y_pred)
+        y, y_pred = (units.with_unit_axis(each, by_unit) for each in (y, y_pred))
+        model = self._trained_model
+        if not own_training.overrides(model, "compute_metrics"):
+            logs: dict[str, Tensor] = super().compute_metrics(x, y, y_pred, weights)
+            return logs
+        with own_training.compiled_as(model, self):
+            own = model.compute_metrics(self._read(x), y, y_pred, weights)
+        return {**own, **self.get_metrics_result()}
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """Keras' metrics; compiled ones have no result before labels have come."""
-        return [m for m in super().metrics if getattr(m, "built", True)]
+        metrics = [m for m in super().metrics if getattr(m, "built", True)]
+        names = {metric.name for metric in metrics}
+        own = own_training.own_metrics(self._trained_model)
+        return metrics + [metric for metric in own if metric.name not in names]
 
 
 def _held(x: Any, key: str | None) -> Any:
@@ -200,6 +245,13 @@ def _held(x: Any, key: str | None) -> Any:
         return x[key]
     found = (_held(item, key) for item in x.values())
     return next((item for item in found if item is not None), None)
+
+
+def _product(weight: Any, mask: Tensor | None) -> Tensor | None:
+    """Return the weight of each label, 0 where there is none."""
+    if weight is None or mask is None:
+        return mask
+    return ops.cast(of_rank(weight, mask), mask.dtype) * mask
 
 
 def _check_rows(mask: Tensor, tensor: Tensor, key: str | None) -> None:

@@ -1,5 +1,6 @@
 """Labels that are probabilities must lie in [0, 1]."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,10 +51,15 @@ def checked_probabilities(
     """
     losses = _by_path_of_labels(loss, labels, output_names)
     weights = {tuple(p): weight for p, weight in tree.flatten_with_path(sample_weight)}
-    checked, all_valid = [], tf.constant(True)
+    checked: list[Any] = []
+    all_valid = tf.constant(True)
     for path, label in tree.flatten_with_path(labels):
         path = tuple(path)
         # () is the path of what is given once for all outputs
+        if label is None:
+            _check_needs_no_label(losses.get(path, losses.get(())), path)
+            checked.append(None)
+            continue
         label = ops.convert_to_tensor(label)
         of_binary = _is_binary_crossentropy(losses.get(path, losses.get(())))
         if of_binary and not label.dtype.is_bool:
@@ -83,8 +89,20 @@ def _by_path_of_labels(
     return {tuple(path): item for path, item in tree.flatten_with_path(loss)}
 
 
+def _check_needs_no_label(loss: Any, path: outputs.Path) -> None:
+    if loss is not None:
+        raise ValueError(
+            f"Output {list(path)} has a loss, but no labels. Pass them, or give None "
+            f"as its loss. Received: y=None and loss={loss} for this output"
+        )
+
+
 def _is_binary_crossentropy(loss: Any) -> bool:
+    if isinstance(loss, str) and loss.lower() in ("crossentropy", "ce"):
+        return False  # the shape of the output decides
     found = keras.losses.get(loss)
+    if isinstance(found, functools.partial):
+        found = found.func
     return isinstance(found, _BINARY) or found in (
         keras.losses.binary_crossentropy,
         keras.losses.binary_focal_crossentropy,

@@ -136,8 +136,8 @@ def _different(teacher: Tensor, student: Tensor) -> str:
     return (
         "The teacher's and the student's output must have the same shape, but for a "
         "last dimension of 1. Reshape the teacher's output, e.g. with "
-        "`teacher=lambda x: keras.ops.reshape(model(x), ...)`. Received: teacher output "
-        f"{tuple(teacher.shape)}, student output {tuple(student.shape)}"
+        "`teacher=lambda x: keras.ops.reshape(model(x), ...)`. Received: teacher "
+        f"output {tuple(teacher.shape)}, student output {tuple(student.shape)}"
     )
 
 

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_distill import features, monitoring
+from keras_distill import features, monitoring, own_training
 from keras_distill.distillation import Batch, DistillationTerm
 from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.monitoring import BAD_LOSS, TeacherGuard, additional_loss
@@ -49,6 +49,7 @@ class Peer(LabelledModel):
         alpha: Any,
     ) -> None:
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
+        own_training.check_train_step(model, "peer")
         self.model = model
         self.built = True
         self._mask = LabelMask(label_mask, output_names=self.output_names)
@@ -75,8 +76,14 @@ class Peer(LabelledModel):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the model's outputs."""
-        seen = features.select(self.model, inputs, withheld=self._mask.keys)
-        return self.model(seen, training=training)
+        return self.model(self._read(inputs), training=training)
+
+    def _read(self, x: Any) -> Any:
+        return features.select(self.model, x, withheld=self._mask.keys)
+
+    @property
+    def _trained_model(self) -> keras.Model:
+        return self.model
 
     def own_loss(self, data: tuple[Any, Any, Any], output: Any) -> Tensor:
         """Return the loss that the model would be trained with alone, and log it."""
@@ -84,6 +91,7 @@ class Peer(LabelledModel):
         loss = self.compute_loss(x, y, output, sample_weight)
         logged = loss
         if self.jit_compile:  # without XLA, the loss has asserted it
+            y, sample_weight = self._by_output(y, sample_weight, output)
             _, are_valid = self._checked_labels(x, y, sample_weight)
             logged = ops.where(are_valid, loss, BAD_LOSS)
         monitoring.log_loss(self, logged, x)
@@ -109,7 +117,7 @@ class Peer(LabelledModel):
             guard: Looks at it, where it is to be looked at.
             step: The optimiser's, which schedules are read at.
         """
-        x, y, sample_weight = data
+        x, (y, sample_weight) = data[0], self._by_output(*data[1:], output)
         are_finite = None
         if guard is not None:
             said, are_finite = guard.watch(said)

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_distill import features
+from keras_distill import features, own_training
 from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.saving import RandomStates
 from keras_distill.sharing import shared_weights
@@ -58,6 +58,7 @@ class TrainingTeacher(RandomStates, LabelledModel):
                 "or train one `keras.Model` that holds them. Received: teacher="
                 f"{teacher!r}"
             )
+        own_training.check_train_step(teacher, "teacher that trains")
         if optimizer is student_optimizer:
             raise ValueError(
                 "An optimizer keeps the state of one model. Give the teacher another, "
@@ -100,8 +101,14 @@ class TrainingTeacher(RandomStates, LabelledModel):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the teacher's outputs."""
-        seen = features.select(self.teacher, inputs, withheld=self._label_mask.keys)
-        return self.teacher(seen, training=training)
+        return self.teacher(self._read(inputs), training=training)
+
+    def _read(self, x: Any) -> Any:
+        return features.select(self.teacher, x, withheld=self._label_mask.keys)
+
+    @property
+    def _trained_model(self) -> keras.Model:
+        return self.teacher
 
     def compute_loss(
         self,

@@ -1,0 +1,81 @@
+"""Labels and sample weights in the structure of a model's outputs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_distill import outputs
+
+tree = keras.tree
+
+
+def labels_by_output(
+    labels: Any, predictions: Any, *, names: Sequence[str] | None, losses: Any
+) -> Any:
+    """Return labels that leave outputs out with None in their places.
+
+    As Keras matches them: a dict by name, a list with the losses that aren't None.
+    Everything else is left to Keras.
+
+    Args:
+        labels: The labels.
+        predictions: The outputs.
+        names: Names of the outputs in order, where the model has any.
+        losses: As `loss` in `keras.Model.compile`.
+    """
+    count = len(tree.flatten(predictions))
+    if not tree.is_nested(labels) or not _is_flat(predictions):
+        return labels
+    if isinstance(labels, Mapping):
+        keys = list(predictions) if isinstance(predictions, Mapping) else names
+        if not keys or len(keys) != count or not set(labels) <= set(keys):
+            return labels
+        if isinstance(predictions, Mapping):
+            return {key: labels.get(key) for key in predictions}
+        return [labels.get(key) for key in keys]
+    if len(labels) == count or not tree.is_nested(losses):
+        return outputs.as_structured(labels, predictions, names)
+    per_output = outputs.as_structured(losses, predictions, names)
+    with_loss = [
+        tuple(path)
+        for path, loss in tree.flatten_with_path(per_output)
+        if loss is not None
+    ]
+    if len(with_loss) != len(labels):
+        return labels
+    given = dict(zip(with_loss, labels, strict=True))
+    paths = [tuple(path) for path, _ in tree.flatten_with_path(predictions)]
+    return tree.pack_sequence_as(predictions, [given.get(path) for path in paths])
+
+
+def weights_by_output(
+    sample_weight: Any, predictions: Any, *, names: Sequence[str] | None
+) -> Any:
+    """Return sample weights in the structure of the outputs.
+
+    Raises:
+        ValueError: If weights are given by names that no output has.
+    """
+    if not isinstance(sample_weight, Mapping):
+        return outputs.as_structured(sample_weight, predictions, names)
+    by_name = isinstance(predictions, Mapping)
+    known = list(predictions if by_name else names or ())
+    unknown = [key for key in sample_weight if key not in known]
+    if unknown:
+        raise ValueError(
+            "The keys of `sample_weight` must be the names of the outputs. Received: "
+            f"keys {sorted(sample_weight)}, outputs named {known}"
+        )
+    if by_name:
+        return {key: sample_weight.get(key) for key in known}
+    return outputs.as_structured(sample_weight, predictions, names)
+
+
+def _is_flat(predictions: Any) -> bool:
+    return tree.is_nested(predictions) and not any(
+        tree.is_nested(item)
+        for item in (
+            predictions.values() if isinstance(predictions, Mapping) else predictions
+        )
+    )
