@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_distill import features, monitoring, outputs, saving
+from keras_distill import arguments, features, monitoring, outputs, saving
 from keras_distill.compilation import Compilation, check_names, check_not_shared
 from keras_distill.distillation import Batch, DistillationTerm
 from keras_distill.hints import Hint
@@ -103,6 +103,9 @@ class Distiller(RandomStates, LabelledModel):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
+        own, of_keras = Distiller.__init__, keras.Layer.__init__
+        known = [*arguments.parameters(own), *arguments.parameters(of_keras)]
+        arguments.check_known("Distiller", kwargs, known)
         if not isinstance(student, keras.Model):
             raise TypeError(
                 "`student` must be a `keras.Model`. Received: "
@@ -262,6 +265,10 @@ class Distiller(RandomStates, LabelledModel):
                 fixed teacher holds weights that the student trains; if arguments of a
                 teacher that trains lack `teacher_loss`.
         """
+        own, of_keras = Distiller.compile, keras.Model.compile
+        known = [*arguments.parameters(own), *arguments.parameters(of_keras)]
+        arguments.check_known("compile", kwargs, known)
+        arguments.check_distillation_loss(distillation_loss)
         if distillation_loss is None:
             distillation_loss = ForwardKL(temperature=4.0)
         optimizer = keras.optimizers.get(optimizer)

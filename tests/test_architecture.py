@@ -12,6 +12,7 @@ PACKAGE = Path(keras_distill.__file__).parent
 
 FLOORS = {
     "version": 1,
+    "arguments": 0,
     "files": 0,
     "naming": 0,
     "outputs": 0,

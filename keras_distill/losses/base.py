@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_distill import arguments
 from keras_distill.losses import checks
 from keras_distill.schedules import Hyperparameter
 
@@ -66,6 +67,12 @@ class DistillationLoss(keras.losses.Loss, ABC):
     # of losses that have one
     tempering: Hyperparameter | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = arguments.explained(cls.__init__)  # type: ignore[method-assign]
+
+    @arguments.explained
     def __init__(
         self,
         *,
