@@ -7,9 +7,18 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_distill import features, monitoring, outputs, own_training, saving
+from keras_distill import (
+    arguments,
+    features,
+    monitoring,
+    outputs,
+    own_training,
+    saving,
+)
 from keras_distill.compilation import Compilation, check_names, check_not_shared
 from keras_distill.distillation import Batch, DistillationTerm
+from keras_distill.guards.look import Look, Seen
+from keras_distill.guards.teacher_loss import TeacherLabelLoss
 from keras_distill.hints import Hint
 from keras_distill.hints.term import HintTerm
 from keras_distill.labels import LabelledModel, LabelMask
@@ -34,6 +43,8 @@ class _Untracked:
         # set by `compile`
         self.compilation: Compilation | None = None
         self.guard: TeacherGuard | None = None
+        self.look: Look | None = None
+        self.teacher_log: TeacherLabelLoss | None = None
         self.compile_config: dict[str, Any] = {}
 
 
@@ -104,6 +115,9 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
+        own, of_keras = Distiller.__init__, keras.Layer.__init__
+        known = [*arguments.parameters(own), *arguments.parameters(of_keras)]
+        arguments.check_known("Distiller", kwargs, known)
         if not isinstance(student, keras.Model):
             raise TypeError(
                 "`student` must be a `keras.Model`. Received: "
@@ -162,6 +176,8 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             self._term.log_members(teachers.logged_members(checked))
             check_names(self._term, self.student)
         self._untracked.teacher = checked
+        if self.compiled:
+            self._untracked.look = self._new_look()
         self.train_function: Any = None  # it was traced with the earlier teacher
 
     @property
@@ -213,6 +229,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         teacher_optimizer: Any = None,
         teacher_metrics: Any = None,
         check_teacher: bool = True,
+        log_teacher: bool = False,
         loss_weights: Any = None,
         metrics: Any = None,
         **kwargs: Any,
@@ -253,6 +270,10 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 teacher's output is NaN or infinite. False lets -inf pass, the logit of
                 a class that the teacher rules out; `ForwardKL` and `SoftTargets` bear
                 it. Defaults to True.
+            log_teacher: Whether to log the label loss of a fixed teacher's outputs as
+                `teacher_loss`, weighted and masked as the student's. It costs another
+                loss a step. Defaults to False; a teacher with a `teacher_loss` logs
+                that.
             loss_weights: As in `keras.Model.compile`; of `loss` alone.
             metrics: As in `keras.Model.compile`.
             **kwargs: `weighted_metrics`, `run_eagerly`, `steps_per_execution`,
@@ -263,6 +284,10 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 fixed teacher holds weights that the student trains; if arguments of a
                 teacher that trains lack `teacher_loss`.
         """
+        own, of_keras = Distiller.compile, keras.Model.compile
+        known = [*arguments.parameters(own), *arguments.parameters(of_keras)]
+        arguments.check_known("compile", kwargs, known)
+        arguments.check_distillation_loss(distillation_loss)
         if distillation_loss is None:
             distillation_loss = ForwardKL(temperature=4.0)
         optimizer = keras.optimizers.get(optimizer)
@@ -289,6 +314,9 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             auto_scale_loss=kwargs.get("auto_scale_loss", True),
             **ours,
         )
+        teacher_log = None
+        if log_teacher and teacher_loss is None:
+            teacher_log = TeacherLabelLoss(loss, loss_weights, compilation.label_mask)
         self.supports_jit = teachers.supports_jit(self.teacher)
         # which Keras would keep where this call names none
         self.loss = self._compile_loss = self._compile_metrics = None
@@ -298,7 +326,13 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         untracked = self._untracked
         untracked.compilation = compilation
         untracked.guard = TeacherGuard(xla=self.jit_compile) if check_teacher else None
-        untracked.compile_config = {**ours, "check_teacher": check_teacher}
+        untracked.teacher_log = teacher_log
+        untracked.compile_config = {
+            **ours,
+            "check_teacher": check_teacher,
+            "log_teacher": log_teacher,
+        }
+        untracked.look = self._new_look()
         if compilation.training_teacher is not None:
             compilation.training_teacher.jit_compile = self.jit_compile
             self._build_optimizer()  # as the teacher's is, so that files fit both
@@ -352,10 +386,13 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             if trained is not None:
                 loss += trained.optimizer.scale_loss(teacher_loss)
         self._update(tape, loss)
+        self._look_at(step, batch)
         if trained is not None:
             trained.compute_metrics(x, y, said, sample_weight)
         logs: dict[str, Tensor] = self.compute_metrics(x, y, output, sample_weight)
-        unsaid = self._term.teacher_metrics if lesson.targets is None else ()
+        unsaid: set[str] = set()
+        if lesson.targets is None:
+            unsaid = self._term.teacher_metrics | {"teacher_loss"}
         return {name: log for name, log in logs.items() if name not in unsaid}
 
     def test_step(self, data: Any) -> dict[str, Tensor]:
@@ -422,6 +459,8 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         if self.train_function is not None and not force:
             return
         super().make_train_function(force=force)
+        if self._untracked.look is not None:
+            self.train_function = self._untracked.look.watching(self.train_function)
         if self.jit_compile:
             messages = {"student_loss": BAD_LABELS + " values that aren't"}
             if self._untracked.guard is not None:
@@ -435,6 +474,8 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             ValueError: If the data hold no batch, of which Keras itself says little.
         """
         history = super().fit(*args, **kwargs)
+        if self._untracked.look is not None:
+            self._untracked.look.conclude()
         trained = self.teacher_in_training
         if trained is not None and history.epoch:  # as Keras does with the student's
             trained.optimizer.finalize_variable_values(trained.trainable_weights)
@@ -612,6 +653,33 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             step=self.optimizer.iterations,
         )
 
+    def _new_look(self) -> Look:
+        """Return a look at the values that the losses of this `compile` are given."""
+        ours = self._untracked.compile_config
+        return Look(
+            ours["distillation_loss"],
+            self.loss,
+            teacher_loss=ours["teacher_loss"],
+            output_names=getattr(self, "output_names", None),
+            judges_teacher=ours["teacher_loss"] is None
+            and not teachers.changes(self.teacher),
+        )
+
+    def _look_at(self, step: Step, batch: Batch) -> None:
+        """Let what watches and logs the teacher see a batch."""
+        seen = Seen(
+            batch.student_output,
+            batch.teacher_output,
+            None if batch.labels is None else step.labels,
+            step.label_masks,
+            batch.sample_weight,
+        )
+        if self._untracked.look is not None:
+            self._untracked.look.at(seen)
+        if self._untracked.teacher_log is not None:
+            names = getattr(self, "output_names", None)
+            self._untracked.teacher_log.update(step.inputs, seen, names)
+
     def _learns_from(self, labels: Any) -> bool:
         return self._has_label_loss and labels is not None
 
@@ -633,7 +701,9 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
     @property
     def _of_training(self) -> dict[str, keras.metrics.Metric]:
         """What `fit` logs beside Keras' metrics: terms of the loss, and schedules."""
-        return {**self._term.metrics, **self._untracked.hints.metrics}
+        teacher_log = self._untracked.teacher_log
+        logged = {"teacher_loss": teacher_log.metric} if teacher_log else {}
+        return {**self._term.metrics, **self._untracked.hints.metrics, **logged}
 
     @property
     def _label_mask(self) -> LabelMask:

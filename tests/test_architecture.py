@@ -12,6 +12,8 @@ PACKAGE = Path(keras_distill.__file__).parent
 
 FLOORS = {
     "version": 1,
+    "arguments": 0,
+    "cautions": 0,
     "files": 0,
     "naming": 0,
     "outputs": 0,
@@ -27,6 +29,7 @@ FLOORS = {
     "metrics": 1,
     "monitoring": 1,
     "distillation": 2,
+    "guards": 2,
     "teachers": 2,
     "hints": 2,
     "compilation": 3,

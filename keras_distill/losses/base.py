@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_distill import arguments
 from keras_distill.losses import checks
 from keras_distill.schedules import Hyperparameter
 
@@ -66,6 +67,12 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
     # of losses that have one
     tempering: Hyperparameter | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = arguments.explained(cls.__init__)  # type: ignore[method-assign]
+
+    @arguments.explained
     def __init__(
         self,
         *,
@@ -147,6 +154,8 @@ class TemperedLoss(DistillationLoss):
         from_logits: Whether both outputs are logits (default) or probabilities. Of
             probabilities the logarithm is taken; a 0 counts as the smallest positive
             number of its dtype.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         axis: The class axis. Defaults to -1.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
@@ -169,6 +178,7 @@ class TemperedLoss(DistillationLoss):
         temperature: float | LearningRateSchedule = 1.0,
         *,
         from_logits: bool = True,
+        teacher_from_logits: bool | None = None,
         axis: int = -1,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
@@ -182,6 +192,7 @@ class TemperedLoss(DistillationLoss):
             accepts=lambda value: 0.0 < value < np.inf,
         )
         self.from_logits = from_logits
+        self.teacher_from_logits = teacher_from_logits
         # a scheduled temperature is read there
         self.step: Any = 0
         self._warned: set[str] = set()
@@ -233,6 +244,7 @@ class TemperedLoss(DistillationLoss):
             **super().get_config(),
             "temperature": temperature,
             "from_logits": self.from_logits,
+            "teacher_from_logits": self.teacher_from_logits,
         }
 
     @classmethod
@@ -245,22 +257,30 @@ class TemperedLoss(DistillationLoss):
 
     def logits(self, output: Tensor, whose: str) -> Tensor:
         """Return the logits of an output, which may be probabilities."""
-        if self.from_logits:
-            self._warn_once_if_probabilities(output, whose)
-        else:
-            output = self.logits_of_probabilities(output)
+        if not self.takes_logits(whose):
+            return self.logits_of_probabilities(output)
+        if checks.are_probabilities(output, self.axis, self.activation):
+            self.warn_of_probabilities(whose)
         return output
 
-    def _warn_once_if_probabilities(self, output: Tensor, whose: str) -> None:
-        if whose in self._warned or not checks.are_probabilities(
-            output, self.axis, self.activation
-        ):
+    def takes_logits(self, whose: str) -> bool:
+        """Return whether the `"teacher"`'s or the `"student"`'s output is logits."""
+        if whose == "teacher" and self.teacher_from_logits is not None:
+            return self.teacher_from_logits
+        return self.from_logits
+
+    def warn_of_probabilities(self, whose: str) -> None:
+        """Warn, once for each output, that probabilities are taken for logits."""
+        if whose in self._warned:
             return
         self._warned.add(whose)
+        remedy = "`from_logits=False`"
+        if whose == "teacher":
+            remedy = "`teacher_from_logits=False`, or for both outputs " + remedy
         warnings.warn(
             f"The {whose}'s output looks like probabilities, but `{self.name}` was "
-            "told `from_logits=True` and takes them for logits. "
-            f"Remove the model's final {self.activation}, or pass `from_logits=False`.",
+            "told `from_logits=True` and takes them for logits. Remove the model's "
+            f"final {self.activation}, or pass {remedy}.",
             stacklevel=2,
         )
 

@@ -31,8 +31,10 @@ class SigmoidLoss(TemperedLoss):
 
     def logits(self, output: Tensor, whose: str) -> Tensor:
         """Return the logits of an output, which may be probabilities."""
-        if not self.from_logits:
-            checks.check_probabilities(output, whose, self.name)
+        if not self.takes_logits(whose):
+            of_one = whose == "teacher" and self.teacher_from_logits is not None
+            argument = "teacher_from_logits" if of_one else "from_logits"
+            checks.check_probabilities(output, whose, self.name, argument)
         return super().logits(output, whose)
 
 
@@ -52,6 +54,8 @@ class BinarySoftTargets(SigmoidLoss):
             gradient. Defaults to False.
         from_logits: Whether outputs are logits (default) or probabilities, which are
             checked, but not in what XLA compiles.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         axis: The axis of the units, averaged over. Defaults to -1. Outputs of shape
             `(batch,)` have one unit an example.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
@@ -78,6 +82,7 @@ class BinarySoftTargets(SigmoidLoss):
         *,
         subtract_entropy: bool = False,
         from_logits: bool = True,
+        teacher_from_logits: bool | None = None,
         axis: int = -1,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
@@ -86,6 +91,7 @@ class BinarySoftTargets(SigmoidLoss):
         super().__init__(
             temperature,
             from_logits=from_logits,
+            teacher_from_logits=teacher_from_logits,
             axis=axis,
             reduction=reduction,
             name=name,

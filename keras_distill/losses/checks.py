@@ -78,7 +78,9 @@ def check_classes(output: Tensor, axis: int) -> None:
         )
 
 
-def check_probabilities(output: Tensor, whose: str, loss_name: str) -> None:
+def check_probabilities(
+    output: Tensor, whose: str, loss_name: str, argument: str = "from_logits"
+) -> None:
     """Raise ValueError if values lie outside [0, 1].
 
     A graph of TensorFlow's asserts it when it runs, which XLA leaves out in silence.
@@ -88,8 +90,8 @@ def check_probabilities(output: Tensor, whose: str, loss_name: str) -> None:
         output,
         -_ROUNDING,
         1.0 + _ROUNDING,
-        f"`{loss_name}` was told `from_logits=False`, so the {whose}'s output must be "
-        "probabilities in [0, 1]. Pass `from_logits=True` for logits. Received: values",
+        f"`{loss_name}` was told `{argument}=False`, so the {whose}'s output must be "
+        f"probabilities in [0, 1]. Pass `{argument}=True` for logits. Received: values",
     )
 
 

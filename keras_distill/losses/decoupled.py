@@ -41,6 +41,8 @@ class DecoupledKD(SoftmaxLoss):
         beta: Weight of the others' part; not negative. Defaults to 8, one of the
             paper's for CIFAR-100: the surer the teacher, the larger.
         from_logits: Whether outputs are logits (default) or probabilities.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         axis: The class axis. Defaults to -1.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
@@ -70,6 +72,7 @@ class DecoupledKD(SoftmaxLoss):
         alpha: float = 1.0,
         beta: float = 8.0,
         from_logits: bool = True,
+        teacher_from_logits: bool | None = None,
         axis: int = -1,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
@@ -78,6 +81,7 @@ class DecoupledKD(SoftmaxLoss):
         super().__init__(
             temperature,
             from_logits=from_logits,
+            teacher_from_logits=teacher_from_logits,
             axis=axis,
             reduction=reduction,
             name=name,

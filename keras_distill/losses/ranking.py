@@ -34,6 +34,8 @@ class RankingLoss(SigmoidLoss):
         group: Name of the input that holds the group ids, for `with_lists`.
         from_logits: Whether outputs are scores (default), or probabilities of a
             sigmoid head, which are checked, but not in what XLA compiles.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         reduction: As in `keras.losses.Loss`, of the values of the lists. Defaults to
             `"sum_over_batch_size"`, the mean over lists that say something.
         name: Name of the loss.
@@ -47,6 +49,7 @@ class RankingLoss(SigmoidLoss):
         mask: str | None = None,
         group: str | None = None,
         from_logits: bool = True,
+        teacher_from_logits: bool | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
         dtype: Any = None,
@@ -54,6 +57,7 @@ class RankingLoss(SigmoidLoss):
         super().__init__(
             temperature,
             from_logits=from_logits,
+            teacher_from_logits=teacher_from_logits,
             reduction=reduction,
             name=name,
             dtype=dtype,
@@ -238,6 +242,8 @@ class ListwiseSoftTargets(ListwiseLoss):
         group: Name of the model's input that holds the group ids, for `Distiller`.
         from_logits: Whether outputs are scores (default), or probabilities of a
             sigmoid head, which are checked, but not in what XLA compiles.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         reduction: As in `keras.losses.Loss`, over lists. Defaults to
             `"sum_over_batch_size"`.
         name: Name of the loss.
@@ -287,6 +293,8 @@ class CalibratedListwise(ListwiseLoss):
         group: Name of the model's input that holds the group ids, for `Distiller`.
         from_logits: Whether outputs are logits (default), or probabilities of a
             sigmoid head, which are checked, but not in what XLA compiles.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         reduction: As in `keras.losses.Loss`, over lists. Defaults to
             `"sum_over_batch_size"`.
         name: Name of the loss.
@@ -313,6 +321,7 @@ class CalibratedListwise(ListwiseLoss):
         mask: str | None = None,
         group: str | None = None,
         from_logits: bool = True,
+        teacher_from_logits: bool | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
         dtype: Any = None,
@@ -321,6 +330,7 @@ class CalibratedListwise(ListwiseLoss):
             mask=mask,
             group=group,
             from_logits=from_logits,
+            teacher_from_logits=teacher_from_logits,
             reduction=reduction,
             name=name,
             dtype=dtype,
@@ -363,6 +373,8 @@ class PairwiseSoftTargets(RankingLoss):
         group: Name of the model's input that holds the group ids, for `Distiller`.
         from_logits: Whether outputs are scores (default), or probabilities of a
             sigmoid head, which are checked, but not in what XLA compiles.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         reduction: As in `keras.losses.Loss`, over lists. Defaults to
             `"sum_over_batch_size"`.
         name: Name of the loss.

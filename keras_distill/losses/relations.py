@@ -45,6 +45,8 @@ class DIST(SoftmaxLoss):
             The paper weighs either twice as much as the label loss, which is
             `alpha=2/3` in `Distiller.compile`.
         from_logits: Whether outputs are logits (default) or probabilities.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         axis: The class axis. Defaults to -1. Of two classes, the first term sees only
             which is the likelier, so it has no gradient.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
@@ -74,6 +76,7 @@ class DIST(SoftmaxLoss):
         beta: float = 1.0,
         gamma: float = 1.0,
         from_logits: bool = True,
+        teacher_from_logits: bool | None = None,
         axis: int = -1,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
@@ -82,6 +85,7 @@ class DIST(SoftmaxLoss):
         super().__init__(
             temperature,
             from_logits=from_logits,
+            teacher_from_logits=teacher_from_logits,
             axis=axis,
             reduction=reduction,
             name=name,

@@ -32,6 +32,8 @@ class SoftTargets(SoftmaxLoss):
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
         from_logits: Whether outputs are logits (default) or probabilities.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         axis: The class axis. Defaults to -1.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
@@ -69,6 +71,8 @@ class ForwardKL(SoftmaxLoss):
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
         from_logits: Whether outputs are logits (default) or probabilities.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         axis: The class axis. Defaults to -1.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
@@ -105,6 +109,8 @@ class ReverseKL(SoftmaxLoss):
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
         from_logits: Whether outputs are logits (default) or probabilities.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         axis: The class axis. Defaults to -1.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
@@ -146,6 +152,8 @@ class GeneralizedJSD(SoftmaxLoss):
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
         normalize: Whether to divide by `beta * (1 - beta)`. Defaults to False.
         from_logits: Whether outputs are logits (default) or probabilities.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         axis: The class axis. Defaults to -1.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
@@ -172,6 +180,7 @@ class GeneralizedJSD(SoftmaxLoss):
         *,
         normalize: bool = False,
         from_logits: bool = True,
+        teacher_from_logits: bool | None = None,
         axis: int = -1,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
@@ -180,6 +189,7 @@ class GeneralizedJSD(SoftmaxLoss):
         super().__init__(
             temperature,
             from_logits=from_logits,
+            teacher_from_logits=teacher_from_logits,
             axis=axis,
             reduction=reduction,
             name=name,
@@ -215,6 +225,8 @@ class Jeffreys(SoftmaxLoss):
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
         from_logits: Whether outputs are logits (default) or probabilities.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         axis: The class axis. Defaults to -1.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
@@ -252,6 +264,8 @@ class TotalVariation(SoftmaxLoss):
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
         from_logits: Whether outputs are logits (default) or probabilities.
+        teacher_from_logits: The same for the teacher's output alone. Defaults to
+            `from_logits`.
         axis: The class axis. Defaults to -1.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.

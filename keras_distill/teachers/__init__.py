@@ -1,9 +1,17 @@
 """Teachers: callables that turn a batch of inputs into targets for a student."""
 
+from keras_distill.cautions import TeacherWarning
 from keras_distill.teachers.correctness import CorrectnessWeighted
 from keras_distill.teachers.cross_fitting import cross_fit
 from keras_distill.teachers.ema import EMA
 from keras_distill.teachers.ensemble import Ensemble
 from keras_distill.teachers.recorded import Recorded
 
-__all__ = ["EMA", "CorrectnessWeighted", "Ensemble", "Recorded", "cross_fit"]
+__all__ = [
+    "EMA",
+    "CorrectnessWeighted",
+    "Ensemble",
+    "Recorded",
+    "TeacherWarning",
+    "cross_fit",
+]

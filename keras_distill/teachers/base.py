@@ -87,6 +87,11 @@ class FollowingTeacher(StepTeacher):
         """
 
 
+def changes(teacher: Teacher | None) -> bool:
+    """Return whether a teacher is one that changes while it teaches."""
+    return isinstance(teacher, FollowingTeacher | keras.callbacks.Callback)
+
+
 def checked(teacher: Teacher | None) -> Teacher | None:
     """Return `teacher`, or raise where it can't teach.
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_distill import arguments
 from keras_distill.losses.checks import ChecksShapes
 from keras_distill.outputs import of_rank
 
@@ -39,6 +40,12 @@ class FeatureLoss(ChecksShapes, keras.losses.Loss, ABC):
     # needed where they differ; otherwise any widths fit.
     needs_equal_widths: ClassVar[bool]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = arguments.explained(cls.__init__)  # type: ignore[method-assign]
+
+    @arguments.explained
     def __init__(
         self,
         *,

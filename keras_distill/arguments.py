@@ -1,0 +1,199 @@
+"""Arguments by the names that other libraries give them: where each one goes here."""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+
+# Names from `keras.distillation`, from the keras.io example, and common in PyTorch.
+_ALIASES = {
+    "temperature": ("T", "tau", "temp", "kd_temperature", "distillation_temperature"),
+    "distillation_loss": (
+        "distillation_loss_fn",
+        "distillation_losses",
+        "distill_loss",
+        "kd_loss",
+        "soft_loss",
+        "soft_target_loss",
+        "strategy",
+    ),
+    "loss": (
+        "student_loss_fn",
+        "student_loss",
+        "student_criterion",
+        "label_loss",
+        "hard_loss",
+        "task_loss",
+        "criterion",
+        "loss_fn",
+        "ce_loss",
+    ),
+    "alpha": (
+        "student_loss_weight",
+        "distillation_loss_weight",
+        "distillation_loss_weights",
+        "distill_weight",
+        "distillation_weight",
+        "kd_weight",
+        "soft_target_loss_weight",
+        "lambda_",
+        "lambda_kd",
+    ),
+    "hints": ("feature_losses", "feature_loss", "hint", "hint_losses"),
+    "student": ("student_model",),
+    "teacher": ("teacher_model", "teachers"),
+    "optimizer": ("student_optimizer", "learning_rate", "lr"),
+    "from_logits": ("use_logits", "logits"),
+}
+_CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
+_NOTES = {
+    "student_loss_fn": (
+        "In the keras.io example `alpha` weighs the label loss; here it weighs the "
+        "distillation loss, so its alpha=0.1 is 0.9 here."
+    ),
+    "student_loss_weight": (
+        "`alpha` weighs the distillation loss and `1 - alpha` the label loss, so pass "
+        "alpha=1 - student_loss_weight."
+    ),
+    "distillation_losses": (
+        "Losses between outputs are `distillation_loss`, those between layers "
+        "`Distiller(..., hints=[kd.hints.Hint(...)])`."
+    ),
+    "strategy": (
+        "Losses between outputs are `distillation_loss`, those between layers `hints`. "
+        "For a `tf.distribute` strategy, make and compile all models in its scope."
+    ),
+    "teachers": "Several are one: `kd.teachers.Ensemble(models)`.",
+    "learning_rate": "Pass an optimizer: `keras.optimizers.Adam(learning_rate)`.",
+    "lr": "Pass an optimizer: `keras.optimizers.Adam(learning_rate)`.",
+}
+# The names of each call, and how the call is written with an argument of that name.
+_CALLS = {
+    "Distiller": (
+        ("student", "teacher", "privileged_features", "hints"),
+        "`kd.Distiller(student, teacher, {})`",
+    ),
+    "compile": (
+        (
+            "optimizer",
+            "loss",
+            "distillation_loss",
+            "alpha",
+            "label_mask",
+            "teacher_loss",
+            "teacher_optimizer",
+            "teacher_metrics",
+            "check_teacher",
+            "log_teacher",
+            "loss_weights",
+            "metrics",
+            "weighted_metrics",
+            "run_eagerly",
+            "steps_per_execution",
+            "jit_compile",
+        ),
+        "`distiller.compile({})`",
+    ),
+    "fit": (
+        (
+            "batch_size",
+            "epochs",
+            "callbacks",
+            "validation_data",
+            "sample_weight",
+            "class_weight",
+        ),
+        "`distiller.fit({})`",
+    ),
+    "loss": (
+        ("temperature", "from_logits", "teacher_from_logits", "reduction", "beta"),
+        "`distiller.compile(distillation_loss=kd.losses.ForwardKL({}))`",
+    ),
+}
+_IN_ONE_LOSS = {"beta": "`kd.losses.GeneralizedJSD({})` or `kd.losses.DecoupledKD({})`"}
+
+
+def check_known(call: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise TypeError for arguments that a call doesn't take, and name their place.
+
+    Args:
+        call: What is called, as the error calls it.
+        given: The arguments by name.
+        known: The names that the call takes.
+    """
+    names = list(known)
+    unknown = {name: value for name, value in given.items() if name not in names}
+    if unknown:
+        places = " ".join(_place(name, unknown[name], names) for name in unknown)
+        received = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
+        raise TypeError(
+            f"`{call}` doesn't take {_listed(unknown)}. {places} Received: {received}"
+        )
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    """Return the names that a function's arguments may be given by."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    signature = inspect.signature(function)
+    return [p.name for p in signature.parameters.values() if p.kind not in kinds]
+
+
+def explained(init: Callable[..., None]) -> Callable[..., None]:
+    """Return a constructor whose error for an unknown argument names its place."""
+    open_ended = any(
+        p.kind is inspect.Parameter.VAR_KEYWORD
+        for p in inspect.signature(init).parameters.values()
+    )
+    if open_ended:
+        return init
+    names = parameters(init)
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        check_known(type(self).__name__, kwargs, names)
+        init(self, *args, **kwargs)
+
+    return checked
+
+
+def check_distillation_loss(loss: Any) -> None:
+    """Raise TypeError for the losses of `keras.distillation`, and name ours."""
+    for given in keras.tree.flatten(loss):
+        if type(given).__module__.startswith("keras.src.distillation"):
+            temperature = getattr(given, "temperature", None)
+            remedy = (
+                "Between layers, pass `Distiller(..., hints=[kd.hints.Hint(guided=..., "
+                "hint=...)])`."
+                if temperature is None
+                else f"Pass `kd.losses.ForwardKL(temperature={temperature})`."
+            )
+            raise TypeError(
+                "`distillation_loss` must be a loss of (teacher output, student "
+                "output), and those of `keras.distillation` take models. "
+                f"{remedy} Received: distillation_loss={type(given).__name__}"
+            )
+
+
+def _place(name: str, value: Any, own: list[str]) -> str:
+    """Return where an argument goes."""
+    canonical = _CANONICAL.get(name, name)
+    note = f" {_NOTES[name]}" if name in _NOTES else ""
+    shown = value if isinstance(value, int | float | str) and not note else "..."
+    written = f"{canonical}={shown!r}" if shown != "..." else f"{canonical}=..."
+    if canonical in own:
+        return f"`{name}` is `{written}` here.{note}"
+    for of_call, call in _CALLS.values():
+        if canonical in of_call:
+            call = _IN_ONE_LOSS.get(canonical, call)
+            return f"`{name}` goes into {call.replace('{}', written)}.{note}"
+    close = difflib.get_close_matches(name, own, n=1)
+    if close:
+        return f"Did you mean `{close[0]}`?"
+    return f"The arguments are {_listed(own)}."
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names if name != "self")

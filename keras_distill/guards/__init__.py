@@ -1,0 +1,1 @@
+"""Looks at what models and losses are given, and warnings of what can't be meant."""

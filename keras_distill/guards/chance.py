@@ -1,0 +1,167 @@
+"""Whether a teacher knows more of the labels than chance does.
+
+Two rows of a batch that have different labels are compared. A teacher that knows
+something gives each row a lower label loss than its mean over both rows has, or at
+least tells which label is whose. Both are free of what its outputs have in common, such
+as another share of each class, and say nothing of batches with one label only.
+"""
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_distill.cautions import TeacherWarning
+from keras_distill.guards.kinds import Kind
+from keras_distill.outputs import of_rank
+
+Tensor = Any
+
+# Rows in pairs that are needed to tell, and that are enough.
+LEAST, ENOUGH = 32, 1024
+# A gain in loss below this part of it is none.
+_NO_GAIN = 0.005
+# A teacher that tells a row's label in more than this part of the pairs knows it.
+_TELLS = 0.65
+# Beyond this many times the loss of an output that tells nothing, something is wrong
+# whatever the teacher tells: 6 is more than rare classes or noisy labels cost.
+_FAR_WORSE = 6.0
+
+
+def sums(
+    loss: Any,
+    kind: Kind | None,
+    labels: Tensor,
+    output: Tensor,
+    counts: Tensor | None,
+) -> list[Tensor] | None:
+    """Return what `Standing` is made of, for one batch; None where it can't be had.
+
+    Args:
+        loss: The label loss.
+        kind: What it takes the output for.
+        labels: The labels of one output.
+        output: The teacher's.
+        counts: Which rows or positions count, None for all.
+    """
+    labels, output = ops.convert_to_tensor(labels), ops.convert_to_tensor(output)
+    output = ops.cast(output, "float32")
+    other, rows = ops.flip(output, axis=0), ops.shape(output)[0]
+    # one call for all, so that the loss is traced once
+    outputs = [output, other, (output + other) / 2.0, _uninformed(output, kind)]
+    values = loss.call(
+        ops.concatenate([_of_loss(loss, labels)] * len(outputs), axis=0),
+        ops.concatenate([_of_loss(loss, each) for each in outputs], axis=0),
+    )
+    if len(values.shape) == 0:
+        return None  # a loss of the batch, not of its rows
+    own, others, mean, uninformed = (
+        values[i * rows : (i + 1) * rows] for i in range(len(outputs))
+    )
+    valid = ops.ones_like(own)
+    if counts is not None:
+        valid = valid * ops.cast(of_rank(counts, own), own.dtype)
+    paired = valid * ops.flip(valid, axis=0) * _differ(labels, own)
+    wins = ops.cast(own < others, own.dtype) + 0.5 * ops.cast(own == others, own.dtype)
+    has_pair, (gain, won, of_mean) = _by_row(paired, [mean - own, wins, mean])
+    has_label, (of_own, of_none) = _by_row(valid, [own, uninformed])
+    found = [has_pair, gain, gain**2, won, of_mean, has_label, of_own, of_none]
+    return [tf.reduce_sum(tf.cast(each, "float32")) for each in found]
+
+
+class Standing:
+    """What is known of a teacher's label loss.
+
+    Args:
+        found: The sums over all batches so far.
+        kind: What the label loss takes the output for.
+        output: What messages call the output, empty for the only one.
+    """
+
+    def __init__(self, found: np.ndarray, kind: Kind | None, output: str) -> None:
+        self._kind, self._output = kind, output
+        (
+            self.pairs,
+            self._gain,
+            self._gain_squared,
+            self._won,
+            self._mean_loss,
+            self._rows,
+            self._loss,
+            self._none_loss,
+        ) = map(float, found)
+
+    def check(self) -> bool:
+        """Warn if the teacher is no better than chance; return whether."""
+        if self.pairs < LEAST or not math.isfinite(self._loss):
+            return False
+        gain, chance = self._gain / self.pairs, self._mean_loss / self.pairs
+        won = self._won / self.pairs
+        loss, none = self._loss / self._rows, self._none_loss / self._rows
+        variance = max(0.0, self._gain_squared / self.pairs - gain**2)
+        # each pair counts twice, once for each of its rows
+        error = 1.5 * math.sqrt(2.0 * variance / self.pairs)
+        no_gain = gain + error <= _NO_GAIN * abs(chance)
+        tells = won + 0.5 / math.sqrt(self.pairs) > _TELLS + 0.01
+        # values of neighbours in time differ by little but noise
+        alike = self._kind is None and loss < 0.1 * none
+        of_logits = self._kind is not None and self._kind.values == "logits"
+        if of_logits and loss > _FAR_WORSE * none and gain < 0.0:
+            self._warn(f"{loss:.3g} on {self._rows:.0f} rows", none)
+            return True
+        if no_gain and not tells and not alike:
+            of_pairs = (
+                f"{chance - gain:.3g} on {self.pairs:.0f} rows, paired with others of "
+                "another label"
+            )
+            self._warn(of_pairs, chance, f", and it tells {won:.0%} of the pairs apart")
+            return True
+        return False
+
+    def _warn(self, loss: str, chance: float, more: str = "") -> None:
+        warnings.warn(
+            f"The teacher is no better than chance{self._output}: its own label loss "
+            f"is {loss}, where an output that tells them nothing apart has "
+            f"{chance:.3g}{more}. Is it trained, and does it get the preprocessing and "
+            "the order of classes that it was trained with? `compile(log_teacher=True)`"
+            " logs its label loss. Filter `keras_distill.teachers.TeacherWarning` where "
+            "this is as it should be.",
+            TeacherWarning,
+            stacklevel=2,
+        )
+
+
+def _uninformed(output: Tensor, kind: Kind | None) -> Tensor:
+    """Return an output that says the same of each row and each class."""
+    if kind is None or kind.values == "logits" or len(output.shape) < 2:
+        return ops.zeros_like(output)
+    share = 0.5 if kind.per_unit else 1.0 / max(output.shape[kind.axis] or 1, 1)
+    return ops.full_like(output, share)
+
+
+def _differ(labels: Tensor, values: Tensor) -> Tensor:
+    """Return which of a loss's values are of labels that differ between two rows."""
+    differ = ops.not_equal(labels, ops.flip(labels, axis=0))
+    while len(differ.shape) > len(values.shape):
+        differ = ops.any(differ, axis=-1)
+    return ops.cast(of_rank(differ, values), values.dtype)
+
+
+def _by_row(counts: Tensor, values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return which rows count, and the means of their values, 0 of other rows."""
+    axes = tuple(range(1, len(counts.shape)))
+    number = ops.sum(counts, axis=axes)
+    divisor = ops.maximum(number, 1.0)
+    means = [
+        ops.sum(ops.where(counts > 0, each, 0.0), axis=axes) / divisor
+        for each in values
+    ]
+    return ops.cast(number > 0, counts.dtype), means
+
+
+def _of_loss(loss: Any, tensor: Tensor) -> Tensor:
+    """Return a tensor in the dtype that Keras gives its losses."""
+    return ops.convert_to_tensor(tensor, dtype=loss.dtype)
