@@ -115,7 +115,6 @@ def _checks(
     directory: Path, described: Manifest, evaluation: Evaluation | None
 ) -> _Check:
     kept = examples.read(directory)
-    batch_size = described.get("batch_size")
     scales = described["scales"]
     held_out = None
     if evaluation is not None:
@@ -124,11 +123,11 @@ def _checks(
     def check(target: Target, path: Path, tolerance: float) -> dict[str, float]:
         with target.explaining("loading it"):
             loaded = target.format.load(path)
-        cases = _cases(kept, "inputs", batch_size)
+        cases = _cases(kept, "inputs", described)
         difference = parity.compare(target, loaded, cases, scales, tolerance)
         if "raw" in kept and target.format is saved_model.FORMAT:
             raw = saved_model.load_signature(path, saved_model.RAW_SIGNATURE)
-            cases = _cases(kept, "raw", batch_size)
+            cases = _cases(kept, "raw", described)
             difference |= parity.compare(target, raw, cases, scales, tolerance)
         measured = {"max_abs_difference": difference.absolute}
         if evaluation is not None and held_out is not None:
@@ -142,10 +141,16 @@ def _checks(
 
 
 def _cases(
-    kept: Examples, group: str, batch_size: int | None
+    kept: Examples, group: str, described: Manifest
 ) -> list[tuple[Arrays, Arrays]]:
     cases = [(kept[group], kept["outputs"])]
-    if batch_size is None:
+    dependence = described.get("rows_depend_on_each_other")
+    # The preprocessing is in the raw features' way alone.
+    alone = dependence is None or (dependence["part"], group) == (
+        "preprocessing",
+        "inputs",
+    )
+    if described.get("batch_size") is None and alone:
         cases.append((other_size(kept[group]), other_size(kept["outputs"])))
     return cases
 
