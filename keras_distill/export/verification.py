@@ -63,7 +63,7 @@ def verify(
     True
     """
     directory = Path(directory)
-    described = manifest.require(directory)
+    described = manifest.require(directory, to_run=True)
     problems = _strangers(directory, described)
     problems += _damages(directory, described["examples"])
     check = _checks(directory, described, evaluation) if run and not problems else None
@@ -99,6 +99,8 @@ def _verify_artefact(
     directory: Path, name: str, artefact: dict[str, Any], check: _Check | None
 ) -> dict[str, Any]:
     problems = _damages(directory, artefact["files"])
+    if not problems and check is not None:
+        problems = _unlisted(arguments.target_named(name), artefact["files"])
     measured: dict[str, float] = {}
     # What isn't the published file isn't loaded.
     if check is not None and not problems:
@@ -115,6 +117,7 @@ def _checks(
     directory: Path, described: Manifest, evaluation: Evaluation | None
 ) -> _Check:
     kept = examples.read(directory)
+    manifest.check_examples(kept, described)
     scales = described["scales"]
     held_out = None
     if evaluation is not None:
@@ -180,6 +183,14 @@ def _held_out(evaluation: Evaluation, described: Manifest) -> HeldOut:
             f"Received: {given[0]} on {given[1]} examples."
         )
     return held_out
+
+
+def _unlisted(target: Target, listed: list[dict[str, Any]]) -> list[str]:
+    """Return the problem that what would be loaded isn't among the listed files."""
+    paths = [file["path"] for file in listed]
+    if any(path.split("/")[0] == target.file for path in paths):
+        return []
+    return [f"{target.file} isn't among the files of {target.name} in the manifest"]
 
 
 def _strangers(directory: Path, described: Manifest) -> list[str]:
