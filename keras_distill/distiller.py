@@ -490,6 +490,14 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         """Export the student, as `keras.Model.export` does."""
         return self.student.export(*args, **kwargs)
 
+    def serving_model(self) -> keras.Model:
+        """Return the student: what `keras_distill.export` exports of a distiller."""
+        return self.student
+
+    def serving_inputs(self, inputs: Any) -> Any:
+        """Return the part of a batch to train on that the student reads."""
+        return features.served(self.student, inputs, withheld=self._withheld)
+
     def provenance(self) -> dict[str, Any]:
         """Return how the student was trained, for the manifest of its export.
 

@@ -51,6 +51,27 @@ def select(model: Any, x: Any, *, withheld: Sequence[str] = ()) -> Any:
     return read if len(read) > 1 else next(iter(read.values()))
 
 
+def served(model: keras.Model, x: Any, *, withheld: Sequence[str] = ()) -> Any:
+    """Return the part of a batch that `model` reads when it serves.
+
+    A model that declares no inputs reads the keys that it was built on. What the batch
+    lacks is left to the caller to find.
+
+    Args:
+        model: A built Keras model.
+        x: The batch's inputs. A dict is read by name; anything else is passed on.
+        withheld: Keys that a model without declared inputs must not see.
+    """
+    if not isinstance(x, Mapping):
+        return x
+    names = declared_names(model)
+    if names is None:
+        shapes = (model.get_build_config() or {}).get("input_shape")
+        built_on = list(shapes) if isinstance(shapes, Mapping) else list(x)
+        names = [name for name in built_on if name not in withheld]
+    return {name: value for name, value in x.items() if name in names}
+
+
 def check_not_declared(student: keras.Model, keys: Any, *, what: str) -> None:
     """Raise ValueError if the student declares one of the keys, which are `what`."""
     declared = declared_names(student) or []

@@ -1,5 +1,6 @@
 """What an artefact is worth on data that nobody trained on."""
 
+import copy
 import dataclasses
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -98,6 +99,7 @@ class Evaluation:
         self.output = output
         self.mode = mode
         self.batch_size = batch_size
+        self._select: Callable[[Any], Any] = lambda inputs: inputs
 
     def batches(self) -> Iterator[tuple[Any, Any, Any]]:
         """Yield `(x, y, sample_weight)` of at most `batch_size` examples each."""
@@ -116,6 +118,12 @@ class Evaluation:
         for begin in range(0, total, self.batch_size):
             part = slice(begin, begin + self.batch_size)
             yield keras.utils.unpack_x_y_sample_weight(_cut(arrays, part))
+
+    def selecting(self, select: Callable[[Any], Any]) -> "Evaluation":
+        """Return this evaluation of the part of its inputs that `select` returns."""
+        selecting = copy.copy(self)
+        selecting._select = select
+        return selecting
 
 
 class HeldOut:
@@ -164,7 +172,7 @@ class HeldOut:
 
     def _pieces(self) -> Iterator[tuple[Arrays, Any, Any, int]]:
         for x, y, weight in self._evaluation.batches():
-            arrays = self._arrays(x, "evaluation")
+            arrays = self._arrays(self._evaluation._select(x), "evaluation")
             _check_sizes(size_of(arrays), (y, weight))
             if self._batch_size is None:
                 yield arrays, y, weight, size_of(arrays)

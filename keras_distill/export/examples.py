@@ -1,5 +1,6 @@
 """The examples that an export keeps, so that it can be checked later and elsewhere."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,33 @@ def write(directory: Path, expected: Reference, batch_size: int | None) -> None:
 
 
 def read(directory: Path) -> Examples:
-    """Read what `write` wrote."""
+    """Read what `write` wrote.
+
+    Raises:
+        ValueError: It is another file, although it may be the one that is listed.
+    """
     groups: Examples = {}
-    with np.load(directory / FILE, allow_pickle=False) as arrays:
-        for key in arrays.files:
-            group, _, name = key.partition("/")
-            groups.setdefault(group, {})[name] = _restored(arrays[key])
+    try:
+        with np.load(directory / FILE, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                group, _, name = key.partition("/")
+                groups.setdefault(group, {})[name] = _restored(arrays[key])
+    except (ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as bad:
+        raise _damaged(directory, str(bad)) from bad
+    if not {"inputs", "outputs"} <= set(groups):
+        raise _damaged(directory, f"it has arrays of {sorted(groups)}")
+    sizes = [array.shape[:1] for group in groups.values() for array in group.values()]
+    if len(set(sizes)) != 1 or sizes[0] in ((), (0,)):
+        raise _damaged(directory, "its arrays must have one number of examples")
     return groups
+
+
+def _damaged(directory: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{FILE} must hold the inputs and outputs of examples. Received: "
+        f"{str(directory / FILE)!r}, which is damaged: {reason}. Export the model "
+        "again."
+    )
 
 
 def _restored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

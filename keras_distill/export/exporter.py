@@ -1,11 +1,14 @@
 """`export`: one model, every format, checked and published together."""
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from keras_distill.export import (
     arguments,
@@ -13,6 +16,7 @@ from keras_distill.export import (
     manifest,
     parity,
     saved_model,
+    state,
 )
 from keras_distill.export.batches import Arrays, pieces, size_of
 from keras_distill.export.evaluation import Evaluation, Judge
@@ -22,10 +26,11 @@ from keras_distill.export.formats import (
     Target,
     quantized_weights,
 )
-from keras_distill.export.loading import load_model
+from keras_distill.export.loading import load_served
 from keras_distill.export.manifest import Artefact, Manifest
-from keras_distill.export.parity import Reference
+from keras_distill.export.parity import ParityError, Reference
 from keras_distill.export.publish import publishing
+from keras_distill.export.rows import Dependence
 from keras_distill.export.serving import Served, serve
 
 
@@ -146,14 +151,20 @@ def export(
     tolerances = arguments.tolerances(tolerance)
     for target in wanted:
         target.format.require()
-    model = load_model(model)
-    with publishing(Path(os.path.realpath(directory)), version) as (goal, scratch):
+    model, select = load_served(model)
+    example_batch = select(example_batch)
+    with (
+        state.untouched(model, preprocessing),
+        publishing(Path(os.path.realpath(directory)), version) as (goal, scratch),
+    ):
         served = serve(
             model, example_batch, batch_size=batch_size, preprocessing=preprocessing
         )
-        expected = parity.reference(served, example_batch)
-        judge = None if evaluation is None else Judge(evaluation, served)
-        calibration = _calibration(served, calibration_data)
+        expected = _reference(served, example_batch)
+        judge = None
+        if evaluation is not None:
+            judge = Judge(evaluation.selecting(select), served)
+        calibration = _calibration(served, select(calibration_data))
         artefacts = []
         for target in wanted:
             conversion = Conversion(served, target.precision, calibration)
@@ -173,10 +184,27 @@ def export(
             batch_size=batch_size,
             evaluation=judge.describe() if judge else None,
             calibration=_describe_calibration(calibration),
+            rows_depend_on_each_other=_describe_dependence(expected),
             provenance=provenance,
         )
         manifest.write(described, scratch)
     return described
+
+
+def _reference(served: Served, example_batch: Any) -> Reference:
+    """Run the model on the examples; warn where rows depend on each other."""
+    expected = parity.reference(served, example_batch)
+    dependence = expected.dependence
+    if dependence is None or not dependence.repeats:
+        return expected
+    warnings.warn(f"{dependence}.", stacklevel=3)
+    if served.batch_size is not None:
+        return expected
+    # `verify` runs the rows that are kept, which give other outputs by themselves.
+    kept = keras.tree.map_structure(
+        lambda values: np.asarray(values)[: examples.COUNT], example_batch
+    )
+    return parity.reference(served, kept)
 
 
 def _checked(
@@ -192,12 +220,18 @@ def _checked(
     # int8 is judged by what it is for, where that can be told.
     judged = judge is not None and target.precision in arguments.INTEGERS
     bound = None if judged else tolerance
-    difference = parity.compare(target, loaded, expected.cases, expected.scales, bound)
-    if expected.raw_cases and target.format is saved_model.FORMAT:
-        raw = saved_model.load_signature(path, saved_model.RAW_SIGNATURE)
-        difference |= parity.compare(
-            target, raw, expected.raw_cases, expected.scales, bound
+    with _naming(expected.dependence):
+        difference = parity.compare(
+            target, loaded, expected.cases, expected.scales, bound
         )
+        if expected.raw_cases and target.format is saved_model.FORMAT:
+            raw = saved_model.load_signature(path, saved_model.RAW_SIGNATURE)
+            difference |= parity.compare(
+                target, raw, expected.raw_cases, expected.scales, bound
+            )
+    # Integers stand for no infinity, and for few sizes that they weren't calibrated on.
+    if target.precision not in arguments.INTEGERS:
+        parity.compare_probes(target, loaded, expected, tolerance)
     details: dict[str, Any] = {}
     if target.precision != FULL:
         with target.explaining("looking for what became smaller"):
@@ -209,6 +243,24 @@ def _checked(
     # Kernels of another machine may round otherwise where nothing bounds them here.
     kept = max(2 * difference.relative, tolerance) if bound is None else bound
     return Artefact(target, difference, kept, details)
+
+
+@contextmanager
+def _naming(dependence: Dependence | None) -> Iterator[None]:
+    """Add the cause to an error of parity where it is known."""
+    try:
+        yield
+    except ParityError as error:
+        if dependence is None:
+            raise
+        raise ParityError(f"{error} {dependence}.") from error
+
+
+def _describe_dependence(expected: Reference) -> dict[str, Any] | None:
+    found = expected.dependence
+    if found is None:
+        return None
+    return {"part": found.part, "layer": found.layer, "output": found.output}
 
 
 def _calibration(served: Served, data: Any) -> list[Arrays]:

@@ -83,9 +83,10 @@ def measure(
             f"Received: batch_sizes={batch_sizes}."
         )
     directory = Path(directory)
-    described = manifest.require(directory)
+    described = manifest.require(directory, to_run=True)
     check_files(directory, described)
     answers = examples.read(directory)
+    manifest.check_examples(answers, described)
     kept = answers["inputs"]
     sides = _artefacts(directory, described, threads)
     if model is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_distill.export import examples
+from keras_distill.export import examples, schema
 from keras_distill.export.formats import FULL, Format, Target
 from keras_distill.export.parity import Difference
 from keras_distill.export.serving import Served
@@ -91,33 +91,114 @@ def write(manifest: Manifest, directory: Path) -> None:
 def read(directory: Path) -> Manifest | None:
     """Read the manifest in `directory`; None where there is none of this package."""
     try:
-        manifest = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        manifest = _load(directory)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    ours = isinstance(manifest, dict) and manifest.get("kind") == _KIND
-    return manifest if ours else None
+    return manifest if _is_ours(manifest) else None
 
 
-def require(directory: Path) -> Manifest:
+def require(directory: Path, *, to_run: bool = False) -> Manifest:
     """Read the manifest in `directory`.
+
+    Args:
+        directory: An export.
+        to_run: Whether it has to have all that running the artefacts needs, and not
+            only what a server's repository is made from.
 
     Raises:
         FileNotFoundError: There is none of this package.
-        ValueError: It was written by another version of this package.
+        ValueError: It is damaged, or was written by another version of this package.
     """
-    manifest = read(directory)
-    if manifest is None:
+    try:
+        manifest = _load(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        manifest = None
+    if manifest is None or (isinstance(manifest, dict) and not _is_ours(manifest)):
         raise FileNotFoundError(
-            "`directory` must hold an export with its manifest.json. "
-            f"Received: directory={str(directory)!r}."
+            "`directory` must hold an export with its manifest.json. Received: "
+            f"directory={str(directory)!r}{_instead(directory)}."
         )
+    if not isinstance(manifest, dict):
+        raise _damaged(directory, "it must be a JSON object")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"The manifest must be of version {FORMAT_VERSION}. Received: "
             f"{manifest.get('format_version')!r} in {str(directory)!r}. Use the "
             "version of keras-distill that wrote it, or export the model again."
         )
+    damage = schema.damage(manifest, schema.MANIFEST if to_run else schema.SERVED)
+    if damage is None and to_run:
+        damage = _inconsistency(manifest)
+    if damage:
+        raise _damaged(directory, damage)
     return manifest
+
+
+def _load(directory: Path) -> Any:
+    """Return what the file holds.
+
+    Raises:
+        ValueError: It isn't JSON.
+    """
+    data = (directory / FILE).read_bytes()
+    if not data.strip():
+        raise _damaged(directory, "the file is empty")
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(directory, f"it isn't JSON: {error}") from error
+
+
+def _is_ours(manifest: Any) -> bool:
+    return isinstance(manifest, dict) and manifest.get("kind") == _KIND
+
+
+def _damaged(directory: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"The manifest in {str(directory)!r} is damaged: {reason}. Copy the export "
+        "again from where it was made, or export the model again."
+    )
+
+
+def _inconsistency(manifest: Manifest) -> str | None:
+    """Return what contradicts itself in a manifest of the right structure."""
+    outputs = {spec["name"] for spec in manifest["signature"]["outputs"]}
+    if set(manifest["scales"]) != outputs:
+        return (
+            f"the manifest has scales of {sorted(manifest['scales'])} for the outputs "
+            f"{sorted(outputs)}"
+        )
+    if not manifest["artefacts"]:
+        return "the manifest has no artefacts"
+    listed = [file["path"] for file in manifest["examples"]]
+    return None if listed == [examples.FILE] else f"the manifest lacks {examples.FILE}"
+
+
+def _instead(directory: Path) -> str:
+    """Describe a directory that is no export, where that helps."""
+    if not directory.exists():
+        return ", where there is nothing"
+    if not directory.is_dir():
+        return ", which is a file"
+    names = [path.name for path in directory.iterdir() if path.name.isdecimal()]
+    versions = sorted(
+        (name for name in names if read(directory / name) is not None), key=int
+    )
+    if not versions:
+        return ""
+    last = str(directory / versions[-1])
+    return f", which holds the versions {', '.join(versions)}. Pass one, as {last!r}"
+
+
+def check_examples(kept: examples.Examples, manifest: Manifest) -> None:
+    """Raise `ValueError` where examples have other names than the signature."""
+    for group in ("inputs", "outputs"):
+        names = {spec["name"] for spec in manifest["signature"][group]}
+        if set(kept[group]) != names:
+            raise ValueError(
+                f"{examples.FILE} must hold the {group} {sorted(names)} of the "
+                f"manifest. Received: {sorted(kept[group])}. Export the model again."
+            )
 
 
 def files(manifest: Manifest) -> list[dict[str, Any]]:
@@ -128,7 +209,12 @@ def files(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def listed_files(manifest: Manifest) -> set[str]:
-    """Return the relative paths of all the files of an export, itself included."""
+    """Return the relative paths of all the files of an export, itself included.
+
+    A damaged manifest, which `read` returns too, lists none.
+    """
+    if schema.damage(manifest, schema.FILES):
+        return set()
     return {FILE, *(file["path"] for file in files(manifest))}
 
 

@@ -1,7 +1,7 @@
 """Does an artefact compute what its model computes?"""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -18,6 +18,8 @@ from keras_distill.export.batches import (
     to_arrays,
 )
 from keras_distill.export.formats import Loaded, Target
+from keras_distill.export.probes import Probe, probes
+from keras_distill.export.rows import Dependence, dependence
 from keras_distill.export.serving import Served, tensors_of
 
 # Outputs from here on are taken for masks (-1e9 in padded places): they are compared
@@ -38,11 +40,16 @@ class Reference:
         raw_cases: Pairs of named raw features and named outputs; empty where there is
             no preprocessing.
         scales: Output name to the largest magnitude in the example batch.
+        dependence: How the rows of a batch depend on each other; None where they
+            don't.
+        probes: What else the artefacts are compared on.
     """
 
     cases: list[tuple[Arrays, Arrays]]
     raw_cases: list[tuple[Arrays, Arrays]]
     scales: dict[str, float]
+    dependence: Dependence | None = None
+    probes: list[Probe] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -70,14 +77,18 @@ def reference(served: Served, example_batch: Any) -> Reference:
         ValueError: A weight or an output is NaN, or the batch doesn't fit the model.
     """
     _refuse_nan_weights(served.model)
-    batches = _batches(served.arrays(example_batch, "example_batch"), served.batch_size)
+    given = to_arrays(example_batch, (served.raw or served).inputs)
+    raw = _batches(given, served.batch_size)
+    # Each batch is preprocessed by itself, as rows may depend on those beside them.
+    batches = [served.prepare(batch) for batch in raw]
     outputs = [call(served, batch) for batch in batches]
-    raw_cases = []
-    if served.raw is not None:
-        raw = to_arrays(example_batch, served.raw.inputs)
-        raw_cases = list(zip(_batches(raw, served.batch_size), outputs, strict=True))
-    cases = list(zip(batches, outputs, strict=True))
-    return Reference(cases, raw_cases, _scales(outputs))
+    return Reference(
+        cases=list(zip(batches, outputs, strict=True)),
+        raw_cases=list(zip(raw, outputs, strict=True)) if served.raw else [],
+        scales=_scales(outputs),
+        dependence=dependence(served, served.prepare(given), given),
+        probes=probes(served, batches[0]),
+    )
 
 
 def _batches(arrays: Arrays, batch_size: int | None) -> list[Arrays]:
@@ -144,6 +155,52 @@ def compare(
             label = f"output {name!r} of the {target.name} artefact"
             largest |= _difference(label, given[name], wanted[name], scale, tolerance)
     return largest
+
+
+def compare_probes(
+    target: Target, loaded: Loaded, expected: Reference, tolerance: float
+) -> None:
+    """Compare an artefact with the model on what the example batch doesn't show.
+
+    Raises:
+        ParityError: It differs, or doesn't run.
+    """
+    for probe in expected.probes:
+        for batch, wanted in probe.cases:
+            try:
+                with target.explaining(f"running it on a batch of {size_of(batch)}"):
+                    given = loaded.run(batch)
+                if probe.cleaned:
+                    given, wanted = _without_nan(given, wanted)
+                scales = {
+                    name: max(scale, _largest(wanted[name]))
+                    for name, scale in expected.scales.items()
+                }
+                for name, scale in scales.items():
+                    label = f"output {name!r} of the {target.name} artefact"
+                    _difference(label, given[name], wanted[name], scale, tolerance)
+            except RuntimeError as error:
+                raise ParityError(
+                    f"The {target.name} artefact must compute what Keras does for "
+                    f"{probe.what}. {probe.remedy}, or leave out the format. "
+                    f"Received: {error}"
+                ) from error
+
+
+def _without_nan(given: Arrays, wanted: Arrays) -> tuple[Arrays, Arrays]:
+    """Take over the NaN that Keras gives, which a model then doesn't clean."""
+    taken = dict(given)
+    for name, want in wanted.items():
+        if given[name].shape == want.shape and not _is_text(want):
+            bad = np.isnan(_numbers(want))
+            taken[name] = np.where(bad, 0, given[name]).astype(given[name].dtype)
+    cleaned = {
+        name: want
+        if _is_text(want)
+        else np.where(np.isnan(_numbers(want)), 0, want).astype(want.dtype)
+        for name, want in wanted.items()
+    }
+    return taken, cleaned
 
 
 def _refuse_nan_weights(model: keras.Model) -> None:

@@ -1,13 +1,13 @@
 """The one traced function that every format is made from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_distill.export import signature
+from keras_distill.export import signature, state, tracing
 from keras_distill.export.batches import Arrays, by_name, to_arrays
 from keras_distill.export.signature import Specs
 
@@ -65,7 +65,13 @@ class Served:
         """
         if self.raw is None:
             return to_arrays(batch, self.inputs, argument)
-        tensors = self.raw.call(tensors_of(to_arrays(batch, self.raw.inputs, argument)))
+        return self.prepare(to_arrays(batch, self.raw.inputs, argument))
+
+    def prepare(self, raw: Arrays) -> Arrays:
+        """Make the model's inputs of raw features, where there are such."""
+        if self.raw is None:
+            return raw
+        tensors = self.raw.call(tensors_of(raw))
         prepared = {name: tensor.numpy() for name, tensor in tensors.items()}
         return to_arrays(prepared, self.inputs, "preprocessing")
 
@@ -85,14 +91,21 @@ def serve(
         batch_size: The only one that the function takes; None for any.
         preprocessing: Makes the model's inputs of raw features.
     """
+    state.refuse_stateful(model)
     prepared = example_batch
     if preprocessing is not None:
+        state.refuse_stateful(preprocessing)
         raw_inputs = signature.input_specs(preprocessing, example_batch, batch_size)
         pack_raw = signature.packing(preprocessing, example_batch)
         raw_arrays = to_arrays(example_batch, raw_inputs, "example_batch")
+
+        def preprocess(tensors: Tensors) -> Any:
+            packed = pack_raw({name: tensors[name] for name in raw_inputs})
+            return tracing.call(preprocessing, packed, raw_inputs)
+
+        _trace(preprocess, raw_inputs, [preprocessing])
         prepared = keras.tree.map_structure(
-            lambda tensor: tensor.numpy(),
-            preprocessing(pack_raw(tensors_of(raw_arrays)), training=False),
+            lambda tensor: tensor.numpy(), preprocess(tensors_of(raw_arrays))
         )
     inputs = signature.input_specs(model, prepared, batch_size)
     pack = signature.packing(model, prepared)
@@ -100,19 +113,21 @@ def serve(
     def call(tensors: Tensors) -> Tensors:
         # TensorFlow hands a dict over in sorted order; a list needs the model's own.
         packed = pack({name: tensors[name] for name in inputs})
-        outputs = model(packed, training=False)
+        outputs = tracing.call(model, packed, inputs)
         return signature.name_outputs(model, outputs, inputs)
 
-    function, outputs = _traced(call, inputs)
+    function, structured = _trace(call, inputs, [model])
+    outputs = {
+        name: tf.TensorSpec(tensor.shape, tensor.dtype, name=name)
+        for name, tensor in structured.items()
+    }
     raw = None
     if preprocessing is not None:
 
         def prepare(tensors: Tensors) -> Tensors:
-            packed = pack_raw({name: tensors[name] for name in raw_inputs})
-            made = preprocessing(packed, training=False)
-            return by_name(made, list(inputs), "preprocessing")
+            return by_name(preprocess(tensors), list(inputs), "preprocessing")
 
-        raw_function, _ = _traced(lambda t: call(prepare(t)), raw_inputs)
+        raw_function, _ = _trace(lambda t: call(prepare(t)), raw_inputs, [])
         raw = Raw(preprocessing, prepare, raw_function, raw_inputs)
     return Served(model, pack, call, function, inputs, outputs, batch_size, raw)
 
@@ -122,11 +137,11 @@ def tensors_of(arrays: Arrays) -> Tensors:
     return {name: tf.constant(array) for name, array in arrays.items()}
 
 
-def _traced(call: Callable[[Tensors], Tensors], inputs: Specs) -> tuple[Any, Specs]:
+def _trace(
+    call: Callable[[Tensors], Any], inputs: Specs, models: Sequence[keras.layers.Layer]
+) -> tuple[Any, Any]:
+    """Return a `tf.function` and its symbolic outputs; refuse what updates `models`."""
     function = tf.function(call, input_signature=[inputs], autograph=False)
-    traced = function.get_concrete_function().structured_outputs
-    outputs = {
-        name: tf.TensorSpec(tensor.shape, tensor.dtype, name=name)
-        for name, tensor in traced.items()
-    }
-    return function, outputs
+    concrete = function.get_concrete_function()
+    state.refuse_updates(concrete, models)
+    return function, concrete.structured_outputs

@@ -63,7 +63,7 @@ def verify(
     True
     """
     directory = Path(directory)
-    described = manifest.require(directory)
+    described = manifest.require(directory, to_run=True)
     problems = _strangers(directory, described)
     problems += _damages(directory, described["examples"])
     check = _checks(directory, described, evaluation) if run and not problems else None
@@ -99,6 +99,8 @@ def _verify_artefact(
     directory: Path, name: str, artefact: dict[str, Any], check: _Check | None
 ) -> dict[str, Any]:
     problems = _damages(directory, artefact["files"])
+    if not problems and check is not None:
+        problems = _unlisted(arguments.target_named(name), artefact["files"])
     measured: dict[str, float] = {}
     # What isn't the published file isn't loaded.
     if check is not None and not problems:
@@ -115,7 +117,7 @@ def _checks(
     directory: Path, described: Manifest, evaluation: Evaluation | None
 ) -> _Check:
     kept = examples.read(directory)
-    batch_size = described.get("batch_size")
+    manifest.check_examples(kept, described)
     scales = described["scales"]
     held_out = None
     if evaluation is not None:
@@ -124,11 +126,11 @@ def _checks(
     def check(target: Target, path: Path, tolerance: float) -> dict[str, float]:
         with target.explaining("loading it"):
             loaded = target.format.load(path)
-        cases = _cases(kept, "inputs", batch_size)
+        cases = _cases(kept, "inputs", described)
         difference = parity.compare(target, loaded, cases, scales, tolerance)
         if "raw" in kept and target.format is saved_model.FORMAT:
             raw = saved_model.load_signature(path, saved_model.RAW_SIGNATURE)
-            cases = _cases(kept, "raw", batch_size)
+            cases = _cases(kept, "raw", described)
             difference |= parity.compare(target, raw, cases, scales, tolerance)
         measured = {"max_abs_difference": difference.absolute}
         if evaluation is not None and held_out is not None:
@@ -142,10 +144,16 @@ def _checks(
 
 
 def _cases(
-    kept: Examples, group: str, batch_size: int | None
+    kept: Examples, group: str, described: Manifest
 ) -> list[tuple[Arrays, Arrays]]:
     cases = [(kept[group], kept["outputs"])]
-    if batch_size is None:
+    dependence = described.get("rows_depend_on_each_other")
+    # The preprocessing is in the raw features' way alone.
+    alone = dependence is None or (dependence["part"], group) == (
+        "preprocessing",
+        "inputs",
+    )
+    if described.get("batch_size") is None and alone:
         cases.append((other_size(kept[group]), other_size(kept["outputs"])))
     return cases
 
@@ -175,6 +183,14 @@ def _held_out(evaluation: Evaluation, described: Manifest) -> HeldOut:
             f"Received: {given[0]} on {given[1]} examples."
         )
     return held_out
+
+
+def _unlisted(target: Target, listed: list[dict[str, Any]]) -> list[str]:
+    """Return the problem that what would be loaded isn't among the listed files."""
+    paths = [file["path"] for file in listed]
+    if any(path.split("/")[0] == target.file for path in paths):
+        return []
+    return [f"{target.file} isn't among the files of {target.name} in the manifest"]
 
 
 def _strangers(directory: Path, described: Manifest) -> list[str]:

@@ -295,6 +295,23 @@ class MutualLearning(Retraceable, RandomStates):
                 self.train_function, messages
             )
 
+    def serving_model(self) -> keras.Model:
+        """Raise, as peers serve one by one: `keras_distill.export` asks for one model.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "Peers that train together are models of their own, of which one is "
+            "exported. Pass `mutual.peers[0]`; of a file "
+            "`keras.saving.load_model(path).peers[0]`. Received: "
+            f"{self.name!r} with the peers {[peer.name for peer in self.peers]}"
+        )
+
+    def serving_inputs(self, inputs: Any) -> Any:
+        """Return `inputs`; a peer reads the keys that it declares."""
+        return inputs
+
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments.
 

@@ -1,0 +1,195 @@
+"""Rows whose outputs depend on the other rows of their batch."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from keras_distill.export import signature
+from keras_distill.export.batches import Arrays, pieces, rows, size_of
+from keras_distill.export.portability import described, is_graph
+from keras_distill.export.serving import Served, tensors_of
+
+# Kernels round batches of other sizes otherwise. Relative to the largest magnitude.
+_ROUNDING = {"float16": 5e-2, "bfloat16": 1e-1}
+_ROUNDING_ELSE = 1e-4
+_MASK = 1e4
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """A model whose rows depend on each other, or that answers by chance.
+
+    Attributes:
+        part: `"model"` or `"preprocessing"`.
+        layer: The first layer whose rows do, where the graph shows it.
+        output: An output that shows it.
+        difference: By how much that output of one row changes.
+        repeats: Whether the same batch gives the same outputs twice.
+    """
+
+    part: str
+    layer: str | None
+    output: str
+    difference: float
+    repeats: bool = True
+
+    def __str__(self) -> str:
+        where = f"`{self.part}`" + (f" in {self.layer}" if self.layer else "")
+        if not self.repeats:
+            return (
+                f"The outputs of {where} change from call to call on one batch, by "
+                f"{self.difference:.3g} in {self.output!r}: they are random or depend "
+                "on earlier calls. Switch that off with `training=False`"
+            )
+        return (
+            f"The rows of a batch change each other's outputs in {where}: "
+            f"{self.output!r} of a row changes by {self.difference:.3g} with the rows "
+            "beside it. A server that batches requests then answers each by its "
+            "neighbours. Export with `batch_size=1`, or compute each row by itself, "
+            "without the batch axis in maxima, means or sums"
+        )
+
+
+def dependence(served: Served, batch: Arrays, raw: Arrays | None) -> Dependence | None:
+    """Compare rows in a batch with the same rows among others, in Keras.
+
+    Each half of the batch is run by itself, which costs as much as one more call. Of a
+    single row, the row is run beside an invented one.
+
+    Args:
+        served: The model.
+        batch: Named inputs of the model.
+        raw: The raw features that they were made of, where there are such.
+    """
+    if served.batch_size == 1:
+        return None
+    found = None
+    if served.raw is not None and raw is not None:
+        calls = served.raw.preprocessing, served.raw.call
+        found = _of_part("preprocessing", *calls, raw, served.batch_size)
+    return found or _of_part(
+        "model", served.model, served.call, batch, served.batch_size
+    )
+
+
+def _of_part(
+    part: str, model: Any, call: Any, batch: Arrays, batch_size: int | None
+) -> Dependence | None:
+    def run(arrays: Arrays) -> Arrays:
+        with tf.device("/CPU:0"):
+            outputs = call(tensors_of(arrays))
+        return {name: outputs[name].numpy() for name in outputs}
+
+    rounding = _ROUNDING.get(model.compute_dtype, _ROUNDING_ELSE)
+    if batch_size is not None:
+        batch, _ = next(pieces(batch, batch_size))
+    expected = run(batch)
+    worst = _worst(run, batch, expected, batch_size, rounding)
+    if worst is None:
+        return None
+    comparison, name, difference = worst
+    again = {n: _difference(run(batch)[n], value) for n, value in expected.items()}
+    if any(relative > 0 for relative, _ in again.values()):
+        return Dependence(part, None, name, again[name][1] or difference, False)
+    layer = _first_layer(model, batch, comparison, rounding)
+    return Dependence(part, layer, name, difference)
+
+
+# Rows of the batch, and another batch that begins with them.
+_Comparison = tuple[slice, Arrays]
+
+
+def _worst(
+    run: Callable[[Arrays], Arrays],
+    batch: Arrays,
+    expected: Arrays,
+    batch_size: int | None,
+    rounding: float,
+) -> tuple[_Comparison, str, float] | None:
+    """Return where an output differs beyond rounding, its name and by how much."""
+    for part, other in _comparisons(batch, batch_size):
+        given = run(other)
+        for name, wanted in expected.items():
+            want = wanted[part]
+            relative, absolute = _difference(given[name][: len(want)], want)
+            if relative > rounding:
+                return (part, other), name, absolute
+    return None
+
+
+def _comparisons(batch: Arrays, batch_size: int | None) -> Iterator[_Comparison]:
+    size = size_of(batch)
+    if size == 1:
+        yield slice(0, 1), _beside_another(batch)
+        return
+    for part in (slice(0, size // 2), slice(size // 2, size)):
+        half = rows(batch, part)
+        yield part, next(pieces(half, batch_size))[0] if batch_size else half
+
+
+def _beside_another(row: Arrays) -> Arrays:
+    """Add an invented row of larger floats, and zeros or the same text elsewhere."""
+    return {
+        name: np.concatenate([array, _invented(array).astype(array.dtype)])
+        for name, array in row.items()
+    }
+
+
+def _invented(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if array.dtype.kind in "OSU":
+        return array
+    is_float = np.issubdtype(array.dtype, np.inexact) or array.dtype.kind == "V"
+    return 10 * array.astype(np.float64) + 1 if is_float else np.zeros_like(array)
+
+
+def _difference(got: npt.NDArray[Any], want: npt.NDArray[Any]) -> tuple[float, float]:
+    """Return the largest relative and absolute difference of finite values."""
+    if got.shape != want.shape:
+        return np.inf, np.inf
+    if want.dtype.kind in "OSU":
+        unequal = float((got != want).any())
+        return unequal, unequal
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(got) & np.isfinite(want)
+    distance = np.abs(np.subtract(got, want, where=finite, out=np.zeros(want.shape)))
+    magnitude = np.abs(np.where(finite, want, 0))
+    # Masks, as -1e9 in padded places, aren't the scale of the other values.
+    scale = magnitude.max(initial=0, where=magnitude < _MASK)
+    relative = distance / np.maximum(np.maximum(scale, magnitude), _TINY)
+    return float(relative.max(initial=0)), float(distance.max(initial=0))
+
+
+def _first_layer(
+    model: Any, batch: Arrays, comparison: _Comparison, rounding: float
+) -> str | None:
+    """Name the first layer of a graph whose rows differ; None where there is none."""
+    if not is_graph(model):
+        return None
+    graph = getattr(model, "_functional", model)  # that of a Sequential model
+    depths = sorted(graph._nodes_by_depth, reverse=True)
+    nodes = [node for depth in depths for node in graph._nodes_by_depth[depth]]
+    tensors = [tensor for node in nodes for tensor in node.outputs]
+    pack = signature.packing(graph, None)
+    every = keras.Model(graph.input, tensors)
+    part, other = comparison
+    pairs = zip(
+        tensors,
+        keras.tree.flatten(every(pack(tensors_of(other)), training=False)),
+        keras.tree.flatten(every(pack(tensors_of(batch)), training=False)),
+        strict=True,
+    )
+    for tensor, given, expected in pairs:
+        # Not those that are transposed or folded into the batch, or sparse.
+        dense = isinstance(expected, tf.Tensor)
+        if not dense or expected.shape[:1] != (size_of(batch),):
+            continue
+        want = expected.numpy()[part]
+        if _difference(given.numpy()[: len(want)], want)[0] > rounding:
+            return described([tensor._keras_history.operation])
+    return None
