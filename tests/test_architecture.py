@@ -13,6 +13,8 @@ PACKAGE = Path(keras_distill.__file__).parent
 FLOORS = {
     "version": 1,
     "files": 0,
+    "installing": 0,
+    "standard_error": 0,
     "naming": 0,
     "outputs": 0,
     "sharing": 0,
