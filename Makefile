@@ -1,7 +1,11 @@
-# Each target makes what it needs: Python 3.11+ and make are enough to begin.
+# Each target makes what it needs: Python 3.11, 3.12 or 3.13 and make are enough to begin.
 PYTHON ?= python3
 VENV ?= .venv
-READY = $(VENV)/.installed
+# What is installed: the package to be used, or all that its tests and checks need.
+DEMO = $(VENV)/.installed-demo
+DEV = $(VENV)/.installed-dev
+PIP = $(VENV)/bin/python -m pip install --quiet -c constraints.txt
+DECLARED = setup.cfg pyproject.toml constraints.txt
 # Processes that the tests are run in, each of up to 3 GB.
 WORKERS ?= 2
 # What TensorFlow logs at its start would bury what a command prints.
@@ -11,18 +15,18 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .PHONY: demo test lint bench clean
 
-demo: $(READY)
+demo: $(DEMO)
 	$(VENV)/bin/keras-distill demo
 
-test: $(READY)
+test: $(DEV)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
-lint: $(READY)
+lint: $(DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(READY)
+bench: $(DEV)
 	$(VENV)/bin/python benchmarks/step_overhead.py
 	$(VENV)/bin/python benchmarks/hint_step.py
 	$(VENV)/bin/python benchmarks/privileged_step.py
@@ -33,12 +37,20 @@ bench: $(READY)
 	$(VENV)/bin/python benchmarks/export_latency.py
 	$(VENV)/bin/python benchmarks/export_memory.py
 
-$(READY): setup.cfg pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+$(DEMO): $(VENV)/.made $(DECLARED)
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+$(DEV): $(VENV)/.made $(DECLARED)
+	$(PIP) -e '.[dev]'
+	@touch $@ $(DEMO)
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "TensorFlow has no release for this Python." \
+	         "Take 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.13"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || \
 	  { echo "On Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:

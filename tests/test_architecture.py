@@ -15,6 +15,8 @@ FLOORS = {
     "arguments": 0,
     "cautions": 0,
     "files": 0,
+    "installing": 0,
+    "standard_error": 0,
     "naming": 0,
     "outputs": 0,
     "own_training": 0,

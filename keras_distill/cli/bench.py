@@ -2,10 +2,8 @@
 
 import argparse
 
-import tensorflow as tf
-
+from keras_distill.cli import checks
 from keras_distill.cli.parsing import Commands, add_command, print_json, print_table
-from keras_distill.export.latency import measure
 
 _DESCRIPTION = """\
 Time every artefact of an export in its own runtime: latency and throughput by batch
@@ -27,6 +25,7 @@ def add(commands: Commands) -> None:
         help="time the artefacts of an export beside the Keras model",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
+        check=_check,
     )
     parser.add_argument("export", metavar="EXPORT", help="with a manifest.json")
     parser.add_argument(
@@ -34,7 +33,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--batch-sizes",
-        type=int,
+        type=checks.whole(1),
         nargs="+",
         default=[1, 8, 64],
         metavar="N",
@@ -42,21 +41,31 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--calls",
-        type=int,
+        type=checks.whole(1),
         default=200,
         metavar="N",
         help="of each side for each batch size (default: %(default)s)",
     )
     parser.add_argument(
         "--threads",
-        type=int,
+        type=checks.whole(1),
         metavar="N",
         help="of each runtime (default: each runtime's own choice)",
     )
     parser.add_argument("--json", action="store_true", help="print rows as JSON")
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    checks.require_input(arguments.export, "EXPORT")
+    if arguments.model:
+        checks.require_input(arguments.model, "--model")
+
+
 def _run(arguments: argparse.Namespace) -> None:
+    import tensorflow as tf
+
+    from keras_distill.export.latency import measure
+
     if arguments.threads:
         tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
         tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)

@@ -1,15 +1,24 @@
 """What the subcommands read from `.npz` files and from metric options."""
 
 import argparse
-import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
+from keras_distill.cli import checks
 
-from keras_distill.export import Evaluation
-from keras_distill.export.loading import load_arrays
+if TYPE_CHECKING:
+    import keras
 
+    from keras_distill.export import Evaluation
+
+# By argument: what it is where it isn't given.
+_DEFAULTS: dict[str, Any] = {
+    "labels": "labels",
+    "metric": "SparseCategoricalAccuracy",
+    "metric_config": {},
+    "max_drop": 0.01,
+    "mode": "auto",
+    "output": None,
+}
 # Keras' own "accuracy" by itself is the equality of values, which logits never have.
 _SHORT = {"accuracy": "SparseCategoricalAccuracy", "auc": "AUC"}
 
@@ -19,40 +28,36 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation on held-out data")
     group.add_argument(
         "--evaluate",
+        type=checks.file,
         metavar="FILE.npz",
         help="inputs by name, and the labels",
     )
     group.add_argument(
         "--labels",
-        default="labels",
         metavar="NAME",
-        help="the array in FILE.npz that holds the labels (default: %(default)s)",
+        help="the array in FILE.npz that holds the labels (default: labels)",
     )
     group.add_argument(
         "--metric",
-        default="SparseCategoricalAccuracy",
         metavar="CLASS",
         help="a class of keras.metrics; `accuracy` is SparseCategoricalAccuracy, "
-        "`auc` is AUC (default: %(default)s)",
+        "`auc` is AUC (default: SparseCategoricalAccuracy)",
     )
     group.add_argument(
         "--metric-config",
-        default={},
-        type=_json,
+        type=checks.json_object,
         metavar="JSON",
         help="the arguments of the metric, as '{\"from_logits\": true}'",
     )
     group.add_argument(
         "--max-drop",
-        type=float,
-        default=0.01,
+        type=checks.at_least_0,
         metavar="DROP",
-        help="by how much an artefact's metric may be worse (default: %(default)s)",
+        help="by how much an artefact's metric may be worse (default: 0.01)",
     )
     group.add_argument(
         "--mode",
         choices=("auto", "max", "min"),
-        default="auto",
         help="whether larger or smaller is better (default: by the metric)",
     )
     group.add_argument(
@@ -62,8 +67,23 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def evaluation(arguments: argparse.Namespace) -> Evaluation | None:
+def check_evaluation(arguments: argparse.Namespace) -> None:
+    """Refuse options of an evaluation that isn't asked for; fill in the others."""
+    for name, default in _DEFAULTS.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+        elif arguments.evaluate is None:
+            option = "--" + name.replace("_", "-")
+            arguments.parser.error(
+                f"{option} needs --evaluate FILE.npz, the held-out data"
+            )
+
+
+def evaluation(arguments: argparse.Namespace) -> "Evaluation | None":
     """Make the evaluation that the options ask for."""
+    from keras_distill.export import Evaluation
+    from keras_distill.export.loading import load_arrays
+
     if arguments.evaluate is None:
         return None
     arrays = load_arrays(arguments.evaluate)
@@ -84,6 +104,8 @@ def evaluation(arguments: argparse.Namespace) -> Evaluation | None:
 
 def inputs(path: str, labels: str | None = None) -> Any:
     """Read inputs by name, without the labels."""
+    from keras_distill.export.loading import load_arrays
+
     arrays = load_arrays(path)
     return inputs_of({name: arrays[name] for name in arrays if name != labels})
 
@@ -93,21 +115,9 @@ def inputs_of(arrays: dict[str, Any]) -> Any:
     return next(iter(arrays.values())) if len(arrays) == 1 else arrays
 
 
-def provenance(path: str | None) -> Any:
-    """Read what the manifest will keep."""
-    if path is None:
-        return None
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def _metric(name: str, config: dict[str, Any]) -> "keras.metrics.Metric":
+    import keras
 
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be JSON, not {text!r}") from None
-
-
-def _metric(name: str, config: dict[str, Any]) -> keras.metrics.Metric:
     name = _SHORT.get(name, name)
     metric = getattr(keras.metrics, name, None)
     if not isinstance(metric, type) or not issubclass(metric, keras.metrics.Metric):

@@ -2,13 +2,15 @@
 
 import argparse
 
+from keras_distill.cli import checks
 from keras_distill.cli.parsing import Commands, add_command
+from keras_distill.installing import advice
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Does distillation pay? Trains a teacher, a small student alone and the same student
 distilled, on handwritten digits that need no download; prints how good each is over
 several seeds, and how large and fast the exported files are. About two minutes on two
-CPU cores. Needs `pip install keras-distill[demo]`.
+CPU cores. Needs {advice("demo")}.
 """
 
 _EXAMPLES = """\
@@ -27,6 +29,7 @@ def add(commands: Commands) -> None:
         help="compare a teacher, a student alone and a distilled one on real images",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
+        check=_check,
     )
     parser.add_argument(
         "--out",
@@ -37,7 +40,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--seeds",
-        type=int,
+        type=checks.whole(0),
         nargs="+",
         metavar="SEED",
         help="everything is done once for each (default: 0 1 2 3 4; with --smoke: 0)",
@@ -47,6 +50,12 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="a few steps only, to see that everything runs",
     )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    seeds = arguments.seeds or []
+    if len(set(seeds)) < len(seeds):
+        arguments.parser.error(f"--seeds must differ, not {' '.join(map(str, seeds))}")
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -6,18 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import keras
-
-from keras_distill.cli import data
+from keras_distill.cli import checks, data
 from keras_distill.cli.parsing import Commands, add_command, print_json, print_table
-from keras_distill.export import export, split_preprocessing
-from keras_distill.export.loading import load_model
+from keras_distill.installing import advice
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Write a Keras model as SavedModel, ONNX or LiteRT, in full precision and quantised. Each
 file is run by its own runtime and compared with the model before anything is published;
-a file that isn't the model, or loses too much of the metric, is not. ONNX needs
-`pip install keras-distill[onnx]`, LiteRT `[litert]`.
+a file that isn't the model, or loses too much of the metric, is not. ONNX and LiteRT
+need {advice("onnx,litert")}.
 """
 
 _EXAMPLES = """\
@@ -39,6 +36,13 @@ exit codes:
 """
 
 
+# By format what it can be quantised to, and what needs calibration data.
+_PRECISIONS = {
+    "saved_model": (),
+    "onnx": ("float16", "dynamic_int8", "int8"),
+    "litert": ("float16", "dynamic_int8", "int8", "integer_only"),
+}
+_CALIBRATED = {"int8", "integer_only"}
 # Of smaller models the libraries themselves are most of the memory.
 _LARGE = 100_000_000
 
@@ -52,13 +56,14 @@ def add(commands: Commands) -> None:
         help="write a model for servers and phones, checked and quantised",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
+        check=_check,
     )
     parser.add_argument("model", metavar="MODEL.keras", help="loaded in safe mode")
     parser.add_argument(
         "--to",
         nargs="+",
-        default=["saved_model", "onnx", "litert"],
-        choices=("saved_model", "onnx", "litert"),
+        default=list(_PRECISIONS),
+        choices=tuple(_PRECISIONS),
         metavar="FORMAT",
         help="saved_model, onnx, litert (default: all of them)",
     )
@@ -70,36 +75,41 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--version",
-        type=_version,
+        type=checks.version,
         metavar="N",
         help="publish to DIRECTORY/N, or with `next` to the number after the highest",
     )
     parser.add_argument(
         "--quantize",
         nargs="+",
-        choices=("float16", "dynamic_int8", "int8", "integer_only"),
+        choices=_PRECISIONS["litert"],
         metavar="PRECISION",
         help="float16, dynamic_int8, int8, integer_only, besides the model's own",
     )
     parser.add_argument(
         "--calibrate",
+        type=checks.file,
         metavar="FILE.npz",
         help="a few hundred typical inputs, for int8 and integer_only",
     )
     parser.add_argument(
         "--examples",
+        type=checks.file,
         metavar="FILE.npz",
         help="inputs to compare on (default: those of --calibrate or --evaluate)",
     )
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=checks.positive,
         metavar="T",
         help="largest difference in full precision, relative to the scale of the "
         "output (default: 1e-5)",
     )
     parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="the only one (default: any)"
+        "--batch-size",
+        type=checks.whole(1),
+        metavar="N",
+        help="the only one (default: any)",
     )
     parser.add_argument(
         "--split-preprocessing",
@@ -108,7 +118,10 @@ def add(commands: Commands) -> None:
         "signature serving_raw",
     )
     parser.add_argument(
-        "--provenance", metavar="FILE.json", help="kept in the manifest as it is"
+        "--provenance",
+        type=checks.json_file,
+        metavar="FILE.json",
+        help="kept in the manifest as it is",
     )
     parser.add_argument(
         "--json", action="store_true", help="print the manifest, not a table"
@@ -116,7 +129,35 @@ def add(commands: Commands) -> None:
     data.add_evaluation(parser)
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    data.check_evaluation(arguments)
+    error, precisions = arguments.parser.error, set(arguments.quantize or ())
+    possible = {each for format in arguments.to for each in _PRECISIONS[format]}
+    if not precisions <= possible:
+        error(
+            f"--quantize {' '.join(sorted(precisions - possible))} is not possible for "
+            f"--to {' '.join(arguments.to)}"
+        )
+    calibrated = sorted(precisions & _CALIBRATED)
+    if calibrated and arguments.calibrate is None:
+        error(
+            f"--quantize {' '.join(calibrated)} needs --calibrate FILE.npz, a few "
+            "hundred typical inputs; dynamic_int8 needs none"
+        )
+    if arguments.calibrate is not None and not calibrated:
+        error("--calibrate is for --quantize int8 or integer_only")
+    if not (arguments.examples or arguments.calibrate or arguments.evaluate):
+        error(
+            "one of --examples, --calibrate, --evaluate must give inputs, on which the "
+            "files are compared with the model"
+        )
+    checks.require_input(arguments.model, "MODEL.keras")
+
+
 def _run(arguments: argparse.Namespace) -> None:
+    from keras_distill.export import export, split_preprocessing
+    from keras_distill.export.loading import load_model
+
     before = _peak_memory()
     model: Any = load_model(arguments.model)
     preprocessing = None
@@ -135,7 +176,7 @@ def _run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         tolerance=arguments.tolerance,
         version=arguments.version,
-        provenance=data.provenance(arguments.provenance),
+        provenance=arguments.provenance,
     )
     if arguments.json:
         print_json(manifest)
@@ -160,20 +201,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _example_batch(arguments: argparse.Namespace) -> Any:
-    for path in (arguments.examples, arguments.calibrate, arguments.evaluate):
-        if path is not None:
-            batch = data.inputs(path, arguments.labels)
-            return keras.tree.map_structure(lambda array: array[:32], batch)
-    raise ValueError(
-        "One of `--examples`, `--calibrate`, `--evaluate` must give inputs to compare "
-        "the files with the model on. Received: none of them."
-    )
+    import keras
 
-
-def _version(text: str) -> int | str:
-    if text == "next" or text.isdecimal():
-        return text if text == "next" else int(text)
-    raise argparse.ArgumentTypeError(f"must be a number or `next`, not {text!r}")
+    path = arguments.examples or arguments.calibrate or arguments.evaluate
+    batch = data.inputs(path, arguments.labels)
+    return keras.tree.map_structure(lambda array: array[:32], batch)
 
 
 def _published(out: str, manifest: dict[str, Any]) -> str:

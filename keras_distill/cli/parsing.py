@@ -2,11 +2,79 @@
 
 import argparse
 import json
-from collections.abc import Callable
-from typing import Any, TypeAlias
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, TypeAlias
 
 # Subscripted at type checking alone: the class isn't generic when it runs.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Check: TypeAlias = Callable[[argparse.Namespace], None]
+
+
+class WrongArguments(Exception):
+    """The arguments can't be used; leaves with exit code 2.
+
+    Attributes:
+        parser: Whose arguments they are.
+        message: What is wrong, and the remedy.
+    """
+
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.parser = parser
+
+    def report(self) -> None:
+        """Print the usage and the message on the standard error."""
+        self.parser.print_usage(sys.stderr)
+        print(f"{self.parser.prog}: error: {self.message}", file=sys.stderr)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are exceptions and propose what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `WrongArguments`."""
+        raise WrongArguments(self, message)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; what is left over is an error of this parser and not of its parent."""
+        try:
+            namespace, left_over = super().parse_known_args(args, namespace)
+        except WrongArguments as wrong:
+            if wrong.parser is not self:
+                raise
+            # A required option may be missing because it is misspelt.
+            self.error(wrong.message + self._meant(args or ()))
+        if left_over:
+            meant = self._meant(left_over)
+            self.error(f"unrecognized arguments: {' '.join(left_over)}{meant}")
+        return namespace, left_over
+
+    def _meant(self, given: Iterable[str]) -> str:
+        known = list(self._option_string_actions)
+        names = [text.partition("=")[0] for text in given if text.startswith("--")]
+        unknown = [
+            name for name in names if not any(each.startswith(name) for each in known)
+        ]
+        return "".join(_meant(name, known) for name in unknown)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        raise argparse.ArgumentError(
+            action,
+            f"invalid choice: {value!r} (choose from {', '.join(choices)})"
+            f"{_meant(str(value), choices)}",
+        )
+
+
+def _meant(text: str, known: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(text, list(known), n=1)
+    return f". Did you mean {close[0]}?" if close else ""
 
 
 def add_command(
@@ -17,6 +85,7 @@ def add_command(
     help: str,
     description: str,
     examples: str,
+    check: Check = lambda arguments: None,
 ) -> argparse.ArgumentParser:
     """Add a subcommand whose `--help` ends with examples.
 
@@ -27,6 +96,8 @@ def add_command(
         help: One line for the list of commands.
         description: What it does and needs.
         examples: Command lines, one a line.
+        check: Called with the parsed arguments before anything is imported; calls
+            `arguments.parser.error` where they don't fit together.
     """
     parser = commands.add_parser(
         name,
@@ -35,7 +106,7 @@ def add_command(
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, check=check, parser=parser)
     return parser
 
 

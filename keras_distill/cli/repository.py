@@ -3,17 +3,19 @@
 import argparse
 from pathlib import Path
 
+from keras_distill.cli import checks
 from keras_distill.cli.parsing import Commands, add_command
+from keras_distill.installing import advice
 
 _DESCRIPTION = """\
 Lay an export out as the model repository of a server: a new version, whole or absent,
 beside those that are there.
 """
 
-_TRITON = """\
+_TRITON = f"""\
 Lay an export out for NVIDIA Triton Inference Server: NAME/config.pbtxt, which is
 replaced by what the options say, and NAME/VERSION/model.onnx.
-Needs `pip install keras-distill[triton]`.
+Needs {advice("triton")}.
 """
 
 _TRITON_EXAMPLES = """\
@@ -67,18 +69,19 @@ def _add_triton(servers: Commands) -> None:
         help="NVIDIA Triton Inference Server",
         description=_TRITON,
         examples=_TRITON_EXAMPLES,
+        check=_check,
     )
     _add_common(parser)
     _add_artefact(parser, "an ONNX artefact or saved_model")
     parser.add_argument(
         "--max-batch-size",
-        type=int,
+        type=checks.whole(0),
         metavar="SIZE",
         help="0 for no batching (default: 64, or 0 for a model that has no batch)",
     )
     parser.add_argument(
         "--preferred-batch-size",
-        type=int,
+        type=checks.whole(1),
         nargs="+",
         default=[],
         metavar="SIZE",
@@ -86,14 +89,14 @@ def _add_triton(servers: Commands) -> None:
     )
     parser.add_argument(
         "--max-queue-delay",
-        type=int,
+        type=checks.whole(0),
         default=0,
         metavar="MICROSECONDS",
         help="how long it waits for them (default: %(default)s)",
     )
     parser.add_argument(
         "--instances",
-        type=int,
+        type=checks.whole(1),
         default=1,
         metavar="COUNT",
         help="copies of the model, on each GPU (default: %(default)s)",
@@ -119,6 +122,7 @@ def _add_tensorflow_serving(servers: Commands) -> None:
         help="TensorFlow Serving",
         description=_TENSORFLOW_SERVING,
         examples=_TENSORFLOW_SERVING_EXAMPLES,
+        check=_check,
     )
     _add_common(parser)
     parser.add_argument(
@@ -136,6 +140,7 @@ def _add_mlserver(servers: Commands) -> None:
         help="MLServer, the Open Inference Protocol in Python",
         description=_MLSERVER,
         examples=_MLSERVER_EXAMPLES,
+        check=_check,
     )
     _add_common(parser)
     _add_artefact(parser, "an ONNX artefact")
@@ -147,7 +152,7 @@ def _add_mlserver(servers: Commands) -> None:
     )
     parser.add_argument(
         "--threads",
-        type=int,
+        type=checks.whole(0),
         default=0,
         metavar="COUNT",
         help="threads for one request, 0 for one a core (default: %(default)s)",
@@ -164,7 +169,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--version",
-        type=int,
+        type=checks.whole(1),
         metavar="NUMBER",
         help="default: the number that the export's directory is called, or else the "
         "next that is free",
@@ -175,6 +180,10 @@ def _add_artefact(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--artefact", default="onnx", help=f"{what} (default: %(default)s)"
     )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    checks.require_input(arguments.export, "EXPORT")
 
 
 def _triton(arguments: argparse.Namespace) -> None:

@@ -3,12 +3,14 @@
 import argparse
 import signal
 
+from keras_distill.cli import checks
 from keras_distill.cli.parsing import Commands, add_command
+from keras_distill.installing import advice
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Serve an export on this machine: the Open Inference Protocol over HTTP and gRPC, by
 MLServer and ONNX Runtime, on the loopback address alone. Ctrl-C or SIGTERM ends it.
-Needs `pip install keras-distill[serve]`.
+Needs {advice("serve")}.
 """
 
 _EXAMPLES = """\
@@ -16,6 +18,8 @@ _EXAMPLES = """\
   keras-distill serve student/3 --port 9000 --grpc-port 9001 --name digits
   curl http://127.0.0.1:8080/v2/models/NAME
 """
+
+_port = checks.whole(1, 2**16 - 1)
 
 
 def add(commands: Commands) -> None:
@@ -27,13 +31,14 @@ def add(commands: Commands) -> None:
         help="serve an export on this machine over HTTP and gRPC",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
+        check=_check,
     )
     parser.add_argument("export", metavar="EXPORT", help="an export's directory")
     parser.add_argument(
-        "--port", type=int, default=8080, help="for HTTP (default: %(default)s)"
+        "--port", type=_port, default=8080, help="for HTTP (default: %(default)s)"
     )
     parser.add_argument(
-        "--grpc-port", type=int, default=8081, help="for gRPC (default: %(default)s)"
+        "--grpc-port", type=_port, default=8081, help="for gRPC (default: %(default)s)"
     )
     parser.add_argument(
         "--name", help="the model's name in the service (default: the Keras model's)"
@@ -43,6 +48,12 @@ def add(commands: Commands) -> None:
         default="onnx",
         help="which of the export's ONNX artefacts (default: %(default)s)",
     )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.port == arguments.grpc_port:
+        arguments.parser.error("--port and --grpc-port must differ")
+    checks.require_input(arguments.export, "EXPORT")
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -3,9 +3,8 @@
 import argparse
 from typing import Any
 
-from keras_distill.cli import data
+from keras_distill.cli import checks, data
 from keras_distill.cli.parsing import Commands, add_command, print_json
-from keras_distill.export import verify
 
 _DESCRIPTION = """\
 Check an export without its model: every file against the checksum of the manifest,
@@ -32,6 +31,7 @@ def add(commands: Commands) -> None:
         help="check that an export is still what was published",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
+        check=_check,
     )
     parser.add_argument("export", metavar="EXPORT", help="with a manifest.json")
     parser.add_argument(
@@ -41,7 +41,16 @@ def add(commands: Commands) -> None:
     data.add_evaluation(parser)
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    data.check_evaluation(arguments)
+    if arguments.files_only and arguments.evaluate:
+        arguments.parser.error("--evaluate runs the files, which --files-only doesn't")
+    checks.require_input(arguments.export, "EXPORT")
+
+
 def _run(arguments: argparse.Namespace) -> int:
+    from keras_distill.export import verify
+
     report = verify(
         arguments.export,
         run=not arguments.files_only,

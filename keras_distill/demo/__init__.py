@@ -24,6 +24,7 @@ from keras_distill.demo.training import (
 )
 from keras_distill.export.publish import replacing
 from keras_distill.export.quiet import quiet
+from keras_distill.installing import advice
 
 __all__ = ["run"]
 
@@ -102,7 +103,7 @@ def _check(seeds: list[int]) -> None:
         if importlib.util.find_spec(module) is None:
             raise ImportError(
                 f"The demo needs the package that provides `{module}`, which is not "
-                "installed. Install it with `pip install keras-distill[demo]`."
+                f"installed. Install it with {advice('demo')}."
             )
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ValueError(

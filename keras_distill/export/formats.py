@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from keras_distill.export.batches import Arrays
 from keras_distill.export.serving import Served
+from keras_distill.installing import advice
 
 # What the model itself computes in; always written.
 FULL = "full"
@@ -89,7 +90,7 @@ class Format:
                 raise ImportError(
                     f"The format {self.name!r} needs the package {distribution!r}, "
                     "which is not installed. Install it with "
-                    f"`pip install keras-distill[{self.extra}]`."
+                    f"{advice(str(self.extra))}."
                 )
 
 

@@ -20,6 +20,7 @@ from keras_distill.export.repositories.mlserver import (
     server_settings,
 )
 from keras_distill.export.repositories.versions import replace_text
+from keras_distill.installing import advice
 
 _HOST = "127.0.0.1"
 # The command `mlserver`, of the interpreter that runs this.
@@ -108,7 +109,7 @@ def _require() -> None:
         if importlib.util.find_spec(package) is None:
             raise ImportError(
                 f"A service needs the package {package!r}, which is not installed. "
-                "Install it with `pip install keras-distill[serve]`."
+                f"Install it with {advice('serve')}."
             )
 
 

@@ -15,6 +15,7 @@ from keras_distill.export.repositories.versions import (
     replace_text,
     writing,
 )
+from keras_distill.installing import advice
 
 CONFIG = "config.pbtxt"
 _HEADER = "# Written by keras-distill, which replaces it with every version.\n"
@@ -292,5 +293,5 @@ def _text_format() -> Any:
 def _missing() -> ImportError:
     return ImportError(
         "Triton's configuration needs the package 'tritonclient', which is not "
-        "installed. Install it with `pip install keras-distill[triton]`."
+        f"installed. Install it with {advice('triton')}."
     )

@@ -1,0 +1,84 @@
+"""Ctrl-C at any moment: an exit code, no traceback, nothing half-written."""
+
+import _thread
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+INTERRUPTED = 130
+# Whoever presses it twice at once means one end, which removes what is unfinished.
+_SECONDS_TO_CLEAN_UP = 2.0
+
+
+class Interrupts:
+    """Raises one `KeyboardInterrupt` for Ctrl-C, for as long as a block runs.
+
+    Args:
+        restore: Whether to put back at the end what Ctrl-C did before. Without, the
+            process is about to end, and Ctrl-C does nothing any more.
+
+    """
+
+    def __init__(self, *, restore: bool) -> None:
+        self._restore = restore
+        self._at_once = False
+        self._last: float | None = None
+        self._before: Any = None
+
+    @property
+    def seen(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._last is not None
+
+    @contextmanager
+    def leaving_at_once(self) -> Iterator[None]:
+        """End the process without an exception, where nothing is written yet.
+
+        Libraries that are interrupted while they are imported make other errors of it.
+        """
+        self._at_once = True
+        yield
+        self._at_once = False
+
+    def __enter__(self) -> "Interrupts":
+        # Not where the shell has this process ignore it, nor outside the main thread.
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
+            self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._before is None:
+            return
+        sys.unraisablehook = self._hook
+        after = self._before if self._restore else signal.SIG_IGN
+        signal.signal(signal.SIGINT, after)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._at_once:
+            os._exit(INTERRUPTED)
+        now = time.monotonic()
+        if self._last is not None and now - self._last < _SECONDS_TO_CLEAN_UP:
+            return
+        self._last = now
+        raise KeyboardInterrupt
+
+    def _unraisable(self, unraisable: Any) -> None:
+        """Raise again what came inside a destructor, where Python drops it."""
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            self._hook(unraisable)
+            return
+        self._last = None
+        threading.Timer(0.05, _thread.interrupt_main).start()

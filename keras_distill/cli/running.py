@@ -1,0 +1,83 @@
+"""One run of the command line: arguments, imports, the subcommand, its errors."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import keras_distill
+from keras_distill import standard_error
+from keras_distill.cli import bench, demo, export, repository, serve, verify
+from keras_distill.cli.interrupts import Interrupts
+from keras_distill.cli.parsing import Parser, WrongArguments, print_json
+from keras_distill.cli.wording import in_options, options
+from keras_distill.version import __version__
+
+_COMMANDS = (demo, export, verify, bench, repository, serve)
+_LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Run a subcommand; what it returns is described at `keras_distill.cli.main`."""
+    arguments = _arguments(sys.argv[1:] if argv is None else argv)
+    # A process of its own ends soon after; others get their own Ctrl-C back.
+    with Interrupts(restore=argv is not None) as interrupts:
+        try:
+            arguments.check(arguments)
+            with interrupts.leaving_at_once():
+                _import()
+            return arguments.command(arguments) or 0
+        except KeyboardInterrupt:
+            return 130
+        except WrongArguments as wrong:
+            _leave(wrong, as_json=arguments.json)
+        except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+            if interrupts.seen:  # in a library that made another error of it
+                return 130
+            return _failed(error, arguments)
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    try:
+        return _parser().parse_args(argv, argparse.Namespace(json=False))
+    except WrongArguments as wrong:
+        _leave(wrong, as_json="--json" in argv)
+
+
+def _leave(wrong: WrongArguments, *, as_json: bool) -> NoReturn:
+    wrong.report()
+    if as_json:
+        print_json({"error": wrong.message})
+    sys.exit(2)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="keras-distill",
+        description="Knowledge distillation for Keras 3.",
+        epilog="`keras-distill COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def _import() -> None:
+    """Import the package, and TensorFlow without the lines that it prints."""
+    level = os.environ.setdefault(_LOG_LEVEL, "3")
+    # TensorFlow itself keeps to the level only after its first lines.
+    with standard_error.without(standard_error.log_lines(level)):
+        for name in keras_distill.__all__:
+            getattr(keras_distill, name)
+
+
+def _failed(error: Exception, arguments: argparse.Namespace) -> int:
+    message = in_options(str(error), options(arguments.parser))
+    print(f"keras-distill: error: {message}", file=sys.stderr)
+    if arguments.json:
+        print_json({"error": message})
+    parity = sys.modules.get("keras_distill.export.parity")  # absent: checks failed
+    return 3 if parity and isinstance(error, parity.ParityError) else 1
