@@ -15,6 +15,7 @@ from keras_distill.export import (
     saved_model,
 )
 from keras_distill.export.batches import Arrays, pieces, size_of
+from keras_distill.export.blame import Examiner
 from keras_distill.export.evaluation import Evaluation, Judge
 from keras_distill.export.formats import (
     FULL,
@@ -156,13 +157,13 @@ def export(
         calibration = _calibration(served, calibration_data)
         artefacts = []
         for target in wanted:
+            bound = tolerances[target.precision]
+            examine = Examiner(served, expected.cases[0][0], bound)
             conversion = Conversion(served, target.precision, calibration)
             path = scratch / target.file
-            with target.explaining("converting it"):
+            with target.explaining("converting it", examine):
                 target.format.write(conversion, path)
-            artefacts.append(
-                _checked(target, path, expected, judge, tolerances[target.precision])
-            )
+            artefacts.append(_checked(target, path, expected, judge, bound, examine))
         examples.write(scratch, expected, batch_size)
         described = manifest.describe(
             served,
@@ -185,14 +186,17 @@ def _checked(
     expected: Reference,
     judge: Judge | None,
     tolerance: float,
+    examine: Examiner,
 ) -> Artefact:
     """Load an artefact and compare it with its model in every way asked for."""
-    with target.explaining("loading what the converter wrote"):
+    with target.explaining("loading what the converter wrote", examine):
         loaded = target.format.load(path)
     # int8 is judged by what it is for, where that can be told.
     judged = judge is not None and target.precision in arguments.INTEGERS
     bound = None if judged else tolerance
-    difference = parity.compare(target, loaded, expected.cases, expected.scales, bound)
+    difference = parity.compare(
+        target, loaded, expected.cases, expected.scales, bound, examine
+    )
     if expected.raw_cases and target.format is saved_model.FORMAT:
         raw = saved_model.load_signature(path, saved_model.RAW_SIGNATURE)
         difference |= parity.compare(
@@ -200,7 +204,7 @@ def _checked(
         )
     details: dict[str, Any] = {}
     if target.precision != FULL:
-        with target.explaining("looking for what became smaller"):
+        with target.explaining("looking for what became smaller", examine):
             details["weights"] = quantized_weights(target, path)
     if judge is not None:
         details["evaluation"] = judge.score(target, loaded, expected.scales, bound)

@@ -103,7 +103,7 @@ def serve(
         outputs = model(packed, training=False)
         return signature.name_outputs(model, outputs, inputs)
 
-    function, outputs = _traced(call, inputs)
+    function, outputs = traced(call, inputs)
     raw = None
     if preprocessing is not None:
 
@@ -112,7 +112,7 @@ def serve(
             made = preprocessing(packed, training=False)
             return by_name(made, list(inputs), "preprocessing")
 
-        raw_function, _ = _traced(lambda t: call(prepare(t)), raw_inputs)
+        raw_function, _ = traced(lambda t: call(prepare(t)), raw_inputs)
         raw = Raw(preprocessing, prepare, raw_function, raw_inputs)
     return Served(model, pack, call, function, inputs, outputs, batch_size, raw)
 
@@ -122,7 +122,8 @@ def tensors_of(arrays: Arrays) -> Tensors:
     return {name: tf.constant(array) for name, array in arrays.items()}
 
 
-def _traced(call: Callable[[Tensors], Tensors], inputs: Specs) -> tuple[Any, Specs]:
+def traced(call: Callable[[Tensors], Tensors], inputs: Specs) -> tuple[Any, Specs]:
+    """Trace a call of named tensors; return the function and its outputs' specs."""
     function = tf.function(call, input_signature=[inputs], autograph=False)
     traced = function.get_concrete_function().structured_outputs
     outputs = {
