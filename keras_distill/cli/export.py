@@ -114,8 +114,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--split-preprocessing",
         action="store_true",
-        help="leave lookups, hashing and text out; the SavedModel keeps them in its "
-        "signature serving_raw",
+        help="leave out the lookups, hashing and text that a format of --to lacks; the "
+        "SavedModel keeps them in its signature serving_raw",
     )
     parser.add_argument(
         "--provenance",
@@ -162,7 +162,7 @@ def _run(arguments: argparse.Namespace) -> None:
     model: Any = load_model(arguments.model)
     preprocessing = None
     if arguments.split_preprocessing:
-        preprocessing, model = split_preprocessing(model)
+        preprocessing, model = split_preprocessing(model, arguments.to)
     calibration = arguments.calibrate
     manifest = export(
         model,

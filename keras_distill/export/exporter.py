@@ -19,6 +19,7 @@ from keras_distill.export import (
     state,
 )
 from keras_distill.export.batches import Arrays, pieces, size_of
+from keras_distill.export.blame import Examiner
 from keras_distill.export.evaluation import Evaluation, Judge
 from keras_distill.export.formats import (
     FULL,
@@ -167,13 +168,13 @@ def export(
         calibration = _calibration(served, select(calibration_data))
         artefacts = []
         for target in wanted:
+            bound = tolerances[target.precision]
+            examine = Examiner(served, expected.cases[0][0], bound)
             conversion = Conversion(served, target.precision, calibration)
             path = scratch / target.file
-            with target.explaining("converting it"):
+            with target.explaining("converting it", examine):
                 target.format.write(conversion, path)
-            artefacts.append(
-                _checked(target, path, expected, judge, tolerances[target.precision])
-            )
+            artefacts.append(_checked(target, path, expected, judge, bound, examine))
         examples.write(scratch, expected, batch_size)
         described = manifest.describe(
             served,
@@ -213,16 +214,17 @@ def _checked(
     expected: Reference,
     judge: Judge | None,
     tolerance: float,
+    examine: Examiner,
 ) -> Artefact:
     """Load an artefact and compare it with its model in every way asked for."""
-    with target.explaining("loading what the converter wrote"):
+    with target.explaining("loading what the converter wrote", examine):
         loaded = target.format.load(path)
     # int8 is judged by what it is for, where that can be told.
     judged = judge is not None and target.precision in arguments.INTEGERS
     bound = None if judged else tolerance
     with _naming(expected.dependence):
         difference = parity.compare(
-            target, loaded, expected.cases, expected.scales, bound
+            target, loaded, expected.cases, expected.scales, bound, examine
         )
         if expected.raw_cases and target.format is saved_model.FORMAT:
             raw = saved_model.load_signature(path, saved_model.RAW_SIGNATURE)
@@ -234,7 +236,7 @@ def _checked(
         parity.compare_probes(target, loaded, expected, tolerance)
     details: dict[str, Any] = {}
     if target.precision != FULL:
-        with target.explaining("looking for what became smaller"):
+        with target.explaining("looking for what became smaller", examine):
             details["weights"] = quantized_weights(target, path)
     if judge is not None:
         details["evaluation"] = judge.score(target, loaded, expected.scales, bound)

@@ -1,6 +1,7 @@
 """What a format is: file names, a writer and the runtime that reads it back."""
 
 import importlib.util
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,45 @@ class Conversion:
     calibration: Sequence[Arrays] = ()
 
 
+class Refusal(ValueError):
+    """A model that a format can't hold, found out before its converter.
+
+    Attributes:
+        where: The layers at fault, as an error names them, where `reason` doesn't.
+        remedy: What may help besides leaving the format out.
+    """
+
+    def __init__(self, reason: str, *, where: str = "", remedy: str = "") -> None:
+        super().__init__(reason)
+        self.where = where
+        self.remedy = remedy
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The cause of an error.
+
+    Attributes:
+        where: The layers and operations at fault, as an error names them.
+        remedies: What may help besides leaving the format out.
+        note: What else is known of the cause.
+    """
+
+    where: str = ""
+    remedies: tuple[str, ...] = ()
+    note: str = ""
+
+
+class Examine(Protocol):
+    """Looks for the cause of an error."""
+
+    def __call__(self, target: "Target", error: Exception) -> Diagnosis:
+        """Name the layers at fault where a converter or runtime raised."""
+
+    def of_values(self, target: "Target", error: Exception) -> Diagnosis:
+        """Name the first layer whose output isn't Keras'."""
+
+
 class Load(Protocol):
     """Loads an artefact with its own runtime, on `threads` threads or its default."""
 
@@ -70,7 +110,6 @@ class Format:
         load: Loads it with its own runtime.
         weights: Tells how many values the weights of a file have by type, as
             `{"float32": 10, "int8": 40}`; None where nothing is quantised.
-        advice: What to do about models that the format can't hold.
     """
 
     name: str
@@ -80,7 +119,6 @@ class Format:
     modules: dict[str, str]
     write: Callable[[Conversion, Path], None]
     load: Load
-    advice: str
     weights: Callable[[Path], dict[str, int]] | None = None
 
     def require(self) -> None:
@@ -116,36 +154,57 @@ class Target:
         return f"{file.stem}.{self.precision}{file.suffix}"
 
     @contextmanager
-    def explaining(self, action: str) -> Iterator[None]:
+    def explaining(self, action: str, examine: Examine | None = None) -> Iterator[None]:
         """Turn what a converter or runtime raises into an error that helps.
 
         Errors of the operating system, such as a full disk, pass as they are.
+
+        Args:
+            action: What is done inside.
+            examine: Looks for the cause, where the model is at hand.
         """
         try:
             yield
         except OSError:
             raise
         except Exception as error:
-            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 800)
-            where = "formats" if self.precision == FULL else "quantize"
-            left_out = self.format.name if self.precision == FULL else self.precision
+            found = examine(self, error) if examine else Diagnosis()
+            failed = f"{action} failed" + (f" in {found.where}" if found.where else "")
+            reason = textwrap.shorten(_readable(error), 800).rstrip(". ")
             raise RuntimeError(
-                f"`model` can't be exported as {self.name!r}: {action} failed. "
-                f"Received: {reason.rstrip('. ')}. "
-                f"Leave {left_out!r} out of `{where}`, or {self.format.advice}."
+                f"`model` can't be exported as {self.name!r}: {failed}. "
+                f"Received: {reason}. {self.advice(found)}"
             ) from error
+
+    def advice(self, found: Diagnosis) -> str:
+        """Return what else is known of a cause, and what to do about it."""
+        note = f"{found.note}. " if found.note else ""
+        where = "formats" if self.precision == FULL else "quantize"
+        left_out = self.format.name if self.precision == FULL else self.precision
+        leave = f"Leave {left_out!r} out of `{where}`"
+        return f"{note}{', or '.join([leave, *found.remedies])}."
+
+
+# LiteRT's converter locates each error in several lines.
+_PLACES = re.compile(r".*: note: .*\n?|<unknown>:0: |loc\(.+\): (?=\S)")
+
+
+def _readable(error: Exception) -> str:
+    if isinstance(error, Refusal):
+        return str(error)
+    return f"{type(error).__name__}: {_PLACES.sub('', str(error))}"
 
 
 def quantized_weights(target: Target, path: Path) -> dict[str, int]:
     """Return how many values the weights of a quantised file have by type.
 
     Raises:
-        ValueError: None are of the type that was asked for.
+        Refusal: None are of the type that was asked for.
     """
     counted = target.format.weights(path) if target.format.weights else {}
     wanted = ("float16",) if target.precision == "float16" else ("int8", "uint8")
     if not any(counted.get(name) for name in wanted):
-        raise ValueError(
+        raise Refusal(
             f"no weight became {wanted[0]}, as ONNX leaves convolutions and loops as "
             "they are, and LiteRT small weights"
         )

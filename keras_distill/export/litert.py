@@ -152,8 +152,4 @@ FORMAT = Format(
     write=write,
     load=load,
     weights=weights,
-    advice=(
-        "compute in float32 and give LSTM and GRU layers `unroll=True` or the export "
-        "a `batch_size`, as LiteRT has no loops over a batch of open size"
-    ),
 )

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_distill.export import onnx_quantization
 from keras_distill.export.batches import Arrays
-from keras_distill.export.formats import FULL, Conversion, Format, Loaded
+from keras_distill.export.formats import FULL, Conversion, Format, Loaded, Refusal
 from keras_distill.export.portability import described, unportable_layers
 from keras_distill.export.quiet import quiet
 from keras_distill.export.serving import Served, Tensors
@@ -98,7 +98,7 @@ def _write_erfc(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
 def _refuse_unportable(model: keras.Model) -> None:
     layers = unportable_layers(model)
     if layers:
-        raise ValueError(
+        raise Refusal(
             f"ONNX has no operators for the layers {described(layers)}: split them off "
             "with `keras_distill.export.split_preprocessing(model)`, or with "
             "`--split-preprocessing` on the command line"
@@ -163,7 +163,7 @@ def _write_with_weights(proto: Any, weights: Weights, path: Path) -> None:
 
     total = proto.ByteSize() + sum(w.numpy().nbytes for w in weights.values())
     if total > _LARGEST_FILE:
-        raise ValueError(f"its file would have {total:,} bytes, and ONNX ends at 2 GB")
+        raise Refusal(f"its file would have {total:,} bytes, and ONNX ends at 2 GB")
     inputs = [value for value in proto.graph.input if value.name not in weights]
     del proto.graph.input[:]
     proto.graph.input.extend(inputs)
@@ -225,8 +225,4 @@ FORMAT = Format(
     write=write,
     load=load,
     weights=onnx_quantization.weights,
-    advice=(
-        "split off the preprocessing (StringLookup, IntegerLookup, TextVectorization, "
-        "Hashing) and compute in float32"
-    ),
 )

@@ -17,7 +17,7 @@ from keras_distill.export.batches import (
     size_of,
     to_arrays,
 )
-from keras_distill.export.formats import Loaded, Target
+from keras_distill.export.formats import FULL, Diagnosis, Examine, Loaded, Target
 from keras_distill.export.probes import Probe, probes
 from keras_distill.export.rows import Dependence, dependence
 from keras_distill.export.serving import Served, tensors_of
@@ -130,6 +130,7 @@ def compare(
     cases: Iterable[tuple[Arrays, Arrays]],
     scales: dict[str, float],
     tolerance: float | None,
+    examine: Examine | None = None,
 ) -> Difference:
     """Return the largest difference between artefact and model.
 
@@ -139,6 +140,7 @@ def compare(
         cases: Pairs of named inputs and what the model gives for them.
         scales: Output name to its scale.
         tolerance: The largest relative difference; None for any that is finite.
+        examine: Looks for the cause of a difference, where the model is at hand.
 
     Raises:
         ParityError: Its names, shapes or dtypes aren't the model's, or an output is
@@ -149,11 +151,17 @@ def compare(
     for batch, wanted in cases:
         _check_names(target.name, "input", loaded.inputs, frozenset(batch))
         _check_names(target.name, "output", loaded.outputs, frozenset(wanted))
-        with target.explaining(f"running it on a batch of {size_of(batch)}"):
+        action = f"running it on a batch of {size_of(batch)}"
+        with target.explaining(action, examine):
             given = loaded.run(batch)
-        for name, scale in scales.items():
-            label = f"output {name!r} of the {target.name} artefact"
-            largest |= _difference(label, given[name], wanted[name], scale, tolerance)
+        try:
+            for name, scale in scales.items():
+                label = f"output {name!r} of the {target.name} artefact"
+                largest |= _difference(
+                    label, given[name], wanted[name], scale, tolerance
+                )
+        except ParityError as error:
+            raise ParityError(f"{error} {_advice(target, error, examine)}") from None
     return largest
 
 
@@ -201,6 +209,29 @@ def _without_nan(given: Arrays, wanted: Arrays) -> tuple[Arrays, Arrays]:
         for name, want in wanted.items()
     }
     return taken, cleaned
+
+
+def agree(
+    given: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic], tolerance: float
+) -> bool:
+    """Tell whether an output is Keras', to `tolerance` times its own scale."""
+    scale = _scales([{"": wanted}])[""]
+    try:
+        _difference("", given, wanted, scale, tolerance)
+    except ParityError:
+        # NaN inside a model may be masked behind.
+        return wanted.dtype.kind == "f" and np.array_equal(given, wanted, True)
+    return True
+
+
+def _advice(target: Target, error: ParityError, examine: Examine | None) -> str:
+    found = Diagnosis() if examine is None else examine.of_values(target, error)
+    remedies = found.remedies
+    if target.precision not in (FULL, "float16"):
+        remedies = (*remedies, "give an `evaluation` to judge int8 by")
+    first = f"The first layer that is off by itself: {found.where}. "
+    advice = target.advice(Diagnosis("", remedies, found.note))
+    return f"{first if found.where else ''}{advice}"
 
 
 def _refuse_nan_weights(model: keras.Model) -> None:
@@ -253,9 +284,7 @@ def _difference(
         raise ParityError(
             f"The {label} must {demand}. Received: {got.flat[worst]:.9g} where Keras "
             f"gives {want.flat[worst]:.9g}, and {int((relative > limit).sum())} of "
-            f"{want.size} values beyond the tolerance. Leave the format "
-            "or precision out, raise `tolerance` if the model computes in 16 bits, or "
-            "give an `evaluation` to judge int8 by."
+            f"{want.size} values beyond the tolerance."
         )
     return Difference(float(distance.max()), float(relative.flat[worst]))
 

@@ -1,37 +1,63 @@
-"""Where ONNX ends: the layers whose operators it lacks."""
+"""Where formats end: the preprocessing layers whose operators they lack."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 
-# Tried one by one with tf2onnx 1.17 and ONNX Runtime, see the tests.
-_UNPORTABLE = (
+# Tried one by one with tf2onnx 1.17 and ONNX Runtime, and with the converter of
+# TensorFlow 2.21 and the interpreter of LiteRT, see the tests.
+_UNPORTABLE = {
+    "onnx": (
+        keras.layers.Discretization,
+        keras.layers.HashedCrossing,
+        keras.layers.Hashing,
+        keras.layers.IntegerLookup,
+        keras.layers.MelSpectrogram,
+        keras.layers.StringLookup,
+        keras.layers.TextVectorization,
+    ),
+    "litert": (
+        keras.layers.HashedCrossing,
+        keras.layers.Hashing,
+        keras.layers.IntegerLookup,
+        keras.layers.TextVectorization,
+    ),
+}
+# Those that count, by `DenseBincount`, which LiteRT lacks.
+_COUNTING = (
+    keras.layers.CategoryEncoding,
     keras.layers.Discretization,
-    keras.layers.HashedCrossing,
-    keras.layers.Hashing,
-    keras.layers.IntegerLookup,
-    keras.layers.MelSpectrogram,
     keras.layers.StringLookup,
-    keras.layers.TextVectorization,
 )
+ONNX = ("onnx",)
 
 
-def unportable_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """Return the layers of `model` whose operators ONNX lacks.
+def unportable_layers(
+    model: keras.Model, formats: Sequence[str] = ONNX
+) -> list[keras.layers.Layer]:
+    """Return the preprocessing layers of `model` whose operators a format lacks.
 
-    These are `Discretization`, `HashedCrossing`, `Hashing`, `IntegerLookup`,
+    For ONNX these are `Discretization`, `HashedCrossing`, `Hashing`, `IntegerLookup`,
     `MelSpectrogram`, `StringLookup`, `TextVectorization`; `Resizing` other than by
     nearest neighbours or plain bilinear (ONNX has bicubic and area too, and agrees with
     TensorFlow for some sizes alone); and whatever else takes text, such as a `Lambda`
     of `tf.strings`.
 
+    For LiteRT these are `HashedCrossing`, `Hashing`, `IntegerLookup`,
+    `TextVectorization`; `CategoryEncoding`, `Discretization` and `StringLookup` with
+    the output modes `"multi_hot"`, `"count"` and `"tf_idf"`; `StringLookup` with more
+    than one index for unknown words; `Resizing` as for ONNX; and whatever else takes
+    text.
+
     Args:
         model: A Keras model of any kind. Of a layer without symbolic calls, as in
             subclassed models, its class alone tells; that it takes text doesn't show.
+        formats: The formats that have to hold the model. SavedModel lacks nothing.
 
     Returns:
-        Each of them once, those of nested models and layers too.
+        Each layer that one of `formats` lacks once, those of nested models and layers
+        too.
 
     Example:
     >>> import keras
@@ -42,31 +68,49 @@ def unportable_layers(model: keras.Model) -> list[keras.layers.Layer]:
     ... ])
     >>> [layer.name for layer in unportable_layers(model)]
     ['color']
+    >>> unportable_layers(model, ["litert"])
+    []
     """
     found: dict[int, keras.layers.Layer] = {}
     # What is attached to a model beside its graph isn't called.
     flat = {"recursive": False, "include_self": False}
     own = model.layers if is_graph(model) else model._flatten_layers(**flat)
     for layer in own:
-        layers = [layer] if _is_unportable(layer) else unportable_layers(layer)
-        if not layers and _takes_text(layer):
+        layers = unportable_within(layer, formats)
+        if not layers and _takes_text(layer) and lacks_text(layer, formats):
             layers = [layer]
         found.update({id(layer): layer for layer in layers})
     return list(found.values())
 
 
-def unportable_within(operation: Any) -> list[keras.layers.Layer]:
+def unportable_within(
+    operation: Any, formats: Sequence[str] = ONNX
+) -> list[keras.layers.Layer]:
     """Return the unportable layers of a layer or model, itself if it is one."""
     if not isinstance(operation, keras.Layer):
         return []
-    return [operation] if _is_unportable(operation) else unportable_layers(operation)
+    if any(_is_unportable(operation, name) for name in formats):
+        return [operation]
+    return unportable_layers(operation, formats)
 
 
-def _is_unportable(layer: keras.layers.Layer) -> bool:
+def lacks_text(operation: Any, formats: Sequence[str] = ONNX) -> bool:
+    """Tell whether a format lacks the operators of what takes text."""
+    # LiteRT has a lookup of text, and no other operator of it.
+    held = isinstance(operation, keras.layers.StringLookup | keras.layers.InputLayer)
+    return "onnx" in formats or ("litert" in formats and not held)
+
+
+def _is_unportable(layer: keras.layers.Layer, name: str) -> bool:
+    if name not in _UNPORTABLE:
+        return False
     if isinstance(layer, keras.layers.Resizing):
         plain = layer.interpolation == "bilinear" and not layer.antialias
         return not plain and layer.interpolation != "nearest"
-    return isinstance(layer, _UNPORTABLE)
+    if name == "litert" and isinstance(layer, _COUNTING):
+        counts = layer.output_mode in ("multi_hot", "count", "tf_idf")
+        return counts or getattr(layer, "num_oov_indices", 1) > 1
+    return isinstance(layer, _UNPORTABLE[name])
 
 
 def _takes_text(layer: keras.layers.Layer) -> bool:

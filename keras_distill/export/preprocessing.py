@@ -3,7 +3,8 @@
 import graphlib
 import itertools
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -14,13 +15,16 @@ from keras_distill.export.portability import (
     described,
     is_graph,
     is_text,
+    lacks_text,
     unportable_layers,
     unportable_within,
 )
 
 
-def split_preprocessing(model: keras.Model) -> tuple[keras.Model, keras.Model]:
-    """Split `model` in two: what ONNX can't hold, and the rest.
+def split_preprocessing(
+    model: keras.Model, formats: Sequence[str] = ("saved_model", "onnx", "litert")
+) -> tuple[keras.Model, keras.Model]:
+    """Split `model` in two: preprocessing that a format can't hold, and the rest.
 
         core(preprocessing(x)) == model(x)
 
@@ -32,6 +36,9 @@ def split_preprocessing(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     Args:
         model: A Functional or Sequential model that holds unportable layers, all of
             them upstream of whatever is trained.
+        formats: Those that have to hold the rest, as `export` takes them. What one of
+            them lacks is split off: ONNX lacks all text, lookups and hashing, LiteRT
+            lacks other text than `StringLookup`, integer lookups, hashing, and counts.
 
     Returns:
         `preprocessing` and `core`, both Functional. `preprocessing` takes a dict of the
@@ -61,6 +68,11 @@ def split_preprocessing(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     >>> core.output_names
     ['taste']
     """
+    if isinstance(formats, str) or not set(formats) <= _FORMATS:
+        raise ValueError(
+            f"`formats` must be a list of some of {sorted(_FORMATS)}. "
+            f"Received: formats={formats!r}."
+        )
     if not is_graph(model):
         raise ValueError(
             "`model` must be a built Functional or Sequential model, as the calls of "
@@ -71,18 +83,19 @@ def split_preprocessing(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     specs = signature.input_specs(model, None)
     structure = model.outputs[0] if _is_sequential(model) else model.output
     outputs = signature.name_outputs(model, structure, specs)
-    cut = _cut(model, _named_inputs(model, list(specs)), {*specs, *outputs}, {})
+    nested = _Nested(tuple(formats))
+    cut = _cut(model, _named_inputs(model, list(specs)), {*specs, *outputs}, nested)
     if not cut.before:
         raise ValueError(
-            "`model` must hold layers that ONNX lacks operators for; there is nothing "
-            f"to split off. Received: {model.name!r} of {described(model.layers)}. "
-            "Export it as it is."
+            f"`model` must hold layers that {_listed(formats)} lacks operators for; "
+            f"there is nothing to split off. Received: {model.name!r} of "
+            f"{described(model.layers)}. Export it as it is."
         )
     if not cut.after:
         raise ValueError(
             "`model` must hold more than preprocessing; nothing is left to export. "
-            f"Received: {model.name!r} of {described(model.layers)}. Leave ONNX out "
-            "of the formats."
+            f"Received: {model.name!r} of {described(model.layers)}. Leave "
+            f"{_listed(formats)} out of the formats."
         )
     preprocessing = _preprocessing(
         cut, cut.inputs, cut.straight, name=f"{model.name}_preprocessing"
@@ -142,8 +155,20 @@ class _Cut:
     made: dict[str, Any]
 
 
-# Nested model, by id, to its two halves, or None where it stays in one piece.
-_Nested = dict[int, tuple[keras.Model, keras.Model] | None]
+@dataclass(frozen=True)
+class _Nested:
+    """Nested models that were split.
+
+    Attributes:
+        formats: Those that have to hold the core.
+        halves: Nested model, by id, to its two halves, or None where it stays in one
+            piece.
+    """
+
+    formats: tuple[str, ...]
+    halves: dict[int, tuple[keras.Model, keras.Model] | None] = field(
+        default_factory=dict
+    )
 
 
 def _cut(
@@ -151,7 +176,7 @@ def _cut(
 ) -> _Cut:
     calls = _calls(model, nested)
     before = _upstream_of_unportable(calls)
-    _refuse_trained(before)
+    _refuse_trained(before, nested.formats)
     after = [call for call in calls if call not in before]
     wanted = {id(tensor) for call in after for tensor in call.inputs()}
     wanted.update(id(tensor) for tensor in model.outputs)
@@ -202,19 +227,27 @@ def _calls_of(node: Any, nested: _Nested) -> list[_Call]:
         node.operation.inputs
     ):
         halves = _halves(node.operation, nested)
-    return [_whole(node)] if halves is None else _halved(node, *halves)
+    if halves is None:
+        return [_whole(node, nested.formats)]
+    return _halved(node, *halves, nested.formats)
 
 
-def _whole(node: Any) -> _Call:
+def _whole(node: Any, formats: Sequence[str]) -> _Call:
     operation, arguments = node.operation, node.arguments
     outputs = [(operation.name, tensor) for tensor in node.outputs]
-    unportable = unportable_within(operation)
-    if not unportable and any(is_text(tensor) for tensor in node.input_tensors):
+    unportable = unportable_within(operation, formats)
+    takes_text = any(is_text(tensor) for tensor in node.input_tensors)
+    if not unportable and takes_text and lacks_text(operation, formats):
         unportable = [operation]
     return _Call(operation, arguments.args, arguments.kwargs, outputs, unportable)
 
 
-def _halved(node: Any, preprocessing: keras.Model, core: keras.Model) -> list[_Call]:
+def _halved(
+    node: Any,
+    preprocessing: keras.Model,
+    core: keras.Model,
+    formats: Sequence[str],
+) -> list[_Call]:
     name, kwargs = node.operation.name, dict(node.arguments.kwargs)
     given = node.arguments.args[0] if node.arguments.args else kwargs.pop("inputs")
     tensors = _by_inner_name(node.operation, given)
@@ -227,7 +260,7 @@ def _halved(node: Any, preprocessing: keras.Model, core: keras.Model) -> list[_C
     made = [(f"{name}_{key}", tensor) for key, tensor in crossing.items()]
     rest = {key: {**tensors, **crossing}[key] for key in core.input}
     outputs = [(name, tensor) for tensor in node.outputs]
-    unportable = unportable_layers(preprocessing) or [preprocessing]
+    unportable = unportable_layers(preprocessing, formats) or [preprocessing]
     return [
         _Call(preprocessing, (needed,), kwargs, made, unportable),
         _Call(core, (rest,), kwargs, outputs, []),
@@ -237,11 +270,11 @@ def _halved(node: Any, preprocessing: keras.Model, core: keras.Model) -> list[_C
 def _halves(
     model: keras.Model, nested: _Nested
 ) -> tuple[keras.Model, keras.Model] | None:
-    if id(model) not in nested:
+    if id(model) not in nested.halves:
         inputs = {tensor.name: tensor for tensor in model.inputs}
         cut = _cut(model, inputs, set(inputs), nested)
         if not cut.before or not cut.after:
-            nested[id(model)] = None
+            nested.halves[id(model)] = None
         else:
             used = {id(tensor) for call in cut.before for tensor in call.inputs()}
             needed = {name: t for name, t in inputs.items() if id(t) in used}
@@ -249,8 +282,8 @@ def _halves(
                 cut, needed, {}, name=f"{model.name}_preprocessing"
             )
             core = _core(cut, preprocessing, model.outputs, name=model.name)
-            nested[id(model)] = preprocessing, core
-    return nested[id(model)]
+            nested.halves[id(model)] = preprocessing, core
+    return nested.halves[id(model)]
 
 
 def _preprocessing(
@@ -331,7 +364,7 @@ _REMEDIES = {
 
 
 def _kind(tensor: Any) -> str | None:
-    """Say what keeps a tensor from being an input of ONNX, None where nothing does."""
+    """Return what keeps a tensor from being an input of a core, if anything."""
     if isinstance(tensor, tf.SparseTensor):
         return "sparse"
     if isinstance(tensor, tf.RaggedTensor):
@@ -360,14 +393,15 @@ def _upstream_of_unportable(calls: list[_Call]) -> list[_Call]:
     return before[::-1]
 
 
-def _refuse_trained(before: list[_Call]) -> None:
+def _refuse_trained(before: list[_Call], formats: Sequence[str]) -> None:
     layers = [c.operation for c in before if isinstance(c.operation, keras.Layer)]
     trained = [layer for layer in layers if _is_trained(layer)]
     if trained:
         cause = {id(part): part for call in before for part in call.unportable}
         raise ValueError(
             "`model` must have nothing trained upstream of, or in one piece with, what "
-            f"ONNX lacks operators for: {described(cause.values())}. Received: "
+            f"{_listed(formats)} lacks operators for: {described(cause.values())}. "
+            "Received: "
             f"{described(trained)}, which has trainable weights. Leave the one or the "
             "other out of the model; of what holds both, call the layers one by one."
         )
@@ -376,6 +410,16 @@ def _refuse_trained(before: list[_Call]) -> None:
 def _is_trained(layer: keras.layers.Layer) -> bool:
     # Also where it is frozen for serving: what was learned is no preprocessing.
     return any(inner._trainable_variables for inner in layer._flatten_layers())
+
+
+_FORMATS = {"saved_model", "onnx", "litert"}
+
+
+def _listed(formats: Sequence[str]) -> str:
+    """Name the formats that may lack something: `ONNX or LiteRT`."""
+    names = {"onnx": "ONNX", "litert": "LiteRT"}
+    listed = [names[name] for name in formats if name in names]
+    return " or ".join(listed) or "SavedModel"
 
 
 def _is_sequential(model: keras.Model) -> bool:

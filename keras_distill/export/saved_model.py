@@ -74,5 +74,4 @@ FORMAT = Format(
     modules={},
     write=write,
     load=load,
-    advice="build the model from layers that `tf.function` can trace",
 )

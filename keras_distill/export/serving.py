@@ -103,7 +103,7 @@ def serve(
             packed = pack_raw({name: tensors[name] for name in raw_inputs})
             return tracing.call(preprocessing, packed, raw_inputs)
 
-        _trace(preprocess, raw_inputs, [preprocessing])
+        _concrete(preprocess, raw_inputs, [preprocessing])
         prepared = keras.tree.map_structure(
             lambda tensor: tensor.numpy(), preprocess(tensors_of(raw_arrays))
         )
@@ -116,18 +116,14 @@ def serve(
         outputs = tracing.call(model, packed, inputs)
         return signature.name_outputs(model, outputs, inputs)
 
-    function, structured = _trace(call, inputs, [model])
-    outputs = {
-        name: tf.TensorSpec(tensor.shape, tensor.dtype, name=name)
-        for name, tensor in structured.items()
-    }
+    function, outputs = traced(call, inputs, [model])
     raw = None
     if preprocessing is not None:
 
         def prepare(tensors: Tensors) -> Tensors:
             return by_name(preprocess(tensors), list(inputs), "preprocessing")
 
-        raw_function, _ = _trace(lambda t: call(prepare(t)), raw_inputs, [])
+        raw_function, _ = traced(lambda t: call(prepare(t)), raw_inputs)
         raw = Raw(preprocessing, prepare, raw_function, raw_inputs)
     return Served(model, pack, call, function, inputs, outputs, batch_size, raw)
 
@@ -137,11 +133,29 @@ def tensors_of(arrays: Arrays) -> Tensors:
     return {name: tf.constant(array) for name, array in arrays.items()}
 
 
-def _trace(
+def traced(
+    call: Callable[[Tensors], Tensors],
+    inputs: Specs,
+    models: Sequence[keras.layers.Layer] = (),
+) -> tuple[Any, Specs]:
+    """Trace a call of named tensors; return the function and its outputs' specs.
+
+    Raises:
+        ValueError: If the call updates the state of one of `models`.
+    """
+    function, concrete = _concrete(call, inputs, models)
+    outputs = {
+        name: tf.TensorSpec(tensor.shape, tensor.dtype, name=name)
+        for name, tensor in concrete.structured_outputs.items()
+    }
+    return function, outputs
+
+
+def _concrete(
     call: Callable[[Tensors], Any], inputs: Specs, models: Sequence[keras.layers.Layer]
 ) -> tuple[Any, Any]:
-    """Return a `tf.function` and its symbolic outputs; refuse what updates `models`."""
+    """Return a `tf.function` and its graph; refuse what updates `models`."""
     function = tf.function(call, input_signature=[inputs], autograph=False)
     concrete = function.get_concrete_function()
     state.refuse_updates(concrete, models)
-    return function, concrete.structured_outputs
+    return function, concrete

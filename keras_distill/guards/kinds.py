@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_distill.losses import Standardized, TemperedLoss
-from keras_distill.losses.per_output import as_loss
+from keras_distill.losses.calling import as_loss
 
 _OF_ROWS = (
     "kl_divergence",

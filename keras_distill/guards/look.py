@@ -11,7 +11,7 @@ from keras import ops
 from keras_distill import outputs
 from keras_distill.guards import chance, evidence, kinds
 from keras_distill.guards.kinds import Kind
-from keras_distill.losses.per_output import as_loss
+from keras_distill.losses.calling import as_loss
 from keras_distill.outputs import Path, of_rank
 
 Tensor = Any

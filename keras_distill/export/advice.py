@@ -1,0 +1,80 @@
+"""What to do about a model that a format can't hold, by the cause."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+
+from keras_distill.export.formats import Refusal, Target
+from keras_distill.export.portability import described
+from keras_distill.export.serving import Served
+
+# Operators of text and of tables.
+_TEXT = re.compile(r"String|Regex|HashTable|LookupTable|lookup tables|AsString")
+_OTHER_FLOATS = {"float16", "bfloat16", "float64"}
+_LOOPS = (keras.layers.RNN, keras.layers.Bidirectional)
+
+
+def remedies(
+    served: Served, target: Target, error: Exception, operations: Sequence[Any]
+) -> Iterator[str]:
+    """Yield what may help besides leaving the format out.
+
+    Args:
+        served: The model.
+        target: The format and precision that it was converted to.
+        error: What the converter or the runtime raised.
+        operations: The layers and operations at fault, as far as they are known.
+    """
+    if isinstance(error, Refusal):
+        if error.remedy:
+            yield error.remedy
+        return
+    layers = list(served.model._flatten_layers())
+    quantized = [layer for layer in layers if is_quantized(layer)]
+    if quantized:
+        yield (
+            f"export the float model with `quantize=...`, as {described(quantized[:3])}"
+            f"{' and others are' if len(quantized) > 3 else ''} quantised by Keras"
+        )
+    elif _TEXT.search(str(error)):
+        yield (
+            "split off the preprocessing with `keras_distill.export."
+            "split_preprocessing(model, formats)`, or with `--split-preprocessing` on "
+            "the command line"
+        )
+    elif target.format.name == "litert" and _are_loops(error, operations):
+        fixed = "" if served.batch_size else " or the export a `batch_size`"
+        yield (
+            f"give recurrent layers `unroll=True`{fixed}, as LiteRT has no loops over "
+            "a batch of open size"
+        )
+    else:
+        others = {layer.compute_dtype for layer in layers} & _OTHER_FLOATS
+        if others:
+            yield f"compute in float32 rather than {', '.join(sorted(others))}"
+        elif operations:
+            yield (
+                "build the model without what is named here; docs/export.md lists what "
+                "each format holds"
+            )
+
+
+def is_quantized(layer: keras.layers.Layer) -> bool:
+    """Tell whether `quantize` of Keras changed the layer, as in QLoRA."""
+    return isinstance(layer.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy)
+
+
+def computes_in_16_bits(model: keras.Model) -> bool:
+    """Tell whether a layer of the model computes in float16 or bfloat16."""
+    return any(
+        layer.compute_dtype in ("float16", "bfloat16")
+        for layer in model._flatten_layers()
+    )
+
+
+def _are_loops(error: Exception, operations: Sequence[Any]) -> bool:
+    if operations:
+        return any(isinstance(operation, _LOOPS) for operation in operations)
+    return "TensorList" in str(error)

@@ -1,0 +1,118 @@
+"""Which layers a format can't hold, and what to do about them."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keras_distill.export import trials
+from keras_distill.export.advice import computes_in_16_bits, remedies
+from keras_distill.export.batches import Arrays
+from keras_distill.export.formats import FULL, Diagnosis, Refusal, Target
+from keras_distill.export.recording import Call, Recording, recording
+from keras_distill.export.serving import Served, traced
+
+# Where converters and runtimes name the node that they fail at.
+_NODES = (
+    re.compile(r"Tensorflow op \[(.+?): \w+\] is not supported"),  # tf2onnx
+    re.compile(r"Failed to convert node '(.+?)'"),
+    re.compile(r"node name: ([^\s)]+)\)"),  # onnx
+    re.compile(r"Node \(([^\s)]+)\) Op \("),  # ONNX Runtime
+    re.compile(r"node\. Name:'([^']+)'"),
+    re.compile(r"in node \(([^\s)]+)\)"),
+    re.compile(r"node with name '([^']+)'"),
+    re.compile(r'fused\["\w+:", "([^"@]+)@'),  # LiteRT
+)
+_ALL_TRIED = (
+    "Each layer and operation by itself is right, so the cause lies in how they are "
+    "joined"
+)
+_NOT_ALL_TRIED = "Which layer is at fault isn't known"
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """Looks for the cause of what failed.
+
+    Attributes:
+        served: The model that was converted.
+        batch: A batch of its named inputs.
+        tolerance: The largest relative difference from Keras, in full precision.
+    """
+
+    served: Served
+    batch: Arrays
+    tolerance: float
+
+    def __call__(self, target: Target, error: Exception) -> Diagnosis:
+        """Name the layers at fault where a converter or runtime raised."""
+        if isinstance(error, Refusal):
+            return Diagnosis(error.where, self._remedies(target, error, ()))
+        calls = mentioned(str(error), self._record())
+        note = ""
+        if not calls and target.precision == FULL:
+            verdict = trials.find(self.served, target, self.batch)
+            calls, note = verdict.at_fault, _note(verdict)
+        elif not calls:
+            note = _NOT_ALL_TRIED
+        operations = [call.operation for call in calls]
+        others = self._remedies(target, error, operations)
+        return Diagnosis(_named(calls), others, note)
+
+    def of_values(self, target: Target, error: Exception) -> Diagnosis:
+        """Name the first layer whose output isn't Keras'."""
+        others: list[str] = []
+        if computes_in_16_bits(self.served.model):
+            others.append("raise `tolerance`, as the model computes in 16 bits")
+        if target.precision != FULL:
+            return Diagnosis("", tuple(others))
+        verdict = trials.find(self.served, target, self.batch, self.tolerance)
+        return Diagnosis(_named(verdict.at_fault), tuple(others), _note(verdict))
+
+    def _remedies(
+        self, target: Target, error: Exception, operations: Sequence[Any]
+    ) -> tuple[str, ...]:
+        return tuple(remedies(self.served, target, error, operations))
+
+    def _record(self) -> Recording:
+        """Trace the model once more, as its nodes are called the same each time."""
+        with recording() as recorded:
+            traced(self.served.call, self.served.inputs)
+        return recorded
+
+
+def mentioned(message: str, recorded: Recording) -> list[Call]:
+    """Return the calls whose nodes a message is about, each layer once."""
+    names = {name for pattern in _NODES for name in pattern.findall(message)}
+    calls = [call for name in names for call in _makers(name, recorded)]
+    order = {id(call): i for i, call in enumerate(_all_calls(recorded.root))}
+    ordered = sorted(calls, key=lambda call: order[id(call)])
+    return list({id(call.operation): call for call in ordered}.values())
+
+
+def _makers(name: str, recorded: Recording) -> list[Call]:
+    # tf2onnx numbers the nodes that it adds: `dense/MatMul__12`.
+    parts = re.sub(r"(__\d+)+$", "", name).split("/")
+    # Inlined functions put their own names in front.
+    for begin in range(len(parts)):
+        calls = recorded.makers.get("/".join(parts[begin:]), [])
+        if calls:
+            # The same name in two graphs, such as those of two loops, says nothing.
+            return calls if len({id(c.operation) for c in calls}) == 1 else []
+    return []
+
+
+def _all_calls(root: Call) -> Iterable[Call]:
+    for call in root.children:
+        yield call
+        yield from _all_calls(call)
+
+
+def _named(calls: list[Call]) -> str:
+    return ", ".join(call.label for call in calls)
+
+
+def _note(verdict: trials.Verdict) -> str:
+    if verdict.at_fault:
+        return ""
+    return _ALL_TRIED if verdict.complete else _NOT_ALL_TRIED

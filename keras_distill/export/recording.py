@@ -1,0 +1,134 @@
+"""Which layer or operation of a model makes which node of its graph."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+_LOCK = threading.Lock()
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer, or of an operation such as `keras.ops.sort`.
+
+    Attributes:
+        operation: The layer or operation; None at the root, which is no call.
+        parent: The call that it is made in.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments, with masks and `training`.
+        output: What it returned; None where it raised.
+        children: The calls made in it, in order.
+    """
+
+    operation: Any = None
+    parent: "Call | None" = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    output: Any = None
+    children: list["Call"] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """The path inside the model and the class: `'encoder/sort' (Sort)`."""
+        kind = type(self.operation).__name__
+        if isinstance(self.operation, keras.layers.TimeDistributed):
+            kind = f"{kind} of {type(self.operation.layer).__name__}"
+        return f"{self.path!r} ({kind})"
+
+    @property
+    def path(self) -> str:
+        """The names on the way to it; the model's own only where it is the model."""
+        names: list[str] = []
+        call: Call | None = self
+        while call is not None and call.operation is not None:
+            names.append(call.operation.name)
+            call = call.parent
+        return "/".join(names[::-1][1:] or names)
+
+
+@dataclass(eq=False)
+class Recording:
+    """The calls that were made, and the nodes of graphs that they made.
+
+    Attributes:
+        root: Holds the outermost calls as its children.
+        makers: Name of a node to the innermost call that made it, in any graph.
+        failed: The innermost call that raised; None where none did.
+    """
+
+    root: Call = field(default_factory=Call)
+    makers: dict[str, list[Call]] = field(default_factory=dict)
+    failed: Call | None = None
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    """Record the calls of all layers and operations that this thread makes.
+
+    Layers and models stay as they are: `keras.Operation.__call__`, which every layer
+    goes through inside its name scope, is replaced for the time.
+    """
+    recorded = Recording()
+    recorder = _Recorder(recorded)
+    with _LOCK:
+        original = keras.Operation.__call__
+        thread = threading.get_ident()
+
+        def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+            run = original.__get__(operation)
+            if threading.get_ident() != thread:
+                return run(*args, **kwargs)
+            return recorder.record(run, operation, args, kwargs)
+
+        keras.Operation.__call__ = call
+        try:
+            yield recorded
+        finally:
+            keras.Operation.__call__ = original
+
+
+class _Recorder:
+    def __init__(self, recorded: Recording) -> None:
+        self._recorded = recorded
+        self._current = recorded.root
+        # Per graph, the index of each node whose maker is known.
+        self._known: dict[int, set[int]] = {}
+        self._graphs: list[Any] = []  # kept, so that no id comes twice
+
+    def record(
+        self,
+        run: Callable[..., Any],
+        operation: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        parent, graph = self._current, tf.compat.v1.get_default_graph()
+        begin = len(graph.get_operations())
+        call = Call(operation, parent, args, kwargs)
+        parent.children.append(call)
+        self._current = call
+        try:
+            call.output = run(*args, **kwargs)
+        except Exception:
+            self._recorded.failed = self._recorded.failed or call
+            raise
+        finally:
+            self._current = parent
+            self._own(call, graph, begin)
+        return call.output
+
+    def _own(self, call: Call, graph: Any, begin: int) -> None:
+        """Note who made the nodes from `begin` on; calls end from the inside out."""
+        if id(graph) not in self._known:
+            self._known[id(graph)] = set()
+            self._graphs.append(graph)
+        known = self._known[id(graph)]
+        for index, node in enumerate(graph.get_operations()[begin:], begin):
+            if index not in known:
+                known.add(index)
+                self._recorded.makers.setdefault(node.name, []).append(call)
