@@ -18,7 +18,7 @@ Tensor = Any
 tree = keras.tree
 
 # What one subject's sums take, and how many subjects there may be.
-_SUMS, _SUBJECTS = 8, 32
+_SUMS, _SUBJECTS = 9, 32
 # Rows after which outputs have shown what they are, and after which labels that don't
 # vary, as in sorted data, aren't waited for any longer.
 _ROWS, _LAST_ROWS = 1024, 65_536
