@@ -175,6 +175,7 @@ class Distiller(RandomStates, LabelledModel):
         if self.compiled:
             self._term.log_members(teachers.logged_members(checked))
             check_names(self._term, self.student)
+        warn_if_swapped(self.student, teacher, self.privileged_features, stacklevel=4)
         self._untracked.teacher = checked
         if self.compiled:
             self._untracked.look = self._new_look()

@@ -104,8 +104,9 @@ class Standing:
         won = self._won / self.pairs
         loss, none = self._loss / self._rows, self._none_loss / self._rows
         variance = max(0.0, self._gain_squared / self.pairs - gain**2)
-        # each pair counts twice, once for each of its rows
-        error = 1.5 * math.sqrt(2.0 * variance / self.pairs)
+        # each pair counts twice, once for each of its rows; and early looks are many
+        errors = 1.5 if self.pairs >= ENOUGH / 2 else 2.5
+        error = errors * math.sqrt(2.0 * variance / self.pairs)
         is_worse = loss >= none
         least_gain = (_LITTLE_GAIN if is_worse else _NO_GAIN) * abs(chance)
         tells = won + 0.5 / math.sqrt(self.pairs) > _TELLS

@@ -115,6 +115,8 @@ class Look:
         found = self._sums.found()
         for key, (place, check) in self._checks.items():
             mistake = self._mistakes.get(key, key)
+            if key[0] == "chance" and self._warned:
+                continue  # a loss of values that aren't meant says nothing of a teacher
             if mistake not in self._warned and check(found[place]):
                 self._warned.add(mistake)
         waiting = [
@@ -123,7 +125,7 @@ class Look:
             if key[0] == "chance" and found[place][0] < chance.ENOUGH
         ]
         rows = found[:, _ROWS_AT].max()
-        if rows >= _LAST_ROWS or (rows >= _ROWS and self._warned.issuperset(waiting)):
+        if rows >= _LAST_ROWS or (rows >= _ROWS and (self._warned or not waiting)):
             self._is_closed = True
             self._closed.assign(1.0)
 
