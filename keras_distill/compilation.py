@@ -92,7 +92,7 @@ class Compilation:
 def check_not_shared(teacher: Teacher | None, student: keras.Model) -> None:
     """Raise ValueError if a student's training would change its fixed teacher."""
     shared = shared_state(teacher, student)
-    if shared and teacher is not student:  # itself it may teach
+    if shared:
         raise ValueError(
             "The student would train weights that its fixed teacher holds too, and so "
             "change the teacher. Give `teacher_loss` to train both, freeze the shared "

@@ -140,6 +140,11 @@ class DistillationTerm:
             if value[name] is not weight.value:  # a schedule may stay in its place
                 weight.value = value[name]
 
+    @property
+    def hyperparameters(self) -> dict[str, Hyperparameter]:
+        """Weights and scheduled temperatures, by the names that they're logged by."""
+        return self._hyperparameters()
+
     def final_alpha(self) -> float:
         """Return the largest weight that is left late in training."""
         weights = keras.tree.flatten(self.alpha)

@@ -1,5 +1,6 @@
 """The Distiller: a Keras model that trains a student under a teacher."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,10 @@ from keras_distill import (
 from keras_distill.compilation import Compilation, check_names, check_not_shared
 from keras_distill.distillation import Batch, DistillationTerm
 from keras_distill.guards.look import Look, Seen
+from keras_distill.guards.models import check_two, warn_if_swapped
+from keras_distill.guards.planned_steps import warn_of_idle
 from keras_distill.guards.teacher_loss import TeacherLabelLoss
+from keras_distill.guards.validation import check_validation_data, labels_of
 from keras_distill.hints import Hint
 from keras_distill.hints.term import HintTerm
 from keras_distill.labels import LabelledModel, LabelMask
@@ -45,6 +49,7 @@ class _Untracked:
         self.guard: TeacherGuard | None = None
         self.look: Look | None = None
         self.teacher_log: TeacherLabelLoss | None = None
+        self.warned_of_idle = False
         self.compile_config: dict[str, Any] = {}
 
 
@@ -133,6 +138,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 "`privileged_features` must be a list of names. Received: "
                 f"privileged_features={privileged_features!r}"
             )
+        check_two(student, teacher)
         features.check_not_declared(
             student, privileged_features, what="privileged features"
         )
@@ -151,6 +157,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         )
         if teacher is not None:
             self._untracked.hints.attach(teacher)
+            warn_if_swapped(student, teacher, privileged_features)
         self.projectors = self._untracked.hints.projectors
         # all of a distiller's weights are its student's and its projectors'
         self.built = student.built
@@ -167,6 +174,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 "This distiller's teacher trains, so it can't be replaced: files hold "
                 "it. Make a new `Distiller`, or `compile` without `teacher_loss` first."
             )
+        check_two(self.student, teacher)
         checked = teachers.checked(teacher)
         if self.compiled:
             check_not_shared(checked, self.student)
@@ -175,6 +183,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         if self.compiled:
             self._term.log_members(teachers.logged_members(checked))
             check_names(self._term, self.student)
+        warn_if_swapped(self.student, teacher, self.privileged_features, stacklevel=4)
         self._untracked.teacher = checked
         if self.compiled:
             self._untracked.look = self._new_look()
@@ -332,6 +341,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             "check_teacher": check_teacher,
             "log_teacher": log_teacher,
         }
+        untracked.warned_of_idle = False
         untracked.look = self._new_look()
         if compilation.training_teacher is not None:
             compilation.training_teacher.jit_compile = self.jit_compile
@@ -473,9 +483,18 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         Raises:
             ValueError: If the data hold no batch, of which Keras itself says little.
         """
+        given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        if given.get("validation_data") is not None:
+            labels = labels_of(given.get("x"), given.get("y"))
+            check_validation_data(self.student, given["validation_data"], labels)
+        begin = int(self.optimizer.iterations) if self.compiled else 0
         history = super().fit(*args, **kwargs)
-        if self._untracked.look is not None:
-            self._untracked.look.conclude()
+        untracked = self._untracked
+        if untracked.look is not None:
+            untracked.look.conclude()
+        if not untracked.warned_of_idle:
+            end = int(self.optimizer.iterations)
+            untracked.warned_of_idle = warn_of_idle(self._scheduled, begin, end)
         trained = self.teacher_in_training
         if trained is not None and history.epoch:  # as Keras does with the student's
             trained.optimizer.finalize_variable_values(trained.trainable_weights)
@@ -712,6 +731,11 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         teacher_log = self._untracked.teacher_log
         logged = {"teacher_loss": teacher_log.metric} if teacher_log else {}
         return {**self._term.metrics, **self._untracked.hints.metrics, **logged}
+
+    @property
+    def _scheduled(self) -> dict[str, Any]:
+        """Weights and temperatures that `fit` logs, by name."""
+        return {**self._term.hyperparameters, **self._untracked.hints.weights}
 
     @property
     def _label_mask(self) -> LabelMask:

@@ -21,14 +21,15 @@ from keras_distill.outputs import of_rank
 Tensor = Any
 
 # Rows in pairs that are needed to tell, and that are enough.
-LEAST, ENOUGH = 32, 1024
-# A gain in loss below this part of it is none.
-_NO_GAIN = 0.005
+LEAST, ENOUGH = 64, 1024
+# A gain in loss below this part of it is none; where the loss is no better than that of
+# outputs that are all equal, a larger one is none either.
+_NO_GAIN, _LITTLE_GAIN = 0.005, 0.025
 # A teacher that tells a row's label in more than this part of the pairs knows it.
-_TELLS = 0.65
-# Beyond this many times the loss of an output that tells nothing, something is wrong
-# whatever the teacher tells: 6 is more than rare classes or noisy labels cost.
-_FAR_WORSE = 6.0
+_TELLS = 0.66
+# A loss that rows with another label than the teacher's have in nats, where its logits
+# are too large for what it was trained on, as those of pixels that weren't scaled.
+_FAR_OFF = 50.0
 
 
 def sums(
@@ -67,8 +68,8 @@ def sums(
     paired = valid * ops.flip(valid, axis=0) * _differ(labels, own)
     wins = ops.cast(own < others, own.dtype) + 0.5 * ops.cast(own == others, own.dtype)
     has_pair, (gain, won, of_mean) = _by_row(paired, [mean - own, wins, mean])
-    has_label, (of_own, of_none) = _by_row(valid, [own, uninformed])
-    found = [has_pair, gain, gain**2, won, of_mean, has_label, of_own, of_none]
+    has_label, of_rows = _by_row(valid, [own, uninformed, own**2])
+    found = [has_pair, gain, gain**2, won, of_mean, has_label, *of_rows]
     return [tf.reduce_sum(tf.cast(each, "float32")) for each in found]
 
 
@@ -92,6 +93,7 @@ class Standing:
             self._rows,
             self._loss,
             self._none_loss,
+            self._squares,
         ) = map(float, found)
 
     def check(self) -> bool:
@@ -102,36 +104,39 @@ class Standing:
         won = self._won / self.pairs
         loss, none = self._loss / self._rows, self._none_loss / self._rows
         variance = max(0.0, self._gain_squared / self.pairs - gain**2)
-        # each pair counts twice, once for each of its rows
-        error = 1.5 * math.sqrt(2.0 * variance / self.pairs)
-        no_gain = gain + error <= _NO_GAIN * abs(chance)
-        tells = won + 0.5 / math.sqrt(self.pairs) > _TELLS + 0.01
+        # each pair counts twice, once for each of its rows; and early looks are many
+        errors = 1.5 if self.pairs >= ENOUGH / 2 else 2.5
+        error = errors * math.sqrt(2.0 * variance / self.pairs)
+        is_worse = loss >= none
+        least_gain = (_LITTLE_GAIN if is_worse else _NO_GAIN) * abs(chance)
+        tells = won + 0.5 / math.sqrt(self.pairs) > _TELLS
         # values of neighbours in time differ by little but noise
-        alike = self._kind is None and loss < 0.1 * none
+        close = self._kind is None and loss < 0.1 * none
         of_logits = self._kind is not None and self._kind.values == "logits"
-        if of_logits and loss > _FAR_WORSE * none and gain < 0.0:
-            self._warn(f"{loss:.3g} on {self._rows:.0f} rows", none)
-            return True
-        if no_gain and not tells and not alike:
-            of_pairs = (
-                f"{chance - gain:.3g} on {self.pairs:.0f} rows, paired with others of "
-                "another label"
+        far_off = of_logits and is_worse and self._squares > _FAR_OFF * self._loss
+        if not far_off and (gain + error > least_gain or tells or close):
+            return False
+        if is_worse:
+            found = (
+                f"{loss:.3g} on the first {self._rows:.0f} rows, where outputs that "
+                f"are all equal have {none:.3g}"
             )
-            self._warn(of_pairs, chance, f", and it tells {won:.0%} of the pairs apart")
-            return True
-        return False
-
-    def _warn(self, loss: str, chance: float, more: str = "") -> None:
+        else:
+            found = (
+                f"{chance - gain:.3g} on {self.pairs:.0f} rows paired with others of "
+                f"another label, where the mean of both outputs has {chance:.3g}"
+            )
         warnings.warn(
             f"The teacher is no better than chance{self._output}: its own label loss "
-            f"is {loss}, where an output that tells them nothing apart has "
-            f"{chance:.3g}{more}. Is it trained, and does it get the preprocessing and "
-            "the order of classes that it was trained with? `compile(log_teacher=True)`"
-            " logs its label loss. Filter `keras_distill.teachers.TeacherWarning` where "
-            "this is as it should be.",
+            f"is {found}, and in {won:.0%} of {self.pairs:.0f} pairs it tells which "
+            "label is whose. Is it trained, and does it get the preprocessing and the "
+            "order of classes that it was trained with? `compile(log_teacher=True)` "
+            "logs its label loss. Where this is as it should be, filter "
+            "`keras_distill.teachers.TeacherWarning`.",
             TeacherWarning,
             stacklevel=2,
         )
+        return True
 
 
 def _uninformed(output: Tensor, kind: Kind | None) -> Tensor:

@@ -102,8 +102,8 @@ def _warn_of_probabilities(loss: Any, kind: Kind, whose: str) -> None:
         ours.warn_of_probabilities(whose)
         return
     warnings.warn(
-        f"The {whose}'s output looks like probabilities, but `{name_of(loss)}` was told "
-        "`from_logits=True` and takes them for logits. Remove the model's final "
+        f"The {whose}'s output looks like probabilities, but `{name_of(loss)}` was "
+        "told `from_logits=True` and takes them for logits. Remove the model's final "
         f"{'sigmoid' if kind.per_unit else 'softmax'}, or pass `from_logits=False`.",
         stacklevel=2,
     )

@@ -18,7 +18,7 @@ Tensor = Any
 tree = keras.tree
 
 # What one subject's sums take, and how many subjects there may be.
-_SUMS, _SUBJECTS = 8, 32
+_SUMS, _SUBJECTS = 9, 32
 # Rows after which outputs have shown what they are, and after which labels that don't
 # vary, as in sorted data, aren't waited for any longer.
 _ROWS, _LAST_ROWS = 1024, 65_536
@@ -79,8 +79,9 @@ class Look:
         self._closed = keras.Variable(0.0, trainable=False, autocast=False)
         self._is_closed = False
         self._calls = 0
-        # by the subject's place in the sums; written while the step is traced
+        # each with its subject's place in the sums; written while the step is traced
         self._checks: dict[Any, tuple[int, Callable[[np.ndarray], bool]]] = {}
+        self._mistakes: dict[Any, Any] = {}
         self._warned: set[Any] = set()
 
     def at(self, seen: Seen) -> None:
@@ -113,15 +114,18 @@ class Look:
             return
         found = self._sums.found()
         for key, (place, check) in self._checks.items():
-            if key not in self._warned and check(found[place]):
-                self._warned.add(key)
+            mistake = self._mistakes.get(key, key)
+            if key[0] == "chance" and self._warned:
+                continue  # a loss of values that aren't meant says nothing of a teacher
+            if mistake not in self._warned and check(found[place]):
+                self._warned.add(mistake)
         waiting = [
             key
             for key, (place, _) in self._checks.items()
             if key[0] == "chance" and found[place][0] < chance.ENOUGH
         ]
         rows = found[:, _ROWS_AT].max()
-        if rows >= _LAST_ROWS or (rows >= _ROWS and self._warned.issuperset(waiting)):
+        if rows >= _LAST_ROWS or (rows >= _ROWS and (self._warned or not waiting)):
             self._is_closed = True
             self._closed.assign(1.0)
 
@@ -152,7 +156,11 @@ class Look:
             output = ops.convert_to_tensor(output)
             for number, (loss, kind) in enumerate(of_losses):
                 check = _check_of_values(loss, kind, whose, output)
-                self._checks[whose, path, number] = len(summed), check
+                # a loss of probabilities on logits is one mistake, of both outputs
+                mistake = whose if kind.values == "logits" else "probabilities"
+                key = mistake, whose, path, number
+                self._checks[key] = len(summed), check
+                self._mistakes[key] = mistake, kinds.name_of(loss), path
             summed.append(evidence.sums(output, of_losses[0][1].axis))
         if self._judges_teacher and seen.labels is not None:
             for path in [path for path in distillation if path in label]:

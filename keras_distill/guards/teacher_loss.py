@@ -29,8 +29,8 @@ class TeacherLabelLoss:
     def __init__(self, losses: Any, loss_weights: Any, label_mask: LabelMask) -> None:
         if losses is None:
             raise ValueError(
-                "`log_teacher=True` logs the label loss of the teacher's outputs, so it "
-                "needs a label `loss`. Received: log_teacher=True, loss=None"
+                "`log_teacher=True` logs the label loss of the teacher's outputs, so "
+                "it needs a label `loss`. Received: log_teacher=True, loss=None"
             )
         self._losses, self._loss_weights = losses, loss_weights
         self._label_mask = label_mask

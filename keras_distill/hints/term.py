@@ -17,6 +17,7 @@ from keras_distill.losses import BatchContext, DistillationLoss
 from keras_distill.losses.calling import call_loss
 from keras_distill.monitoring import LastValue, replicas
 from keras_distill.outputs import of_rank
+from keras_distill.schedules import Hyperparameter
 
 Tensor = Any
 
@@ -60,6 +61,11 @@ class HintTerm:
             **{name: keras.metrics.Mean(name) for name in map(_logged_as, hints)},
             **{h.weighting.name: LastValue(h.weighting.name) for h in scheduled},
         }
+
+    @property
+    def weights(self) -> dict[str, Hyperparameter]:
+        """The hints' weights, by the names that they're logged by."""
+        return {hint.weighting.name: hint.weighting for hint in self._hints}
 
     def attach(self, teacher: Any) -> None:
         """Find the teacher's layers, and make the projectors that lead to them.

@@ -2,6 +2,7 @@
 when TensorFlow starts."""
 
 import contextlib
+import warnings
 from functools import partial
 from typing import Any
 
@@ -92,6 +93,23 @@ def train_under_its_average(scope: Any) -> tuple[list[np.ndarray], dict[str, Any
     return student.get_weights() + teacher.get_weights(), history
 
 
+def check_the_look(scope: Any) -> None:
+    """What is summed up on each device is looked at together."""
+    x, y = data(256)
+    with scope:
+        distiller = kd.Distiller(mlp(), mlp(seed=1))
+        distiller.compile("sgd", crossentropy(), distillation_loss="kl_divergence")
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        distiller.fit(batches, shuffle=False, verbose=0)
+    messages = [str(warning.message) for warning in caught]
+    messages = [text for text in messages if text.startswith("The teacher")]
+    assert len(messages) == 2, messages
+    assert "of 96 values" in messages[0], messages  # of the first batch, 32 by 3
+    assert "no better than chance" in messages[1], messages
+
+
 def main() -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
@@ -111,6 +129,7 @@ def main() -> None:
         assert mirrored.keys() == history.keys(), (mirrored, history)
         for name, values in history.items():
             np.testing.assert_allclose(mirrored[name], values, rtol=1e-4, err_msg=name)
+    check_the_look(strategy.scope())
     print("two devices train as one")
 
 

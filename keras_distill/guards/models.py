@@ -1,0 +1,55 @@
+"""Two models in each other's place, or one in both places."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_distill import features
+from keras_distill.cautions import TeacherWarning
+from keras_distill.sharing import count_shared
+
+# A student of the teacher's size may have a few weights more, e.g. to read its inputs.
+_LARGER = 1.1
+
+
+def check_two(student: keras.Model, teacher: Any) -> None:
+    """Raise ValueError if a model is to teach itself."""
+    if teacher is student:
+        raise ValueError(
+            "The student and the teacher must be two models: a model learns nothing "
+            "from its own outputs. For its moving average, pass "
+            "`keras_distill.teachers.EMA(student)`; for what it was before, "
+            "a copy with its weights; for what it is at each step, without dropout, "
+            "`lambda x: student(x, training=False)`. Received: student and teacher "
+            f"'{student.name}', one object"
+        )
+
+
+def warn_if_swapped(
+    student: keras.Model,
+    teacher: Any,
+    privileged_features: Sequence[str],
+    stacklevel: int = 3,
+) -> None:
+    """Warn if the student is larger than a teacher that reads no more than it does."""
+    models = (student, teacher)
+    if not all(isinstance(model, keras.Model) and model.built for model in models):
+        return
+    read = features.declared_names(teacher) or []
+    reads_more = set(read) - set(features.declared_names(student) or read)
+    if privileged_features or (len(read) > 1 and reads_more):
+        return
+    own, of_teacher = (model.count_params() for model in models)
+    if own <= _LARGER * of_teacher or count_shared(teacher, student):
+        return
+    warnings.warn(
+        f"The student '{student.name}' has {own:,} parameters, more than its teacher "
+        f"'{teacher.name}' with {of_teacher:,}. Are they swapped? The student comes "
+        "first, `Distiller(student, teacher)`; in `keras.distillation` the teacher "
+        "does. Where a smaller model is to teach a larger one, as from weak to strong, "
+        "filter `keras_distill.teachers.TeacherWarning`.",
+        TeacherWarning,
+        stacklevel=stacklevel,
+    )
