@@ -146,6 +146,7 @@ def export(
     [{'name': 'x', 'dtype': 'float32', 'shape': [None, 4]}]
     """
     wanted = arguments.targets(formats, quantize)
+    arguments.check_types(directory, batch_size, preprocessing, evaluation)
     arguments.check_data(wanted, example_batch, calibration_data, batch_size)
     provenance = arguments.as_json(provenance)
     tolerances = arguments.tolerances(tolerance)

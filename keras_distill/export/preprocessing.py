@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_distill.export import signature
+from keras_distill.export.loading import served_model
 from keras_distill.export.portability import (
     described,
     is_graph,
@@ -31,7 +32,8 @@ def split_preprocessing(model: keras.Model) -> tuple[keras.Model, keras.Model]:
 
     Args:
         model: A Functional or Sequential model that holds unportable layers, all of
-            them upstream of whatever is trained.
+            them upstream of whatever is trained; or the distiller that trains it, or
+            a `.keras` file of either.
 
     Returns:
         `preprocessing` and `core`, both Functional. `preprocessing` takes a dict of the
@@ -61,6 +63,7 @@ def split_preprocessing(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     >>> core.output_names
     ['taste']
     """
+    model = served_model(model)
     if not is_graph(model):
         raise ValueError(
             "`model` must be a built Functional or Sequential model, as the calls of "
