@@ -1,5 +1,6 @@
 """`export`: one model, every format, checked and published together."""
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -205,7 +206,7 @@ def _reference(served: Served, example_batch: Any) -> Reference:
     kept = keras.tree.map_structure(
         lambda values: np.asarray(values)[: examples.COUNT], example_batch
     )
-    return parity.reference(served, kept)
+    return dataclasses.replace(parity.reference(served, kept), dependence=dependence)
 
 
 def _checked(
