@@ -64,7 +64,9 @@ def export(
 
     Before anything is put in place, each artefact is loaded by TensorFlow, ONNX
     Runtime or the LiteRT interpreter, and compared with Keras on `example_batch`, on a
-    batch of another size and on the data of `evaluation`:
+    batch of another size, on the data of `evaluation`, and on what examples don't
+    show: inputs of other sizes where sizes are open, infinities and NaN where the
+    model looks for them:
 
         max |artefact - keras| <= tolerance * max(scale, |keras|)
 
@@ -79,8 +81,9 @@ def export(
     at the very end: a process that dies before leaves it as it was.
 
     Args:
-        model: A built Keras model, of a distilled one the student; or the path of a
-            `.keras` file, which is loaded in safe mode.
+        model: A built Keras model, or the path of a `.keras` file, which is loaded in
+            safe mode. Of a distiller the student is exported; data may then hold keys
+            that the student doesn't read.
         directory: Where the export goes: absent, empty, or an earlier export.
         formats: Any of `"saved_model"`, `"onnx"`, `"litert"`.
         example_batch: A batch of real inputs as the model takes them: an array, a
@@ -127,12 +130,15 @@ def export(
 
     Raises:
         TypeError: `model` isn't a Keras model.
-        ValueError: An argument isn't usable, the model isn't built, or it has NaN in
-            its weights or outputs.
+        ValueError: An argument isn't usable, the model isn't built, it has NaN in its
+            weights or outputs, or calls change its state.
         ImportError: A package that a format needs isn't installed.
         OSError: `directory` can't be written, or holds something else.
         ParityError: An artefact differs from the model, or loses too much.
-        RuntimeError: A format can't hold the model.
+        RuntimeError: A format can't hold the model, or it can't be traced.
+
+    Warns:
+        UserWarning: The rows of a batch change each other's outputs.
 
     Example:
     >>> import tempfile

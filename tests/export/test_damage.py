@@ -263,8 +263,9 @@ def unknown_layer(data):
     def rename(name, text):
         if name != "config.json":
             return text
-        text = text.replace(b'"module": "keras.layers"', b'"module": "mine"')
-        return text.replace(b'"class_name": "Dense"', b'"class_name": "Mine"')
+        dense = b'"module": "keras.layers", "class_name": "Dense"'
+        assert dense in text
+        return text.replace(dense, b'"module": "mine", "class_name": "Mine"')
 
     return _archive(data, rename)
 
@@ -311,8 +312,7 @@ def test_directories_and_other_files_given_for_a_model(published, tmp_path):
     (tmp_path / "best.keras").mkdir()
     (tmp_path / "old.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     for path, words in {
-        tmp_path
-        / "saved": "the directory of a SavedModel. A SavedModel holds no Keras",
+        tmp_path / "saved": "the directory of a SavedModel. A SavedModel holds",
         published / "models" / "9": "the directory of an export",
         tmp_path / "best.keras": "which is a directory",
         tmp_path / "old.h5": "an HDF5 file. Load it in Python",

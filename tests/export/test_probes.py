@@ -153,7 +153,7 @@ class Centred(layers.Layer):
 
 SPECTROGRAM = {
     "fft_length": 64,
-    "sequence_stride": 32,
+    "sequence_stride": 64,
     "sequence_length": 64,
     "num_mel_bins": 8,
     "sampling_rate": 800,
