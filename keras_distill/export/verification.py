@@ -48,7 +48,8 @@ def verify(
     Raises:
         FileNotFoundError: `directory` holds no export.
         ImportError: The runtime of an artefact isn't installed.
-        ValueError: The manifest or the examples are damaged, or `evaluation` isn't the one of the export.
+        ValueError: The manifest or the examples are damaged, or `evaluation` isn't the
+            one of the export.
 
     Example:
     >>> import tempfile
