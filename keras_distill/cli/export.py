@@ -156,22 +156,25 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from keras_distill.export import export, split_preprocessing
-    from keras_distill.export.loading import load_model
+    from keras_distill.export.loading import load_served
 
     before = _peak_memory()
-    model: Any = load_model(arguments.model)
+    model, select = load_served(arguments.model)
     preprocessing = None
     if arguments.split_preprocessing:
         preprocessing, model = split_preprocessing(model, arguments.to)
     calibration = arguments.calibrate
+    evaluation = data.evaluation(arguments)
     manifest = export(
         model,
         arguments.out,
         arguments.to,
-        example_batch=_example_batch(arguments),
+        example_batch=select(_example_batch(arguments)),
         quantize=arguments.quantize,
-        calibration_data=None if calibration is None else data.inputs(calibration),
-        evaluation=data.evaluation(arguments),
+        calibration_data=None
+        if calibration is None
+        else select(data.inputs(calibration)),
+        evaluation=None if evaluation is None else evaluation.selecting(select),
         preprocessing=preprocessing,
         batch_size=arguments.batch_size,
         tolerance=arguments.tolerance,

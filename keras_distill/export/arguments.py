@@ -1,10 +1,17 @@
 """What callers of `export` may ask for, and what they get where they don't say."""
 
 import json
-from collections.abc import Mapping, Sequence
+import numbers
+import os
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import keras
+import numpy as np
+
 from keras_distill.export import litert, onnx, saved_model
+from keras_distill.export.evaluation import Evaluation
 from keras_distill.export.formats import FULL, Target
 
 # In the order of writing: LiteRT is converted from the SavedModel, and what is
@@ -23,18 +30,21 @@ def targets(
 ) -> list[Target]:
     """Return the artefacts to write, in the order of writing."""
     known = [known.name for known in _FORMATS]
-    if isinstance(formats, str) or not formats or not set(formats) <= set(known):
+    if not formats or not _is_list_of(formats, known):
         raise ValueError(
             f"`formats` must be a list of some of {known}. "
             f"Received: formats={formats!r}."
         )
     chosen = [known for known in _FORMATS if known.name in formats]
-    precisions = [quantize] if isinstance(quantize, str) else list(quantize or ())
+    precisions = [quantize] if isinstance(quantize, str) else quantize
+    precisions = [] if precisions is None else precisions
     possible = {precision for format in chosen for precision in format.precisions}
-    if not set(precisions) <= possible:
+    if not _is_list_of(precisions, possible):
+        names = [format.name for format in chosen]
+        remedy = "" if possible else " Add 'onnx' or 'litert' to `formats`."
         raise ValueError(
-            f"`quantize` must be of {sorted(possible)} for the formats "
-            f"{[format.name for format in chosen]}. Received: quantize={quantize!r}."
+            f"`quantize` must be of {sorted(possible)} for the formats {names}. "
+            f"Received: quantize={quantize!r}.{remedy}"
         )
     return [
         Target(format, precision)
@@ -42,6 +52,12 @@ def targets(
         for precision in (FULL, *format.precisions)
         if precision == FULL or precision in precisions
     ]
+
+
+def _is_list_of(values: Any, possible: Collection[str]) -> bool:
+    if isinstance(values, str) or not isinstance(values, Collection):
+        return False
+    return all(isinstance(value, str) and value in possible for value in values)
 
 
 def target_named(name: str) -> Target:
@@ -65,6 +81,12 @@ def tolerances(tolerance: float | Mapping[str, float] | None) -> dict[str, float
     if tolerance is None:
         return _TOLERANCES
     given = dict(tolerance) if isinstance(tolerance, Mapping) else {FULL: tolerance}
+    wrong = [value for value in given.values() if not _is_number(value)]
+    if wrong:
+        raise TypeError(
+            f"`tolerance` must be a number, or a dict of numbers by {list(_TOLERANCES)}"
+            f". Received: tolerance={tolerance!r}."
+        )
     unknown = set(given) - set(_TOLERANCES)
     if unknown:
         raise ValueError(
@@ -79,6 +101,45 @@ def tolerances(tolerance: float | Mapping[str, float] | None) -> dict[str, float
     # No quantised artefact is nearer to Keras than the one that it is made from.
     floor = given.get(FULL, 0.0)
     return {name: max(value, floor) for name, value in _TOLERANCES.items()} | given
+
+
+def check_types(
+    directory: Any, batch_size: Any, preprocessing: Any, evaluation: Any
+) -> None:
+    """Raise where an argument is of a type that can't be used."""
+    if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
+        raise TypeError(
+            "`directory` must be the path of a directory. "
+            f"Received: directory={directory!r}."
+        )
+    whole = isinstance(batch_size, int | np.integer) and not isinstance(
+        batch_size, bool
+    )
+    if batch_size is not None and not whole:
+        raise TypeError(
+            "`batch_size` must be a whole number, or None for any size. "
+            f"Received: batch_size={batch_size!r}."
+        )
+    if preprocessing is not None and not isinstance(preprocessing, keras.Layer):
+        raise TypeError(
+            "`preprocessing` must be a Keras layer or model, as the first that "
+            "`split_preprocessing` returns. Received: preprocessing="
+            f"{_shown(preprocessing)}."
+        )
+    if evaluation is not None and not isinstance(evaluation, Evaluation):
+        raise TypeError(
+            "`evaluation` must be a `keras_distill.export.Evaluation`, as "
+            "`Evaluation((x, y), metric, max_drop=0.01)`. "
+            f"Received: evaluation={_shown(evaluation)}."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    return f"{textwrap.shorten(repr(value), 80)} of type {type(value).__name__}"
 
 
 def check_data(
@@ -114,6 +175,8 @@ def check_data(
 def as_json(provenance: Mapping[str, Any] | None) -> Any:
     """Return it as the manifest's file gives it back."""
     try:
+        if provenance is not None and not isinstance(provenance, Mapping):
+            raise TypeError(f"a {type(provenance).__name__}")
         return json.loads(json.dumps(provenance, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(

@@ -1,5 +1,7 @@
 """Batches: from what the caller passes to named NumPy arrays, whole or in pieces."""
 
+import os
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +39,7 @@ def to_array(
     values: Any, spec: tf.TensorSpec, name: str, argument: str = "example_batch"
 ) -> npt.NDArray[Any]:
     """Bring one input to the dtype of `spec` and check its shape."""
-    array = np.asarray(values)
+    array = _as_array(values, name, argument)
     dtype = np.dtype(spec.dtype.as_numpy_dtype)
     is_text = array.dtype.kind in "OSU"
     if is_text != (spec.dtype == tf.string) or not (
@@ -60,6 +62,29 @@ def to_array(
     return array.astype(dtype, copy=False)
 
 
+def _as_array(values: Any, name: str, argument: str) -> npt.NDArray[Any]:
+    """Make an array of what may be a tensor, a list or a data frame."""
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # ragged lists, ragged and sparse tensors
+        raise ValueError(
+            f"`{argument}` must hold arrays. Received: {type(values).__name__} for the "
+            f"input {name!r} ({textwrap.shorten(str(error), 200)})."
+        ) from error
+    if array.ndim == 0 and array.dtype.kind in "OSU":
+        remedy = (
+            "Of a dataset pass one batch of inputs, as `x, y = next(iter(dataset))` "
+            f"and `{argument}=x`."
+        )
+        if isinstance(values, str | os.PathLike):
+            remedy = "Read the file, as with `numpy.load`, and pass its arrays."
+        raise ValueError(
+            f"`{argument}` must hold arrays. Received: {type(values).__name__} for the "
+            f"input {name!r}. {remedy}"
+        )
+    return array
+
+
 def by_name(batch: Any, names: list[str], argument: str) -> dict[str, Any]:
     """Bring an array, or a list or dict of arrays, under `names`."""
     if isinstance(batch, dict):
@@ -70,6 +95,12 @@ def by_name(batch: Any, names: list[str], argument: str) -> dict[str, Any]:
             )
         return {name: batch[name] for name in names}
     values = list(batch) if isinstance(batch, list | tuple) else [batch]
+    if len(values) != len(names) == 1:
+        raise ValueError(
+            f"`{argument}` must hold one array for the only input {names[0]!r}. "
+            f"Received: {len(values)} of type {type(batch).__name__}. Pass the inputs "
+            "without labels, and numbers as one array, as `numpy.asarray` makes it."
+        )
     if len(values) != len(names):
         raise ValueError(
             f"`{argument}` must hold one array for each of the {len(names)} inputs "

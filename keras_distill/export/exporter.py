@@ -1,5 +1,6 @@
 """`export`: one model, every format, checked and published together."""
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,7 +65,9 @@ def export(
 
     Before anything is put in place, each artefact is loaded by TensorFlow, ONNX
     Runtime or the LiteRT interpreter, and compared with Keras on `example_batch`, on a
-    batch of another size and on the data of `evaluation`:
+    batch of another size, on the data of `evaluation`, and on what examples don't
+    show: inputs of other sizes where sizes are open, infinities and NaN where the
+    model looks for them:
 
         max |artefact - keras| <= tolerance * max(scale, |keras|)
 
@@ -79,8 +82,9 @@ def export(
     at the very end: a process that dies before leaves it as it was.
 
     Args:
-        model: A built Keras model, of a distilled one the student; or the path of a
-            `.keras` file, which is loaded in safe mode.
+        model: A built Keras model, or the path of a `.keras` file, which is loaded in
+            safe mode. Of a distiller the student is exported; data may then hold keys
+            that the student doesn't read.
         directory: Where the export goes: absent, empty, or an earlier export.
         formats: Any of `"saved_model"`, `"onnx"`, `"litert"`.
         example_batch: A batch of real inputs as the model takes them: an array, a
@@ -127,12 +131,15 @@ def export(
 
     Raises:
         TypeError: `model` isn't a Keras model.
-        ValueError: An argument isn't usable, the model isn't built, or it has NaN in
-            its weights or outputs.
+        ValueError: An argument isn't usable, the model isn't built, it has NaN in its
+            weights or outputs, or calls change its state.
         ImportError: A package that a format needs isn't installed.
         OSError: `directory` can't be written, or holds something else.
         ParityError: An artefact differs from the model, or loses too much.
-        RuntimeError: A format can't hold the model.
+        RuntimeError: A format can't hold the model, or it can't be traced.
+
+    Warns:
+        UserWarning: The rows of a batch change each other's outputs.
 
     Example:
     >>> import tempfile
@@ -147,6 +154,7 @@ def export(
     [{'name': 'x', 'dtype': 'float32', 'shape': [None, 4]}]
     """
     wanted = arguments.targets(formats, quantize)
+    arguments.check_types(directory, batch_size, preprocessing, evaluation)
     arguments.check_data(wanted, example_batch, calibration_data, batch_size)
     provenance = arguments.as_json(provenance)
     tolerances = arguments.tolerances(tolerance)
@@ -205,7 +213,7 @@ def _reference(served: Served, example_batch: Any) -> Reference:
     kept = keras.tree.map_structure(
         lambda values: np.asarray(values)[: examples.COUNT], example_batch
     )
-    return parity.reference(served, kept)
+    return dataclasses.replace(parity.reference(served, kept), dependence=dependence)
 
 
 def _checked(

@@ -60,13 +60,7 @@ def load_served(
     that exist in training only. It returns the part that the served model reads. Of
     any other model it returns the batch as it is.
     """
-    if isinstance(model, str | os.PathLike):
-        model = _load_file(Path(model))
-    selections = []
-    # The student of a distiller may be one itself.
-    while isinstance(model, Trainer):
-        selections.append(model.serving_inputs)
-        model = model.serving_model()
+    model, selections = _served(model)
     if not isinstance(model, keras.Model):
         raise TypeError(
             "`model` must be a `keras.Model` or the path of a `.keras` file. "
@@ -84,6 +78,23 @@ def load_served(
         return batch
 
     return model, select
+
+
+def served_model(model: Any) -> Any:
+    """Return what `load_model` does, of whatever kind and built or not."""
+    return _served(model)[0]
+
+
+def _served(model: Any) -> tuple[Any, list[Callable[[Any], Any]]]:
+    """Return the model that serves, and what picks its inputs."""
+    if isinstance(model, str | os.PathLike):
+        model = _load_file(Path(model))
+    selections: list[Callable[[Any], Any]] = []
+    # The student of a distiller may be one itself.
+    while isinstance(model, Trainer):
+        selections.append(model.serving_inputs)
+        model = model.serving_model()
+    return model, selections
 
 
 def _load_file(path: Path) -> keras.Model:
@@ -114,7 +125,7 @@ def _check_file(path: Path) -> None:
         raise ValueError(
             "`model` must be the path of a `.keras` file, which is loaded in safe "
             f"mode. {received}, which is {kind}. {_REMEDIES.get(kind, _SAVE)} "
-            f"`model.save('{path.stem}.keras')`."
+            f"`model.save('{path.stem or 'model'}.keras')`."
         )
     if kind != _ARCHIVE:
         raise ValueError(

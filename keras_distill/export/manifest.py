@@ -112,8 +112,8 @@ def require(directory: Path, *, to_run: bool = False) -> Manifest:
     try:
         manifest = _load(directory)
     except (FileNotFoundError, NotADirectoryError):
-        manifest = None
-    if manifest is None or (isinstance(manifest, dict) and not _is_ours(manifest)):
+        manifest = {}
+    if isinstance(manifest, dict) and not _is_ours(manifest):
         raise FileNotFoundError(
             "`directory` must hold an export with its manifest.json. Received: "
             f"directory={str(directory)!r}{_instead(directory)}."

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from keras_distill.export import signature
+from keras_distill.export.loading import served_model
 from keras_distill.export.portability import (
     described,
     is_graph,
@@ -35,7 +36,8 @@ def split_preprocessing(
 
     Args:
         model: A Functional or Sequential model that holds unportable layers, all of
-            them upstream of whatever is trained.
+            them upstream of whatever is trained; or the distiller that trains it, or
+            a `.keras` file of either.
         formats: Those that have to hold the rest, as `export` takes them. What one of
             them lacks is split off: ONNX lacks all text, lookups and hashing, LiteRT
             lacks other text than `StringLookup`, integer lookups, hashing, and counts.
@@ -73,6 +75,7 @@ def split_preprocessing(
             f"`formats` must be a list of some of {sorted(_FORMATS)}. "
             f"Received: formats={formats!r}."
         )
+    model = served_model(model)
     if not is_graph(model):
         raise ValueError(
             "`model` must be a built Functional or Sequential model, as the calls of "

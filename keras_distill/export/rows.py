@@ -18,6 +18,8 @@ from keras_distill.export.serving import Served, tensors_of
 _ROUNDING = {"float16": 5e-2, "bfloat16": 1e-1}
 _ROUNDING_ELSE = 1e-4
 _MASK = 1e4
+# How many rows are run by themselves.
+_ALONE = 4
 _TINY = 1e-30
 
 
@@ -59,8 +61,8 @@ class Dependence:
 def dependence(served: Served, batch: Arrays, raw: Arrays | None) -> Dependence | None:
     """Compare rows in a batch with the same rows among others, in Keras.
 
-    Each half of the batch is run by itself, which costs as much as one more call. Of a
-    single row, the row is run beside an invented one.
+    Each half of the batch and each of the first rows is run by itself, which costs
+    about as much as one more call. A single row is run between invented ones.
 
     Args:
         served: The model.
@@ -101,8 +103,8 @@ def _of_part(
     return Dependence(part, layer, name, difference)
 
 
-# Rows of the batch, and another batch that begins with them.
-_Comparison = tuple[slice, Arrays]
+# Rows of the batch, another batch that holds them, and from where on.
+_Comparison = tuple[slice, Arrays, int]
 
 
 def _worst(
@@ -113,30 +115,35 @@ def _worst(
     rounding: float,
 ) -> tuple[_Comparison, str, float] | None:
     """Return where an output differs beyond rounding, its name and by how much."""
-    for part, other in _comparisons(batch, batch_size):
+    for comparison in _comparisons(batch, batch_size):
+        part, other, begin = comparison
         given = run(other)
         for name, wanted in expected.items():
             want = wanted[part]
-            relative, absolute = _difference(given[name][: len(want)], want)
+            got = given[name][begin : begin + len(want)]
+            relative, absolute = _difference(got, want)
             if relative > rounding:
-                return (part, other), name, absolute
+                return comparison, name, absolute
     return None
 
 
 def _comparisons(batch: Arrays, batch_size: int | None) -> Iterator[_Comparison]:
     size = size_of(batch)
     if size == 1:
-        yield slice(0, 1), _beside_another(batch)
+        yield slice(0, 1), _between_others(batch), 1
         return
-    for part in (slice(0, size // 2), slice(size // 2, size)):
-        half = rows(batch, part)
-        yield part, next(pieces(half, batch_size))[0] if batch_size else half
+    # A half lacks what the other half holds; a row alone lacks all of it.
+    alone = [slice(row, row + 1) for row in range(min(size, _ALONE))]
+    for part in (slice(0, size // 2), slice(size // 2, size), *alone):
+        some = rows(batch, part)
+        yield part, next(pieces(some, batch_size))[0] if batch_size else some, 0
 
 
-def _beside_another(row: Arrays) -> Arrays:
-    """Add an invented row of larger floats, and zeros or the same text elsewhere."""
+def _between_others(row: Arrays) -> Arrays:
+    """Add invented rows of larger floats, and zeros or the same text elsewhere."""
+    others = {name: _invented(row[name]).astype(row[name].dtype) for name in row}
     return {
-        name: np.concatenate([array, _invented(array).astype(array.dtype)])
+        name: np.concatenate([others[name], array, others[name]])
         for name, array in row.items()
     }
 
@@ -144,8 +151,11 @@ def _beside_another(row: Arrays) -> Arrays:
 def _invented(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if array.dtype.kind in "OSU":
         return array
-    is_float = np.issubdtype(array.dtype, np.inexact) or array.dtype.kind == "V"
-    return 10 * array.astype(np.float64) + 1 if is_float else np.zeros_like(array)
+    if not np.issubdtype(array.dtype, np.inexact) and array.dtype.kind != "V":
+        return np.zeros_like(array)
+    magnitude = np.clip(10 * np.abs(array.astype(np.float64)).max(initial=0), 1, 1e4)
+    noise = np.random.default_rng(0).standard_normal(array.shape)
+    return np.asarray(magnitude * noise)
 
 
 def _difference(got: npt.NDArray[Any], want: npt.NDArray[Any]) -> tuple[float, float]:
@@ -177,7 +187,7 @@ def _first_layer(
     tensors = [tensor for node in nodes for tensor in node.outputs]
     pack = signature.packing(graph, None)
     every = keras.Model(graph.input, tensors)
-    part, other = comparison
+    part, other, begin = comparison
     pairs = zip(
         tensors,
         keras.tree.flatten(every(pack(tensors_of(other)), training=False)),
@@ -190,6 +200,7 @@ def _first_layer(
         if not dense or expected.shape[:1] != (size_of(batch),):
             continue
         want = expected.numpy()[part]
-        if _difference(given.numpy()[: len(want)], want)[0] > rounding:
+        got = given.numpy()[begin : begin + len(want)]
+        if _difference(got, want)[0] > rounding:
             return described([tensor._keras_history.operation])
     return None

@@ -121,11 +121,11 @@ def _owners(models: Sequence[keras.layers.Layer]) -> dict[int, tuple[Any, str, s
     """Return layer, name and advice by the id of a variable's handle."""
     owners: dict[int, tuple[Any, str, str]] = {}
     for model in models:
-        # Variables that only TensorFlow knows of, as attributes of custom layers.
-        for found in tf.train.TrackableView(model).descendants():
-            if isinstance(found, tf.Variable):
-                owners[id(found.handle)] = (model, found.name, _OTHER)
         for layer in model._flatten_layers():
+            # Variables that only TensorFlow knows of, as attributes of custom layers.
+            for child in tf.train.TrackableView(layer).children(layer).values():
+                if isinstance(child, tf.Variable):
+                    owners[id(child.handle)] = (layer, child.name, _OTHER)
             for variable in _variables(layer):
                 owners[id(variable.value.handle)] = (layer, variable.path, _OTHER)
             for generator in layer._seed_generators:

@@ -30,6 +30,8 @@ def call(model: keras.layers.Layer, packed: Any, inputs: Specs) -> Any:
         return model(packed, training=False)
     try:
         return model(packed, training=False)
+    except Warning:  # of a process that turns warnings into errors
+        raise
     except Exception as error:
         raise RuntimeError(_message(model, inputs, error)) from error
 
@@ -45,7 +47,7 @@ def _message(model: keras.layers.Layer, inputs: Specs, error: Exception) -> str:
     return (
         f"`model` can't be traced{layer}, and every format is made of its trace. "
         f"Received: inputs of the shapes {shapes}, where None is an open size "
-        f"({reason.rstrip('. ')}). {_remedy(layers, inputs)}"
+        f"({reason.rstrip('. ')}). {_remedy(text, layers, inputs)}"
     )
 
 
@@ -53,7 +55,12 @@ def _layers(model: keras.layers.Layer, kind: str) -> list[keras.layers.Layer]:
     return [layer for layer in model._flatten_layers() if type(layer).__name__ == kind]
 
 
-def _remedy(layers: list[keras.layers.Layer], inputs: Specs) -> str:
+def _remedy(text: str, layers: list[keras.layers.Layer], inputs: Specs) -> str:
+    if "scope name" in text:
+        return (
+            "Name the model and its layers with letters, digits and underscores, as "
+            "`keras.Model(inputs, outputs, name='my_student')`."
+        )
     sizes = [size for spec in inputs.values() for size in tuple(spec.shape)[1:]]
     own = "compute with `keras.ops` and `keras.ops.shape` in custom layers"
     if None not in sizes:

@@ -14,6 +14,7 @@ from keras_distill.export.examples import Examples
 from keras_distill.export.formats import Target
 from keras_distill.export.manifest import Manifest
 from keras_distill.export.parity import ParityError
+from keras_distill.export.signature import Specs
 
 Report = dict[str, Any]
 
@@ -47,7 +48,8 @@ def verify(
     Raises:
         FileNotFoundError: `directory` holds no export.
         ImportError: The runtime of an artefact isn't installed.
-        ValueError: `evaluation` isn't the one of the export.
+        ValueError: The manifest or the examples are damaged, or `evaluation` isn't the
+            one of the export.
 
     Example:
     >>> import tempfile
@@ -171,7 +173,7 @@ def _held_out(evaluation: Evaluation, described: Manifest) -> HeldOut:
     }
     held_out = HeldOut(
         evaluation,
-        lambda batch, argument: to_arrays(batch, specs, argument),
+        lambda batch, argument: to_arrays(_taken(batch, specs), specs, argument),
         outputs=[spec["name"] for spec in described["signature"]["outputs"]],
         batch_size=described.get("batch_size"),
     )
@@ -183,6 +185,13 @@ def _held_out(evaluation: Evaluation, described: Manifest) -> HeldOut:
             f"Received: {given[0]} on {given[1]} examples."
         )
     return held_out
+
+
+def _taken(batch: Any, specs: Specs) -> Any:
+    """Leave out what `export` did of a distiller's data: keys of training alone."""
+    if isinstance(batch, dict) and set(specs) <= set(batch):
+        return {name: batch[name] for name in specs}
+    return batch
 
 
 def _unlisted(target: Target, listed: list[dict[str, Any]]) -> list[str]:

@@ -1,0 +1,211 @@
+"""An export leaves the caller's model as it was, also where it fails."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from keras_distill.export import arguments, export, onnx
+
+SHAPE = (5, 3)
+BATCH = np.random.default_rng(0).standard_normal((4, *SHAPE)).astype("float32")
+
+
+class Counting(layers.Layer):
+    """Assigns in every call, to a weight that Keras takes for a trained one."""
+
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", name="calls")
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x + self.calls
+
+
+class Branching(layers.Layer):
+    """Assigns in a branch of a condition, to a variable of TensorFlow."""
+
+    def build(self, shape):
+        self.seen = tf.Variable(0.0, trainable=False, name="seen")
+
+    def call(self, x):
+        def update():
+            self.seen.assign_add(1.0)
+            return x + self.seen
+
+        return tf.cond(tf.reduce_sum(x) > 1e9, update, lambda: x)
+
+
+class Noise(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+
+
+class AlwaysTraining(layers.Layer):
+    """Normalizes by the batch that it serves, and moves its statistics."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = layers.BatchNormalization(name="moving")
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        return self.inner(x, training=True)
+
+
+class Loss(layers.Layer):
+    def call(self, x):
+        self.add_loss(keras.ops.mean(x))
+        return x
+
+
+def recurrent(layer, *before):
+    return keras.Sequential([keras.Input(batch_shape=(4, *SHAPE)), *before, layer])
+
+
+def custom(layer):
+    return keras.Sequential([keras.Input(SHAPE), layer, layers.Dense(2)])
+
+
+# What makes the model; what its error has to name.
+MOVING = {
+    "LSTM": (lambda: recurrent(layers.LSTM(2, stateful=True)), r"'lstm.*\(LSTM\)"),
+    "GRU": (lambda: recurrent(layers.GRU(2, stateful=True)), r"'gru.*\(GRU\)"),
+    "RNN of a cell": (
+        lambda: recurrent(layers.RNN(layers.SimpleRNNCell(2), stateful=True)),
+        r"\(RNN\).*`stateful=False`",
+    ),
+    "Bidirectional": (
+        lambda: recurrent(layers.Bidirectional(layers.LSTM(2, stateful=True))),
+        r"\((Bidirectional|LSTM)\), which changes its state",
+    ),
+    "nested": (
+        lambda: recurrent(layers.Flatten(), recurrent(layers.GRU(2, stateful=True))),
+        r"\(GRU\).*`initial_state=`",
+    ),
+    "a weight": (lambda: custom(Counting(name="counting")), "'counting'.*/calls"),
+    "a tf.Variable in a branch": (lambda: custom(Branching()), "'branching.*seen"),
+    "a seed": (lambda: custom(Noise(name="noisy")), "'noisy'.*outputs are random"),
+    "moving averages": (lambda: custom(AlwaysTraining()), "'moving'.*moving_mean"),
+}
+
+
+def plain():
+    x = keras.Input(SHAPE, name="x")
+    y = layers.Dense(4, activity_regularizer="l2")(layers.GaussianNoise(0.1)(x))
+    y = Loss()(layers.BatchNormalization()(layers.Dropout(0.5)(y)))
+    y = layers.SpectralNormalization(layers.Dense(3))(layers.LayerNormalization()(y))
+    normal = layers.Normalization(mean=1.0, variance=2.0)
+    return keras.Model(x, layers.Dense(2, name="y")(layers.Flatten()(normal(y))))
+
+
+def adapted():
+    normal = layers.Normalization()
+    normal.adapt(BATCH)
+    frozen = layers.Dense(2, trainable=False)
+    return keras.Sequential([keras.Input(SHAPE), normal, layers.Dense(2), frozen])
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.drop = layers.Dense(2), layers.Dropout(0.5)
+
+    def call(self, x, training=False):
+        return self.dense(self.drop(x, training=training))
+
+
+KEPT = {
+    "functional": (plain, ["saved_model", "onnx", "litert"]),
+    "sequential": (adapted, ["saved_model"]),
+    "subclassed": (Subclassed, ["saved_model"]),
+}
+
+
+def trained(model):
+    """Compiled and trained for a step, so that everything has a state."""
+    options = {"metrics": ["mae"], "weighted_metrics": ["mse"], "run_eagerly": True}
+    model.compile("adam", "mse", **options)
+    labels = np.ones(model(BATCH[:1]).shape[1:])
+    model.fit(BATCH, np.broadcast_to(labels, (4, *labels.shape)), verbose=0)
+    return model
+
+
+def everything(model):
+    """All that a caller could see of a model, by values and identity."""
+    found = model._flatten_layers()
+    variables = [*model.variables, *model.metrics_variables]
+    if model.compiled:
+        variables += model.optimizer.variables
+    return {
+        "values": [np.copy(variable.numpy()) for variable in variables],
+        "variables": [(id(variable), variable.path) for variable in variables],
+        "layers": [(id(it), it.name, it.trainable, it.built) for it in found],
+        "weights trained": [weight.path for weight in model.trainable_weights],
+        "policies": [it.dtype_policy.name for it in found],
+        "nodes": [(len(it._inbound_nodes), len(it._outbound_nodes)) for it in found],
+        "losses": [np.asarray(loss) for loss in model.losses],
+        "functions": [model.train_function, model.test_function, model.call],
+        "compiled": model.compiled and (id(model.optimizer), id(model.loss)),
+        "config": keras.saving.serialize_keras_object(model),
+        "process": (
+            keras.config.floatx(),
+            keras.config.dtype_policy().name,
+            keras.config.image_data_format(),
+            keras.config.is_traceback_filtering_enabled(),
+            keras.config.is_interactive_logging_enabled(),
+            tf.executing_eagerly(),
+            tf.config.functions_run_eagerly(),
+        ),
+    }
+
+
+def check_same(before, after):
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        if name in ("values", "losses"):
+            for old, new in zip(value, after[name], strict=True):
+                np.testing.assert_array_equal(old, new, err_msg=name)
+        else:
+            assert value == after[name], name
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_a_model_is_left_as_it_was(kind, tmp_path, monkeypatch):
+    make, formats = KEPT[kind]
+    model = trained(make())
+    answer = np.asarray(model(BATCH))
+    before = everything(model)
+    export(model, tmp_path / "out", formats, example_batch=BATCH[:2])
+    check_same(before, everything(model))
+
+    def broken(conversion, path):
+        conversion.served.function.get_concrete_function()
+        raise KeyError("no such op")
+
+    failing = onnx.Format(**{**vars(onnx.FORMAT), "write": broken})
+    monkeypatch.setattr(arguments, "_FORMATS", (failing,))
+    with pytest.raises(RuntimeError, match="no such op"):
+        export(model, tmp_path / "out", ["onnx"], example_batch=BATCH[:2])
+    check_same(before, everything(model))
+    np.testing.assert_array_equal(model(BATCH), answer)
+
+
+@pytest.mark.parametrize("kind", MOVING)
+def test_state_that_calls_change_is_refused_and_stays(kind, tmp_path):
+    make, named = MOVING[kind]
+    model = make()
+    model(BATCH)  # some state that isn't the first
+    before = everything(model)
+    with pytest.raises(ValueError, match=f"(?s)must not carry state.*{named}"):
+        export(model, tmp_path / "out", example_batch=BATCH, batch_size=4)
+    check_same(before, everything(model))
+    assert list(tmp_path.iterdir()) == []
