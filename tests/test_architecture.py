@@ -14,6 +14,7 @@ FLOORS = {
     "version": 1,
     "files": 0,
     "installing": 0,
+    "signatures": 0,
     "standard_error": 0,
     "naming": 0,
     "outputs": 0,

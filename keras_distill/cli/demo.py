@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--smoke",
         action="store_true",
-        help="a few steps only, to see that everything runs",
+        help="a few steps only, to see that everything runs; the numbers mean nothing",
     )
 
 

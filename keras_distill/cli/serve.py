@@ -63,16 +63,17 @@ def _run(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
-    try:
-        with serving(
-            arguments.export,
-            port=arguments.port,
-            grpc_port=arguments.grpc_port,
-            name=arguments.name,
-            artefact=arguments.artefact,
-        ) as service:
+    with serving(
+        arguments.export,
+        port=arguments.port,
+        grpc_port=arguments.grpc_port,
+        name=arguments.name,
+        artefact=arguments.artefact,
+    ) as service:
+        try:
             for what, url in service.urls.items():
                 print(f"{what:<10}{url}", flush=True)
             service.wait()
-    except KeyboardInterrupt:
-        print("stopped", flush=True)
+        except KeyboardInterrupt:  # how a service ends
+            pass
+    print("stopped", flush=True)

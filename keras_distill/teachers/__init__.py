@@ -7,3 +7,7 @@ from keras_distill.teachers.ensemble import Ensemble
 from keras_distill.teachers.recorded import Recorded
 
 __all__ = ["EMA", "CorrectnessWeighted", "Ensemble", "Recorded", "cross_fit"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
