@@ -78,7 +78,8 @@ def _draw_softening(figure: Any, teacher: keras.Model, test: Digits) -> None:
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.7))
     picture = left.add_subplot()
     # 8x8 pixels are a mosaic to the eye; smoothed, they are handwriting.
-    picture.imshow(image[..., 0], cmap="gray_r", interpolation="bicubic")
+    framed = np.pad(image[..., 0], 1)
+    picture.imshow(framed, cmap="gray_r", interpolation="bicubic")
     picture.set_title(f"a handwritten {label}", fontsize=11)
     picture.set(xticks=(), yticks=())
     right.supylabel("probability of each digit", fontsize=10)
@@ -87,13 +88,7 @@ def _draw_softening(figure: Any, teacher: keras.Model, test: Digits) -> None:
         bars = axes.bar(range(CLASSES), soften(logits, temperature), color=OTHERS)
         bars[label].set_color(COLOURS[DISTILLED])
         axes.set(ylim=(0, 1), yticks=(0, 0.5, 1), xticks=range(CLASSES))
-        axes.text(
-            0.99,
-            0.76,
-            f"temperature {temperature:g}",
-            ha="right",
-            transform=axes.transAxes,
-        )
+        axes.set_title(f"temperature {temperature:g}", loc="right", fontsize=9, pad=2)
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("digit")
 
@@ -154,6 +149,6 @@ def _draw_gains(figure: Any, results: Results) -> None:
         xlabel="seed: another split, other first weights",
         ylabel="test accuracy in % after training",
     )
-    axes.margins(y=0.2)
+    axes.margins(y=0.15)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="lower right", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
