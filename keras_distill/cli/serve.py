@@ -4,13 +4,12 @@ import argparse
 import signal
 
 from keras_distill.cli import checks
-from keras_distill.cli.parsing import Commands, add_command
-from keras_distill.installing import advice
+from keras_distill.cli.parsing import Commands, add_command, needs
 
 _DESCRIPTION = f"""\
 Serve an export on this machine: the Open Inference Protocol over HTTP and gRPC, by
 MLServer and ONNX Runtime, on the loopback address alone. Ctrl-C or SIGTERM ends it.
-Needs {advice("serve")}.
+{needs("Needs", "serve")}
 """
 
 _EXAMPLES = """\
