@@ -139,6 +139,8 @@ def main() -> None:
     for row, percents, gains in zip(ROWS, table.T, (table - single).T, strict=True):
         spread = f" ± {percents.std(ddof=1):.2f}" if seeds > 1 else ""
         print(f"{row:32s}{percents.mean():7.2f}{spread}   {gains.mean():+.2f}")
+    if arguments.smoke:
+        print("A smoke run: its numbers mean nothing.")
 
 
 if __name__ == "__main__":

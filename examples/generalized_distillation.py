@@ -144,6 +144,8 @@ def main() -> None:
         for i, value in enumerate((*paper, None, paper[2] - paper[1])):
             printed[i] += f" ({value})" if value is not None else ""
         print(f"{name:20s}" + "".join(f"{cell:>18s}" for cell in printed), flush=True)
+    if arguments.smoke:
+        print("A smoke run: its numbers mean nothing.")
 
 
 if __name__ == "__main__":

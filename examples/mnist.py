@@ -132,6 +132,8 @@ def main() -> None:
     print(f"errors of {len(test[0]):,}" + "".join(f"{name:>15}" for name in MODELS))
     for name, row in [*enumerate(rows), ("mean", np.mean(rows, axis=0))]:
         print(f"{name:>16}" + "".join(f"{count:15.4g}" for count in row))
+    if arguments.smoke:
+        print("A smoke run: its numbers mean nothing.")
 
 
 if __name__ == "__main__":

@@ -144,6 +144,8 @@ def main() -> None:
         scores = "MSE" if recipe.loss is MSE else "AUC, log-loss, predicted / observed"
         print(f"\n{name}: {scores} (sd); minus alone, t, p; minus the control, t, p")
         print_table(runs)
+    if arguments.smoke:
+        print("A smoke run: its numbers mean nothing.")
 
 
 if __name__ == "__main__":

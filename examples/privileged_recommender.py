@@ -152,6 +152,8 @@ def main() -> None:
         session = onnxruntime.InferenceSession(f"{served}/model.onnx")
         scores = dict(zip(TASKS, session.run(list(TASKS), batch), strict=True))
         print("from the ONNX file, 3 items' click logits:", scores["click"][:3].ravel())
+    if options.smoke:
+        print("A smoke run: its numbers mean nothing.")
 
 
 if __name__ == "__main__":

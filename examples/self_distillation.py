@@ -142,6 +142,8 @@ def main() -> None:
             f"{name:28}{np.mean(values):7.2f} {spread}, over alone "
             + " ".join(f"{gain:+.2f}" for gain in gains)
         )
+    if arguments.smoke:
+        print("A smoke run: its numbers mean nothing.")
 
 
 if __name__ == "__main__":

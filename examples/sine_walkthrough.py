@@ -143,6 +143,8 @@ def main() -> None:
     print_table(sizes, losses)
     plot(sizes, losses, arguments.out)
     print(f"plot: {arguments.out}")
+    if arguments.smoke:
+        print("A smoke run: its numbers mean nothing.")
 
 
 if __name__ == "__main__":

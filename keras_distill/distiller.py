@@ -30,6 +30,7 @@ from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
 from keras_distill.saving import RandomStates
+from keras_distill.signatures import like
 from keras_distill.teachers import base as teachers
 from keras_distill.teachers.base import FollowingTeacher, Lesson, Step, Teacher
 from keras_distill.teachers.training import TrainingTeacher
@@ -477,6 +478,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 messages["distillation_loss"] = monitoring.BAD_TEACHER
             self.train_function = monitoring.stopping(self.train_function, messages)
 
+    @like(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train the student; takes and returns what `keras.Model.fit` does.
 
@@ -505,6 +507,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             )
         return history
 
+    @like(keras.Model.export)
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """Export the student, as `keras.Model.export` does."""
         return self.student.export(*args, **kwargs)

@@ -17,8 +17,14 @@ from keras.optimizers.schedules import (
     PolynomialDecay,
 )
 
+__all__ = ["LateStart", "LinearWarmup", "TeacherAnnealing"]
+
 # Where a schedule is looked at before training: its start, its end, some between.
 _PROBED_STEPS = (0, *(10**power for power in range(8)))
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def _check_steps(steps: int, minimum: int) -> int:

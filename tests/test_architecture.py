@@ -16,6 +16,7 @@ FLOORS = {
     "cautions": 0,
     "files": 0,
     "installing": 0,
+    "signatures": 0,
     "standard_error": 0,
     "naming": 0,
     "outputs": 0,

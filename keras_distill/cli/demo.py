@@ -3,14 +3,14 @@
 import argparse
 
 from keras_distill.cli import checks
-from keras_distill.cli.parsing import Commands, add_command
-from keras_distill.installing import advice
+from keras_distill.cli.parsing import Commands, add_command, needs
 
 _DESCRIPTION = f"""\
 Does distillation pay? Trains a teacher, a small student alone and the same student
 distilled, on handwritten digits that need no download; prints how good each is over
 several seeds, and how large and fast the exported files are. About two minutes on two
-CPU cores. Needs {advice("demo")}.
+CPU cores.
+{needs("Needs", "demo")}
 """
 
 _EXAMPLES = """\
@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--smoke",
         action="store_true",
-        help="a few steps only, to see that everything runs",
+        help="a few steps only, to see that everything runs; the numbers mean nothing",
     )
 
 

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from keras_distill.cli import checks, data
-from keras_distill.cli.parsing import Commands, add_command, print_json, print_table
-from keras_distill.installing import advice
+from keras_distill.cli.parsing import (
+    Commands,
+    add_command,
+    needs,
+    print_json,
+    print_table,
+)
 
 _DESCRIPTION = f"""\
 Write a Keras model as SavedModel, ONNX or LiteRT, in full precision and quantised. Each
 file is run by its own runtime and compared with the model before anything is published;
-a file that isn't the model, or loses too much of the metric, is not. ONNX and LiteRT
-need {advice("onnx,litert")}.
+a file that isn't the model, or loses too much of the metric, is not.
+{needs("ONNX and LiteRT need", "onnx,litert")}
 """
 
 _EXAMPLES = """\

@@ -1,6 +1,5 @@
 """Ctrl-C at any moment: an exit code, no traceback, nothing half-written."""
 
-import _thread
 import os
 import signal
 import sys
@@ -81,4 +80,5 @@ class Interrupts:
             self._hook(unraisable)
             return
         self._last = None
-        threading.Timer(0.05, _thread.interrupt_main).start()
+        main = threading.main_thread().ident or 0
+        threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()

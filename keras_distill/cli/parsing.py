@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeAlias
 
+from keras_distill.installing import advice
+
 # Subscripted at type checking alone: the class isn't generic when it runs.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Check: TypeAlias = Callable[[argparse.Namespace], None]
@@ -108,6 +110,11 @@ def add_command(
     )
     parser.set_defaults(command=run, check=check, parser=parser)
     return parser
+
+
+def needs(what: str, extra: str) -> str:
+    """Return two lines of a description: what needs an extra, and how to get it."""
+    return f"{what} {advice(extra)}.".replace(" (", "\n(")
 
 
 def print_json(value: Any) -> None:

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from keras_distill.cli import checks
-from keras_distill.cli.parsing import Commands, add_command
-from keras_distill.installing import advice
+from keras_distill.cli.parsing import Commands, add_command, needs
 
 _DESCRIPTION = """\
 Lay an export out as the model repository of a server: a new version, whole or absent,
@@ -15,7 +14,7 @@ beside those that are there.
 _TRITON = f"""\
 Lay an export out for NVIDIA Triton Inference Server: NAME/config.pbtxt, which is
 replaced by what the options say, and NAME/VERSION/model.onnx.
-Needs {advice("triton")}.
+{needs("Needs", "triton")}
 """
 
 _TRITON_EXAMPLES = """\

@@ -9,12 +9,13 @@ from typing import NoReturn
 import keras_distill
 from keras_distill import standard_error
 from keras_distill.cli import bench, demo, export, repository, serve, verify
-from keras_distill.cli.interrupts import Interrupts
+from keras_distill.cli.interrupts import INTERRUPTED, Interrupts
 from keras_distill.cli.parsing import Parser, WrongArguments, print_json
 from keras_distill.cli.wording import in_options, options
 from keras_distill.version import __version__
 
 _COMMANDS = (demo, export, verify, bench, repository, serve)
+_EXPECTED = (ImportError, OSError, RuntimeError, TypeError, ValueError)
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 
@@ -29,12 +30,14 @@ def run(argv: Sequence[str] | None) -> int:
                 _import()
             return arguments.command(arguments) or 0
         except KeyboardInterrupt:
-            return 130
+            return INTERRUPTED
         except WrongArguments as wrong:
             _leave(wrong, as_json=arguments.json)
-        except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:
             if interrupts.seen:  # in a library that made another error of it
-                return 130
+                return INTERRUPTED
+            if not isinstance(error, _EXPECTED):
+                raise
             return _failed(error, arguments)
 
 

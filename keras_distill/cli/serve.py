@@ -4,13 +4,12 @@ import argparse
 import signal
 
 from keras_distill.cli import checks
-from keras_distill.cli.parsing import Commands, add_command
-from keras_distill.installing import advice
+from keras_distill.cli.parsing import Commands, add_command, needs
 
 _DESCRIPTION = f"""\
 Serve an export on this machine: the Open Inference Protocol over HTTP and gRPC, by
 MLServer and ONNX Runtime, on the loopback address alone. Ctrl-C or SIGTERM ends it.
-Needs {advice("serve")}.
+{needs("Needs", "serve")}
 """
 
 _EXAMPLES = """\
@@ -63,16 +62,17 @@ def _run(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
-    try:
-        with serving(
-            arguments.export,
-            port=arguments.port,
-            grpc_port=arguments.grpc_port,
-            name=arguments.name,
-            artefact=arguments.artefact,
-        ) as service:
+    with serving(
+        arguments.export,
+        port=arguments.port,
+        grpc_port=arguments.grpc_port,
+        name=arguments.name,
+        artefact=arguments.artefact,
+    ) as service:
+        try:
             for what, url in service.urls.items():
                 print(f"{what:<10}{url}", flush=True)
             service.wait()
-    except KeyboardInterrupt:
-        print("stopped", flush=True)
+        except KeyboardInterrupt:  # how a service ends
+            pass
+    print("stopped", flush=True)

@@ -95,6 +95,8 @@ def run(
         pictures.draw(found, teacher, test, scratch)
     print(f"\n{tables.quality(found)}\n\n{tables.serving(found)}")
     print(f"\nFiles, a picture ({results.PICTURE}) and all numbers are in {out}.")
+    if smoke:
+        print("A smoke run: its numbers mean nothing.")
     return found
 
 

@@ -18,13 +18,14 @@ from keras_distill.demo.results import (
 )
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
-TELLING_CONFIDENCE = 0.9
+# Of the probability that the teacher gives the right class: sure, but not certain.
+TELLING_CONFIDENCE = (0.6, 0.95)
 OTHERS = "#9ecae1"
 COLOURS = {TEACHER: "#7f7f7f", ALONE: "#d95f02", DISTILLED: "#1b6ca8"}
 
 
 def draw(results: Results, teacher: keras.Model, test: Digits, directory: Path) -> None:
-    """Draw both pictures side by side into one PNG.
+    """Draw three pictures side by side into one PNG.
 
     Args:
         results: Of all seeds.
@@ -35,12 +36,13 @@ def draw(results: Results, teacher: keras.Model, test: Digits, directory: Path) 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(13.5, 4.8), layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display
-    halves: Any = figure.subfigures(1, 2, width_ratios=(1.15, 1), wspace=0.04)
-    _draw_softening(halves[0], teacher, test)
-    _draw_curves(halves[1], results)
-    figure.savefig(directory / PICTURE, dpi=170)
+    parts: Any = figure.subfigures(1, 3, width_ratios=(1.25, 1, 0.8), wspace=0.04)
+    _draw_softening(parts[0], teacher, test)
+    _draw_curves(parts[1], results)
+    _draw_gains(parts[2], results)
+    figure.savefig(directory / PICTURE, dpi=150)
 
 
 def soften(
@@ -56,36 +58,43 @@ def soften(
 def _telling_example(
     teacher: keras.Model, test: Digits
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], int]:
-    """Return a digit that the teacher gets right without being certain of it."""
+    """Return a digit that the teacher gets right without being certain of it.
+
+    Of those, the one that looks most like the others of its class.
+    """
     logits = teacher.predict(test.images, batch_size=len(test.labels), verbose=0)
+    means = [test.images[test.labels == each].mean(axis=0) for each in range(CLASSES)]
+    unlike = np.square(test.images - np.stack(means)[test.labels]).sum(axis=(1, 2, 3))
     given_to_label = soften(logits, 1.0)[np.arange(len(logits)), test.labels]
-    index = int(np.argmin(np.abs(given_to_label - TELLING_CONFIDENCE)))
+    lowest, highest = TELLING_CONFIDENCE
+    outside = np.maximum(lowest - given_to_label, given_to_label - highest).clip(0)
+    index = int(np.lexsort([unlike, outside])[0])
     return test.images[index], logits[index], int(test.labels[index])
 
 
 def _draw_softening(figure: Any, teacher: keras.Model, test: Digits) -> None:
     image, logits, label = _telling_example(teacher, test)
-    figure.suptitle("The teacher on a test image: softmax(logits / T)")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 2.4))
+    figure.suptitle("What the teacher says of a test image")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.7))
     picture = left.add_subplot()
-    picture.imshow(image[..., 0], cmap="gray_r")
-    picture.set_title(f"class {label}", fontsize=11)
-    picture.set_axis_off()
-    right.supylabel("probability", fontsize=11)
+    # 8x8 pixels are a mosaic to the eye; smoothed, they are handwriting.
+    framed = np.pad(image[..., 0], 1)
+    picture.imshow(framed, cmap="gray_r", interpolation="bicubic")
+    picture.set_title(f"a handwritten {label}", fontsize=11)
+    picture.set(xticks=(), yticks=())
+    right.supylabel("probability of each digit", fontsize=10)
     panels = right.subplots(len(TEMPERATURES), 1, sharex=True)
     for axes, temperature in zip(panels, TEMPERATURES, strict=True):
         bars = axes.bar(range(CLASSES), soften(logits, temperature), color=OTHERS)
         bars[label].set_color(COLOURS[DISTILLED])
         axes.set(ylim=(0, 1), yticks=(0, 0.5, 1), xticks=range(CLASSES))
-        axes.text(
-            0.99, 0.8, f"T = {temperature:g}", ha="right", transform=axes.transAxes
-        )
+        axes.set_title(f"temperature {temperature:g}", loc="right", fontsize=9, pad=2)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xlabel("class")
+    panels[-1].set_xlabel("digit")
 
 
 def _draw_curves(figure: Any, results: Results) -> None:
-    figure.suptitle("Accuracy on the test images")
+    figure.suptitle("Training, mean over seeds")
     axes = figure.add_subplot()
     for name in MODELS:
         curves = 100 * np.array(results.curves[name])
@@ -105,9 +114,41 @@ def _draw_curves(figure: Any, results: Results) -> None:
     lowest = 100 * min(scores.accuracy for scores in results.scores[ALONE]) - 10
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(
-        xlabel=f"epoch of {results.budget.steps_per_epoch} steps",
-        ylabel="%; band: ± standard deviation over seeds",
+        xlabel=f"training epoch, of {results.budget.steps_per_epoch} steps",
+        ylabel="test accuracy in % (band: standard deviation)",
         ylim=(max(0, lowest), 100),
     )
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", fontsize=9)
+
+
+def _draw_gains(figure: Any, results: Results) -> None:
+    """Draw each seed's two students, which start from the same weights, as a pair."""
+    figure.suptitle("What distillation gains, seed by seed")
+    axes = figure.add_subplot()
+    places = np.arange(len(results.seeds))
+    alone, distilled = (
+        100 * np.array([scores.accuracy for scores in results.scores[name]])
+        for name in (ALONE, DISTILLED)
+    )
+    axes.vlines(places, alone, distilled, color="#bdbdbd", lw=3, zorder=1)
+    for name, values in ((DISTILLED, distilled), (ALONE, alone)):
+        axes.scatter(places, values, color=COLOURS[name], s=60, label=name, zorder=2)
+    for place, before, after in zip(places, alone, distilled, strict=True):
+        axes.annotate(
+            f"{after - before:+.1f}",
+            (place, max(before, after)),
+            (0, 8),
+            textcoords="offset points",
+            ha="center",
+        )
+    axes.set(
+        xticks=places,
+        xticklabels=results.seeds,
+        xlim=(-0.6, len(places) - 0.4),
+        xlabel="seed: another split, other first weights",
+        ylabel="test accuracy in % after training",
+    )
+    axes.margins(y=0.15)
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)

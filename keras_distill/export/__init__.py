@@ -12,3 +12,7 @@ from keras_distill.export.preprocessing import split_preprocessing
 from keras_distill.export.verification import verify
 
 __all__ = ["Evaluation", "ParityError", "export", "split_preprocessing", "verify"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,7 +1,9 @@
 """LiteRT (TensorFlow Lite) from the SavedModel, read back by its interpreter."""
 
+import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from keras_distill import standard_error
 from keras_distill.export import saved_model
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import Conversion, Format, Loaded
 from keras_distill.export.quiet import quiet
 
+# What C++ prints of every good model.
+_CHATTER = re.compile(
+    rb"fully_quantize: |INFO: (Created TensorFlow Lite|Initialized TensorFlow Lite)"
+)
 # By ranges of activations, which calibration data gives.
 _STATIC = ("int8", "integer_only")
 
@@ -36,7 +43,7 @@ def write(conversion: Conversion, path: Path) -> None:
             str(source), signature_keys=[saved_model.SIGNATURE]
         )
         _configure(converter, conversion)
-        with quiet("tensorflow", "absl"):
+        with quiet("tensorflow", "absl"), standard_error.without(_CHATTER):
             path.write_bytes(converter.convert())
 
 
@@ -44,8 +51,13 @@ def load(path: Path, threads: int | None = None) -> Loaded:
     """Load it with the interpreter of `ai_edge_litert`."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=str(path), num_threads=threads)
-    runner = interpreter.get_signature_runner(saved_model.SIGNATURE)
+    with standard_error.without(_CHATTER):
+        interpreter = Interpreter(model_path=str(path), num_threads=threads)
+        # Makes the delegate, which prints a line. Sizes that are open are 1 here, which
+        # is too small for some models.
+        with suppress(RuntimeError, ValueError):
+            interpreter.allocate_tensors()
+        runner = interpreter.get_signature_runner(saved_model.SIGNATURE)
     inputs, outputs = runner.get_input_details(), runner.get_output_details()
     integers = {
         name: _integers(details)

@@ -4,3 +4,7 @@ from keras_distill.hints import losses
 from keras_distill.hints.hint import Hint
 
 __all__ = ["Hint", "losses"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

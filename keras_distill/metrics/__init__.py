@@ -31,3 +31,7 @@ __all__ = [
     "by_group",
     "group_auc",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

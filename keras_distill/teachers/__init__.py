@@ -15,3 +15,7 @@ __all__ = [
     "TeacherWarning",
     "cross_fit",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

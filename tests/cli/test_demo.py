@@ -24,7 +24,7 @@ def smoke(tmp_path_factory):
     """The output and the directory of one smoke run in a directory of its own."""
     directory = tmp_path_factory.mktemp("smoke")
     finished = call("demo", "--smoke", cwd=directory)
-    assert finished.returncode == 0, finished.stderr
+    assert (finished.returncode, finished.stderr) == (0, "")
     return finished.stdout, directory / "demo-output"
 
 
@@ -37,6 +37,7 @@ def test_demo_says_who_sees_what_and_prints_both_tables(smoke, found):
     printed = smoke[0]
     assert "100 labelled, 1,100 unlabelled" in printed
     assert printed.count("test accuracy") == 3
+    assert printed.splitlines()[-1] == "A smoke run: its numbers mean nothing."
     for name in ("teacher", "student alone", "student distilled"):
         accuracy = 100 * found["models"][name]["summary"]["accuracy"]["mean"]
         row = next(it for it in printed.splitlines() if it.startswith(f"{name}  "))
@@ -142,7 +143,7 @@ def test_failure_leaves_with_1_and_one_line(tmp_path, capsys):
     (tmp_path / "thesis.tex").touch()
     assert main(["demo", "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("keras-distill: error: `out` must be absent, empty")
+    assert error.startswith("keras-distill: error: `--out` must be absent, empty")
     assert error.count("\n") == 1
 
 

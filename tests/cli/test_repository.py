@@ -66,7 +66,7 @@ def test_it_says_what_it_wrote_and_what_serves_it(
     assert wrote == f"wrote {out / 'digits' / '5'}"
     assert serve == f"serve it with `{command.format(out)}`"
     assert main([*arguments, "--name", "digits", "--version", "5"]) == 1
-    assert "`version` must be new" in capsys.readouterr().err
+    assert "`--version` must be new" in capsys.readouterr().err
 
 
 def test_options_of_triton(exported, tmp_path):

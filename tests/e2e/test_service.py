@@ -30,6 +30,10 @@ from tests.e2e.services import (
     wait_for,
 )
 
+pytestmark = pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="MLServer has no release for Python 3.13"
+)
+
 COMMAND = PYTHON.with_name("keras-distill")
 RECIPES = Path(__file__).parents[2] / "export"
 

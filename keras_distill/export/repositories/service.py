@@ -109,7 +109,8 @@ def _require() -> None:
         if importlib.util.find_spec(package) is None:
             raise ImportError(
                 f"A service needs the package {package!r}, which is not installed. "
-                f"Install it with {advice('serve')}."
+                f"Install it with {advice('serve')}, on Python 3.11 or 3.12: MLServer "
+                "has no release for later ones."
             )
 
 

@@ -1,0 +1,88 @@
+"""Commands print what they have to say, and no library a line of its own accord."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_distill import standard_error
+
+COMMAND = str(Path(sys.executable).with_name("keras-distill"))
+# As in a shell of somebody who knows nothing of these.
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("TF_CPP_MIN_LOG_LEVEL", "ORT_DISABLE_TELEMETRY")
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quiet")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 1), name="image"),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            layers.Dense(64, "relu"),
+            layers.Dense(3, name="scores"),
+        ],
+        name="student",
+    )
+    model.compile("adam", "mse")  # what training leaves behind in a file
+    images = np.random.default_rng(0).random((40, 6, 6, 1)).astype("float32")
+    model.save(folder / "student.keras")
+    np.savez(folder / "data.npz", image=images)
+    labels = model(images).numpy().argmax(-1)
+    np.savez(folder / "test.npz", image=images, labels=labels)
+    return folder
+
+
+def test_nothing_but_results(folder):
+    line = f"{COMMAND} export student.keras --out out --max-drop 0.2 "
+    line += "--calibrate data.npz --evaluate test.npz "
+    line += "--quantize float16 dynamic_int8 int8 integer_only"
+    done = subprocess.run(
+        line.split(), capture_output=True, text=True, cwd=folder, env=ENVIRONMENT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    names = [row.split()[0] for row in done.stdout.splitlines()]
+    assert names[:2] == ["artefact", "saved_model"]
+    assert names[-2:] == ["Keras:", "published"] and len(names) == 13
+
+
+LINES = [
+    b"WARNING: All log messages before absl::InitializeLog() is called are written\n",
+    b"I0000 00:00:1795655952.445043    7247 port.cc:153] oneDNN\n",
+    b"2026-11-26 01:14:11.123456: W tensorflow/core/x.cc:1] slow\n",
+    b"E1126 01:14:11.123456    7247 cuda_platform.cc:52] failed call to cuInit\n",
+    b"F1126 01:14:11.123456    7247 x.cc:52] Check failed\n",
+    b"Illegal instruction\n",
+]
+
+
+@pytest.mark.parametrize(
+    ("level", "kept"), [("0", 0), ("", 0), ("1", 2), ("2", 3), ("3", 4)]
+)
+def test_lines_by_level(level, kept, capfd):
+    with standard_error.without(standard_error.log_lines(level)):
+        os.write(2, b"".join(LINES))
+    assert capfd.readouterr().err.encode() == b"".join(LINES[kept:])
+
+
+def test_an_error_inside_keeps_what_was_written(capfd):
+    with pytest.raises(ZeroDivisionError):
+        with standard_error.without(re.compile(b"noise")):
+            os.write(2, b"noise and more\na reason\n")
+            _ = 1 / 0
+    assert capfd.readouterr().err == "a reason\n"
+    os.write(2, b"noise\n")  # itself again
+    assert capfd.readouterr().err == "noise\n"

@@ -1,0 +1,188 @@
+"""Every code block of README and docs runs as it is written, page by page."""
+
+import ast
+import configparser
+import re
+import shlex
+from contextlib import suppress
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_distill.cli import running
+from keras_distill.installing import advice
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(
+    r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "examples/*.md",
+        "export/**/*.md",
+        "bench*/*.md",
+    )
+    for path in ROOT.glob(pattern)
+)
+
+
+def blocks(page, language):
+    text = (ROOT / page).read_text()
+    for match in BLOCK.finditer(text):
+        if match["language"] == language:
+            yield text[: match.start()].count("\n") + 2, match["code"]
+
+
+def commands(page):
+    """The command lines of `keras-distill` in blocks without a language."""
+    for _, code in blocks(page, ""):
+        for line in code.replace("\\\n", " ").splitlines():
+            if line.startswith("keras-distill "):
+                yield shlex.split(line, comments=True)[1:]
+
+
+def run_python(page, names):
+    for line, code in blocks(page, "python"):
+        # With the page's own lines in tracebacks.
+        tree = ast.parse("\n" * (line - 1) + code)
+        exec(compile(tree, str(ROOT / page), "exec"), names)  # noqa: S102
+    return names
+
+
+def fashion_mnist():
+    """Images of ten classes that are learned in a few steps."""
+    labels = np.arange(160, dtype="uint8") % 10
+    images = np.random.default_rng(0).integers(0, 60, (160, 28, 28), dtype="uint8")
+    images[np.arange(160), 2 * labels] = 255
+    return (images[:128], labels[:128]), (images[128:], labels[128:])
+
+
+@pytest.fixture(scope="module")
+def readme(tmp_path_factory):
+    """The README's names and its directory, after all of its blocks."""
+    folder = tmp_path_factory.mktemp("readme")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(keras.datasets.fashion_mnist, "load_data", fashion_mnist)
+        names = run_python("README.md", {})
+        for file, kind in (("train", "x_train"), ("test", "x_test")):
+            labels = {"labels": names["y_test"]} if file == "test" else {}
+            images = names[kind].astype("float32")
+            np.savez(f"{file}.npz", image=images, **labels)
+    return names, folder
+
+
+@pytest.fixture
+def folder(readme, monkeypatch):
+    monkeypatch.chdir(readme[1])
+    monkeypatch.setattr(keras.datasets.fashion_mnist, "load_data", fashion_mnist)
+    return readme[1]
+
+
+def test_readme(readme):
+    names, folder = readme
+    assert (folder / "build/student/model.tflite").is_file()
+    distiller, student = names["distiller"], names["student"]
+    assert distiller.student.name == "student"  # of the last block
+    assert [tensor.name for tensor in student.inputs] == ["item"]
+
+
+def test_docs_export(readme, folder):
+    names = run_python("docs/export.md", {**readme[0], "distiller": first(readme)})
+    assert (folder / "models/student/1/model.int8.onnx").is_file()
+    assert [tensor.dtype for tensor in names["core"].inputs] == ["int64"]
+    assert (folder / "build/colours/saved_model").is_dir()
+
+
+def first(readme):
+    """The distiller of the README's first block: the name is used again later."""
+    import keras_distill as kd
+
+    names = readme[0]
+    student = keras.saving.load_model(readme[1] / "student.keras")
+    distiller = kd.Distiller(student, names["network"](64))
+    distiller.compile("adam", names["label_loss"])
+    return distiller
+
+
+def test_docs_privileged_features(folder):
+    names = run_python("docs/privileged_features.md", {})
+    assert names["said"].shape == (1_000, 1)
+    assert names["teacher"].get_layer("embedding") in names["student"].layers
+
+
+def test_docs_teachers_and_hints(folder):
+    names = run_python("docs/teachers_and_hints.md", {})
+    assert len(names["result"].students) == 3
+    assert (folder / "small").is_dir() and (folder / "shared/run7").is_dir()
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_recipe_of_onnxruntime(folder, monkeypatch):
+    monkeypatch.chdir("build/student")
+    session = run_python("export/onnxruntime/README.md", {})["session"]
+    assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_no_page_is_left_out():
+    run = {
+        "README.md",
+        "docs/export.md",
+        "docs/privileged_features.md",
+        "docs/teachers_and_hints.md",
+        "export/onnxruntime/README.md",
+    }
+    assert {page for page in PAGES if list(blocks(page, "python"))} == run
+    languages = {
+        match["language"]
+        for page in PAGES
+        for match in BLOCK.finditer((ROOT / page).read_text())
+    }
+    assert languages == {"", "python", "kotlin", "swift"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_command_lines_are_right(page, folder):
+    """Its options are, and they fit together; EXPORT and the like are the reader's."""
+    lines = list(commands(page))
+    assert lines or page not in ("README.md", "docs/export.md")
+    for line in lines:
+        arguments = running._parser().parse_args(line)
+        with suppress(FileNotFoundError):
+            arguments.check(arguments)
+
+
+def test_extras_are_installed_in_one_way():
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg")
+    extras = set(setup["options.extras_require"])
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        for quote, named in re.findall(r"pip install ('?\"?)\.\[([a-z,]+)\]", text):
+            assert quote == "'" and set(named.split(",")) <= extras, page
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert advice("onnx,litert") in readme
+    sources = (ROOT / "keras_distill").rglob("*.py")
+    said = {path.name for path in sources if "pip install" in path.read_text()}
+    assert said == {"installing.py"}
+
+
+@pytest.mark.parametrize(
+    "example",
+    [it.name for it in ROOT.glob("examples/*.py") if "def main" in it.read_text()],
+)
+def test_a_smoke_run_says_last_what_it_is_worth(example):
+    (main,) = (
+        node
+        for node in ast.parse((ROOT / "examples" / example).read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == "main"
+    )
+    last = ast.unparse(main.body[-1])
+    assert re.fullmatch(
+        r"if \w+\.smoke:\n    print\('A smoke run: its numbers mean nothing\.'\)", last
+    )
