@@ -1,7 +1,9 @@
 """Which layers a format can't hold, and what to do about them."""
 
 import re
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +23,11 @@ _NODES = (
     re.compile(r"node\. Name:'([^']+)'"),
     re.compile(r"in node \(([^\s)]+)\)"),
     re.compile(r"node with name '([^']+)'"),
+    re.compile(r"Input \d+ of node (\S+) was passed"),  # TensorFlow
     re.compile(r'fused\["\w+:", "([^"@]+)@'),  # LiteRT
 )
+# Keras prints its errors in bold.
+_STYLES = re.compile(r"\x1b\[\d*m")
 _ALL_TRIED = (
     "Each layer and operation by itself is right, so the cause lies in how they are "
     "joined"
@@ -79,6 +84,39 @@ class Examiner:
         with recording() as recorded:
             traced(self.served.call, self.served.inputs)
         return recorded
+
+
+@contextmanager
+def naming_untraceable(trace: Callable[[], Any]) -> Iterator[None]:
+    """Name the layer that TensorFlow can't trace, which every format needs.
+
+    Args:
+        trace: Does what is done inside once more.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        failed = _failing(trace)
+        # An error with a cause was made to be read; so was one of the whole model.
+        if error.__cause__ or failed is None or failed.is_outermost:
+            raise
+        reason = f"{type(error).__name__}: {_STYLES.sub('', str(error))}"
+        raise RuntimeError(
+            "`model` must be a model that TensorFlow can trace, as every format needs. "
+            f"Received: {failed.label}, which fails: "
+            f"{textwrap.shorten(reason, 800).rstrip('. ')}. Build the model without it."
+        ) from error
+
+
+def _failing(trace: Callable[[], Any]) -> Call | None:
+    with recording() as recorded:
+        try:
+            trace()
+        except Exception:
+            return recorded.failed
+    return None
 
 
 def mentioned(message: str, recorded: Recording) -> list[Call]:

@@ -1,5 +1,6 @@
 """`export`: one model, every format, checked and published together."""
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from keras_distill.export import (
     saved_model,
 )
 from keras_distill.export.batches import Arrays, pieces, size_of
-from keras_distill.export.blame import Examiner
+from keras_distill.export.blame import Examiner, naming_untraceable
 from keras_distill.export.evaluation import Evaluation, Judge
 from keras_distill.export.formats import (
     FULL,
@@ -149,9 +150,15 @@ def export(
         target.format.require()
     model = load_model(model)
     with publishing(Path(os.path.realpath(directory)), version) as (goal, scratch):
-        served = serve(
-            model, example_batch, batch_size=batch_size, preprocessing=preprocessing
+        trace = functools.partial(
+            serve,
+            model,
+            example_batch,
+            batch_size=batch_size,
+            preprocessing=preprocessing,
         )
+        with naming_untraceable(trace):
+            served = trace()
         expected = parity.reference(served, example_batch)
         judge = None if evaluation is None else Judge(evaluation, served)
         calibration = _calibration(served, calibration_data)

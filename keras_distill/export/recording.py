@@ -41,6 +41,11 @@ class Call:
         return f"{self.path!r} ({kind})"
 
     @property
+    def is_outermost(self) -> bool:
+        """Whether no other call is around it, as that of the model."""
+        return self.parent is None or self.parent.operation is None
+
+    @property
     def path(self) -> str:
         """The names on the way to it; the model's own only where it is the model."""
         names: list[str] = []
