@@ -5,6 +5,7 @@ as one model with an output each. Refused cases are too: the error has to name t
 """
 
 import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from tests.export.tables.activations import NOT_AN_ACTIVATION
 from tests.export.tables.case import batch, model_of, operations_of
 from tests.export.tables.layers import LAYERS, NOT_IN_A_MODEL, classes
 from tests.export.tables.outcomes import ALONE, AWAITED, TABLES, held, loops, refused
+from tests.export.tables.page import BEGIN, END, tables
 
 FORMATS = ("saved_model", "onnx", "litert")
 ALL = [(name, table) for name in FORMATS for table in TABLES]
@@ -134,3 +136,10 @@ def test_loops_in_litert(key, tmp_path):
     assert list(found) == [key]
     assert "`unroll=True` or the export a `batch_size`" in message
     assert "preprocessing" not in message and "in float32" not in message
+
+
+def test_the_page_has_the_tables():
+    page = Path(__file__).parents[2] / "docs" / "export.md"
+    _, rest = page.read_text().split(BEGIN)
+    written, _ = rest.split(END)
+    assert written == tables(), "run `python -m tests.export.tables.page`"
