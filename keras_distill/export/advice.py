@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_distill.export.formats import Refusal, Target
-from keras_distill.export.portability import described
+from keras_distill.export.portability import described, unportable_layers
 from keras_distill.export.serving import Served
 
 # Operators of text and of tables.
@@ -38,7 +38,9 @@ def remedies(
             f"export the float model with `quantize=...`, as {described(quantized[:3])}"
             f"{' and others are' if len(quantized) > 3 else ''} quantised by Keras"
         )
-    elif _TEXT.search(str(error)):
+    elif _TEXT.search(str(error)) or unportable_layers(
+        served.model, (target.format.name,)
+    ):
         yield (
             "split off the preprocessing with `keras_distill.export."
             "split_preprocessing(model, formats)`, or with `--split-preprocessing` on "

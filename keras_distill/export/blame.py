@@ -21,6 +21,7 @@ _NODES = (
     re.compile(r"node\. Name:'([^']+)'"),
     re.compile(r"in node \(([^\s)]+)\)"),
     re.compile(r"node with name '([^']+)'"),
+    re.compile(r"Input \d+ of node (\S+) was passed"),  # TensorFlow
     re.compile(r'fused\["\w+:", "([^"@]+)@'),  # LiteRT
 )
 _ALL_TRIED = (

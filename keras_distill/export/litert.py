@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -14,7 +15,8 @@ import tensorflow as tf
 from keras_distill import standard_error
 from keras_distill.export import saved_model
 from keras_distill.export.batches import Arrays
-from keras_distill.export.formats import Conversion, Format, Loaded
+from keras_distill.export.formats import Conversion, Format, Loaded, Refusal
+from keras_distill.export.portability import described
 from keras_distill.export.quiet import quiet
 
 # What C++ prints of every good model.
@@ -32,7 +34,7 @@ def write(conversion: Conversion, path: Path) -> None:
     installed runs them, so that such a file couldn't be compared with its model.
     """
     if conversion.precision in _STATIC:
-        _refuse_loops(path.with_name(FORMAT.file))
+        _refuse_loops(path.with_name(FORMAT.file), conversion.served.model)
     with tempfile.TemporaryDirectory() as scratch:
         source = path.with_name(saved_model.FORMAT.file)
         if not source.exists():
@@ -101,17 +103,24 @@ def _read(path: Path) -> Any:
     return schema.Model.GetRootAs(path.read_bytes())
 
 
-def _refuse_loops(path: Path) -> None:
+def _refuse_loops(path: Path, model: keras.Model) -> None:
     """Raise where calibrating the file would end the process."""
     from ai_edge_litert import schema_py_generated as schema
 
-    model, loop = _read(path), schema.BuiltinOperator.WHILE
-    codes = map(model.OperatorCodes, range(model.OperatorCodesLength()))
-    if any(code.BuiltinCode() == loop for code in codes):
-        raise ValueError(
-            "it can't be calibrated, as it holds a loop, such as that of an LSTM or "
-            "GRU layer without `unroll=True`"
-        )
+    file, loop = _read(path), schema.BuiltinOperator.WHILE
+    codes = map(file.OperatorCodes, range(file.OperatorCodesLength()))
+    if not any(code.BuiltinCode() == loop for code in codes):
+        return
+    recurrent = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.RNN) and not layer.unroll
+    ]
+    raise Refusal(
+        "it can't be calibrated, as it holds a loop",
+        where=described(recurrent),
+        remedy="give recurrent layers `unroll=True`" if recurrent else "",
+    )
 
 
 def _configure(converter: Any, conversion: Conversion) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()  # what is recorded may fail, and record that again
 
 
 @dataclass(eq=False)
@@ -39,6 +39,11 @@ class Call:
         if isinstance(self.operation, keras.layers.TimeDistributed):
             kind = f"{kind} of {type(self.operation.layer).__name__}"
         return f"{self.path!r} ({kind})"
+
+    @property
+    def is_outermost(self) -> bool:
+        """Whether no other call is around it, as that of the model."""
+        return self.parent is None or self.parent.operation is None
 
     @property
     def path(self) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_distill.export.recording import Call, recording
 from keras_distill.export.signature import Specs
 
-_COLORS = re.compile(r"\x1b\[\d*m")
-# How Keras begins an error that was raised within a layer.
-_WHERE = re.compile(r"Exception encountered when calling (?:layer ')?(\w+)")
+# Keras prints its errors in bold.
+_STYLES = re.compile(r"\x1b\[\d*m")
 
 
 def call(model: keras.layers.Layer, packed: Any, inputs: Specs) -> Any:
@@ -33,43 +33,55 @@ def call(model: keras.layers.Layer, packed: Any, inputs: Specs) -> Any:
     except Warning:  # of a process that turns warnings into errors
         raise
     except Exception as error:
-        raise RuntimeError(_message(model, inputs, error)) from error
+        raise RuntimeError(_message(model, packed, inputs, error)) from error
 
 
-def _message(model: keras.layers.Layer, inputs: Specs, error: Exception) -> str:
-    text = _COLORS.sub("", str(error))
-    where = _WHERE.search(text)
-    layers = _layers(model, where[1]) if where else []
-    named = " or ".join(repr(layer.name) for layer in layers)
-    layer = f" in the layer {named} ({where[1]})" if where and layers else ""
-    reason = textwrap.shorten(f"{type(error).__name__}: {text}", 400)
+def _message(
+    model: keras.layers.Layer, packed: Any, inputs: Specs, error: Exception
+) -> str:
+    text = _STYLES.sub("", str(error))
+    failed = _failed(model, packed)
+    reason = textwrap.shorten(f"{type(error).__name__}: {text}", 400).rstrip(". ")
+    if failed is not None:
+        reason = f"{failed.label}, which fails: {reason}"
     shapes = {name: tuple(spec.shape) for name, spec in inputs.items()}
+    operation = None if failed is None else failed.operation
     return (
-        f"`model` can't be traced{layer}, and every format is made of its trace. "
-        f"Received: inputs of the shapes {shapes}, where None is an open size "
-        f"({reason.rstrip('. ')}). {_remedy(text, layers, inputs)}"
+        "`model` can't be traced, and every format is made of its trace. Received: "
+        f"{reason}; inputs of the shapes {shapes}, where None is an open size. "
+        f"{_remedy(text, operation, inputs)}"
     )
 
 
-def _layers(model: keras.layers.Layer, kind: str) -> list[keras.layers.Layer]:
-    return [layer for layer in model._flatten_layers() if type(layer).__name__ == kind]
+def _failed(model: keras.layers.Layer, packed: Any) -> Call | None:
+    """Call the model once more; return the innermost call that raises."""
+    with recording() as recorded:
+        try:
+            model(packed, training=False)
+        except Exception:
+            failed = recorded.failed
+            return None if failed is None or failed.is_outermost else failed
+    return None
 
 
-def _remedy(text: str, layers: list[keras.layers.Layer], inputs: Specs) -> str:
+def _remedy(text: str, operation: Any, inputs: Specs) -> str:
     if "scope name" in text:
         return (
             "Name the model and its layers with letters, digits and underscores, as "
             "`keras.Model(inputs, outputs, name='my_student')`."
         )
+    if operation is not None and not isinstance(operation, keras.layers.Layer):
+        own = "build the model without it"
+    else:
+        own = "compute with `keras.ops` and `keras.ops.shape` in custom layers"
     sizes = [size for spec in inputs.values() for size in tuple(spec.shape)[1:]]
-    own = "compute with `keras.ops` and `keras.ops.shape` in custom layers"
     if None not in sizes:
         return (
             "Give the export a `batch_size` where the open size of the batch is the "
             f"cause, or {own}."
         )
     nearest = ""
-    if any(isinstance(layer, keras.layers.UpSampling2D) for layer in layers):
+    if isinstance(operation, keras.layers.UpSampling2D):
         nearest = ", or `interpolation='nearest'`"
     return (
         "Build the model with fixed sizes, as `keras.Input((224, 224, 3))`, and copy "

@@ -164,8 +164,9 @@ def _trial(units: list[_Unit]) -> tuple[Served, list[Arrays]]:
 
     function, outputs = traced(call, specs)
     holder = keras.layers.Layer()
-    # Converters look for the weights and tables of the layers.
-    holder.parts = [u.call.operation for u in units]
+    for i, unit in enumerate(units):
+        # Converters look for the weights and tables of the layers.
+        setattr(holder, f"part_{i}", unit.call.operation)
     served = Served(holder, lambda tensors: tensors, call, function, specs, outputs)
     wanted = []
     for batch in _batches(units):

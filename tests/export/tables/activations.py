@@ -17,10 +17,8 @@ def _activation(name):
     return lambda x: keras.layers.Activation(function, name=f"layer_{name}")(x)
 
 
-_REFUSED = {}
-
 ACTIVATIONS = {
-    name: Case(_activation(name), **_REFUSED.get(name, {}))
+    name: Case(_activation(name))
     for name in dir(keras.activations)
     if not name.startswith("_") and name not in NOT_AN_ACTIVATION
 }

@@ -1,4 +1,4 @@
-"""What a row of a table is, and the inputs that its models read."""
+"""A row of a table, and the inputs that its models read."""
 
 import inspect
 from collections.abc import Callable
@@ -7,27 +7,19 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 
-AGREES, REFUSED = "agrees", "refused"
-
 
 @dataclass(frozen=True)
 class Case:
-    """A piece of a model and what becomes of it in each format.
+    """A piece of a model.
 
     Attributes:
         make: Returns the piece's output.
         reads: The names of `INPUTS` that it takes; those of its parameters unless
             given.
-        onnx: `AGREES` or `REFUSED`.
-        litert: Likewise.
-        named: The layer or operation that a refusal has to name: its Keras class.
     """
 
     make: Callable = field(repr=False)
     reads: tuple[str, ...] = ()
-    onnx: str = AGREES
-    litert: str = AGREES
-    named: str = ""
 
     def inputs(self):
         """The names of the inputs that it takes."""
@@ -119,3 +111,18 @@ def model_of(cases):
         if weight.dtype == "float32":
             weight.assign(weight.numpy() + 0.2 * rng.uniform(0.5, 1.5, weight.shape))
     return model
+
+
+def operations_of(model):
+    """The names of the layers and operations that each output is made by."""
+    found = {}
+    for name, tensor in model.output.items():
+        names, ends = set(), [tensor]
+        while ends:
+            history = ends.pop()._keras_history
+            node = history.operation._inbound_nodes[history.node_index]
+            if not node.is_input:
+                names.add(history.operation.name)
+                ends.extend(node.input_tensors)
+        found[name] = names
+    return found

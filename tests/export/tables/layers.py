@@ -20,9 +20,9 @@ NOT_IN_A_MODEL = {
 }
 
 
-def of(input_name, layer, **outcome):
+def of(input_name, layer):
     """A layer by itself, on the input of that name."""
-    return Case(lambda x: layer()(x), (input_name,), **outcome)
+    return Case(lambda x: layer()(x), (input_name,))
 
 
 def _embedded(inner):

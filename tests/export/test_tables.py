@@ -1,0 +1,145 @@
+"""Every activation, layer and operation of Keras: what each format makes of it.
+
+A case either agrees with Keras, or is refused by its name. Agreeing cases are exported
+as one model with an output each. Refused cases are too: the error has to name them.
+"""
+
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_distill.export import export
+from tests.export.tables import operations
+from tests.export.tables.activations import NOT_AN_ACTIVATION
+from tests.export.tables.case import batch, model_of, operations_of
+from tests.export.tables.layers import LAYERS, NOT_IN_A_MODEL, classes
+from tests.export.tables.outcomes import ALONE, AWAITED, TABLES, held, loops, refused
+from tests.export.tables.page import BEGIN, END, tables
+
+FORMATS = ("saved_model", "onnx", "litert")
+ALL = [(name, table) for name in FORMATS for table in TABLES]
+
+
+def base(name):
+    """`Conv2D` of `Conv2D of groups`."""
+    return re.split(r"[, ]", name)[0]
+
+
+def rows(cases, size):
+    return batch({name for case in cases.values() for name in case.inputs()}, size)
+
+
+class TestTheTablesAreComplete:
+    def test_activations(self):
+        names = {n for n in dir(keras.activations) if not n.startswith("_")}
+        assert names == set(TABLES["activations"]) | NOT_AN_ACTIVATION
+
+    def test_layers(self):
+        assert classes() == {base(name) for name in LAYERS} | set(NOT_IN_A_MODEL)
+
+    def test_operations(self):
+        names = {n for n in dir(keras.ops) if not n.startswith("_")}
+        images = {n for n in dir(keras.ops.image) if not n.startswith("_")}
+        names |= {f"image.{n}" for n in images}
+        spaces = (keras.ops.linalg, keras.ops.nn, keras.ops.numpy)
+        assert {n for s in spaces for n in dir(s) if not n.startswith("_")} <= names
+        listed = {n for v in operations.NOT_IN_A_MODEL.values() for n in v.split()}
+        assert names == {base(n) for n in TABLES["operations"]} | listed
+
+    @pytest.mark.parametrize(("name", "table"), ALL)
+    def test_outcomes(self, name, table):
+        others = [
+            *refused(name, table),
+            *loops(name, table),
+            *AWAITED.get((name, table), []),
+        ]
+        assert len(set(others)) == len(others)
+        assert set(others) <= set(TABLES[table])
+
+
+def check(cases, name, directory, runtimes):
+    model = model_of(cases)
+    export(model, directory, [name], example_batch=rows(cases, 7))
+    given = rows(cases, 4)
+    expected = model(given, training=False)
+    outputs = runtimes[name](directory, given)
+    assert set(outputs) == set(cases)
+    for key, want in expected.items():
+        want = np.asarray(want)
+        assert outputs[key].dtype == want.dtype, key
+        if want.dtype.kind == "f":
+            scale = max(np.abs(want).max(), 1e-3)
+            np.testing.assert_allclose(
+                outputs[key], want, rtol=1e-5, atol=2e-5 * scale, err_msg=key
+            )
+        else:
+            np.testing.assert_array_equal(outputs[key], want, err_msg=key)
+
+
+@pytest.mark.parametrize(("name", "table"), ALL)
+def test_agrees(name, table, tmp_path, runtimes):
+    cases = held(name, table)
+    for key in ALONE.get((name, table), []):
+        check({key: cases.pop(key)}, name, tmp_path / key, runtimes)
+    check(cases, name, tmp_path / "out", runtimes)
+
+
+@pytest.mark.xfail(strict=True, reason="a gap of the converter that gets closed")
+@pytest.mark.parametrize(
+    ("name", "table", "key"),
+    [(*place, key) for place, keys in AWAITED.items() for key in keys],
+)
+def test_agrees_once_the_gap_is_closed(name, table, key, tmp_path, runtimes):
+    check({key: TABLES[table][key]}, name, tmp_path / "out", runtimes)
+
+
+def named_in(message):
+    """The paths and classes that an error names."""
+    return re.findall(r"'([\w/]+)' \((\w+)(?: of \w+)?\)", message)
+
+
+def refusal(cases, name, directory):
+    """Return an error's text, and the cases whose layers it names."""
+    model = model_of(cases)
+    with pytest.raises(RuntimeError) as caught:
+        export(model, directory, [name], example_batch=rows(cases, 7))
+    assert not directory.exists()
+    message = str(caught.value)
+    found = {}
+    for path, kind in named_in(message):
+        own, *inner = path.split("/")
+        layer = next(o for o in model.operations if o.name == own)
+        assert inner or type(layer).__name__ == kind
+        found |= {k: kind for k, v in operations_of(model).items() if own in v}
+    return message, found
+
+
+@pytest.mark.parametrize(("name", "table"), [x for x in ALL if refused(*x)])
+def test_refused_by_name(name, table, tmp_path):
+    left = {key: TABLES[table][key] for key in refused(name, table)}
+    while left:
+        message, found = refusal(left, name, tmp_path / "out")
+        assert found, message
+        for word in ("unroll", "compute in float32", "quantize=", "16 bits"):
+            assert word not in message
+        if table != "layers":
+            assert "preprocessing" not in message
+        left = {key: case for key, case in left.items() if key not in found}
+
+
+@pytest.mark.parametrize("key", loops("litert", "layers"))
+def test_loops_in_litert(key, tmp_path):
+    message, found = refusal({key: LAYERS[key]}, "litert", tmp_path / "out")
+    assert list(found) == [key]
+    assert "`unroll=True` or the export a `batch_size`" in message
+    assert "preprocessing" not in message and "in float32" not in message
+
+
+def test_the_page_has_the_tables():
+    page = Path(__file__).parents[2] / "docs" / "export.md"
+    _, rest = page.read_text().split(BEGIN)
+    written, _ = rest.split(END)
+    assert written == tables(), "run `python -m tests.export.tables.page`"
