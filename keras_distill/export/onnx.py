@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_distill.export import onnx_quantization
+from keras_distill.export import freezing, onnx_quantization
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import FULL, Conversion, Format, Loaded
 from keras_distill.export.portability import described, unportable_layers
@@ -183,19 +183,11 @@ def _without_captures(
     tf2onnx makes a required input of every tensor that a function captures, such as
     the mean and variance of a `Normalization` layer.
     """
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
     concrete = function.get_concrete_function()
-    if all(tensor.dtype == tf.resource for tensor in concrete.captured_inputs):
+    if not freezing.needs_freezing(concrete):
         kept: Callable[[Tensors], Tensors] = function
         return kept
-    # Lowered control flow would turn the loops of LSTM and GRU into what tf2onnx
-    # can't convert.
-    frozen = convert_variables_to_constants_v2(
-        concrete, lower_control_flow=False, aggressive_inlining=True
-    )
+    frozen = freezing.freeze(concrete)
     if len(frozen.inputs) != len(inputs):
         raise ValueError("the model holds lookup tables, which can't become constants")
 
