@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_distill.export import freezing, onnx_quantization
+from keras_distill.export import freezing, onnx_operators, onnx_quantization
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import FULL, Conversion, Format, Loaded
+from keras_distill.export.onnx_padding import keep_padding
 from keras_distill.export.portability import described, unportable_layers
 from keras_distill.export.quiet import quiet
 from keras_distill.export.serving import Served, Tensors
@@ -68,7 +68,7 @@ def _write_full(served: Served, path: Path) -> None:
             _without_captures(function, specs, served.outputs),
             input_signature=[specs],
             opset=OPSET,
-            custom_op_handlers={"Erfc": (_write_erfc, [])},
+            custom_op_handlers=onnx_operators.handlers(),
         )
     # tf2onnx goes on after an error, to a file that no runtime loads. Failed rewrites
     # are among the errors too, and harmless.
@@ -79,20 +79,9 @@ def _write_full(served: Served, path: Path) -> None:
     for value in [*proto.graph.input, *proto.graph.output]:
         if value.name not in weights:
             _name_open_axes(value)
+    keep_padding(proto)
     onnx.checker.check_model(proto, full_check=True)
     _write_with_weights(proto, weights, path)
-
-
-def _write_erfc(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
-    """Make `1 - erf(x)` of `erfc(x)`, which the exact `gelu` is made of."""
-    import onnx
-
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(graph.get_dtype(node.output[0]))
-    one = graph.make_const(f"{name}_one", np.ones((), dtype))
-    node.type = "Erf"
-    graph.insert_new_node_on_output(
-        "Sub", node.output[0], f"{name}_sub", inputs=[one.output[0], node.output[0]]
-    )
 
 
 def _refuse_unportable(model: keras.Model) -> None:
