@@ -13,7 +13,7 @@ from keras_distill.export.formats import FULL, Conversion, Format, Loaded
 from keras_distill.export.onnx_padding import keep_padding
 from keras_distill.export.portability import described, unportable_layers
 from keras_distill.export.quiet import quiet
-from keras_distill.export.serving import Served, Tensors
+from keras_distill.export.serving import Served, Tensors, trace
 
 # The newest that tf2onnx writes; it takes 15 unless told.
 OPSET = 18
@@ -139,7 +139,7 @@ def _with_weights_as_inputs(
         with keras.StatelessScope(state_mapping=given):
             return served.call({name: tensors[name] for name in served.inputs})
 
-    return tf.function(call, input_signature=[specs], autograph=False), specs
+    return trace(call, specs), specs
 
 
 def _write_with_weights(proto: Any, weights: Weights, path: Path) -> None:

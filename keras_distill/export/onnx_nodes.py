@@ -17,8 +17,14 @@ class Nodes:
     """
 
     def __init__(self, graph: Any, node: Any) -> None:
+        import onnx
+
         self._graph = graph
         self._node = node
+        # Of the node's output, for constants beside it.
+        self.dtype = onnx.helper.tensor_dtype_to_np_dtype(
+            graph.get_dtype(node.output[0])
+        )
 
     def make(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Add a node; return its output."""

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_distill.export import signature
 from keras_distill.export.batches import Arrays, by_name, to_arrays
 from keras_distill.export.signature import Specs
+from keras_distill.export.tracing import convertible
 
 Tensors = dict[str, tf.Tensor]
 
@@ -122,8 +123,18 @@ def tensors_of(arrays: Arrays) -> Tensors:
     return {name: tf.constant(array) for name, array in arrays.items()}
 
 
+def trace(call: Callable[[Tensors], Tensors], inputs: Specs) -> Any:
+    """Make a `tf.function`, with operations that the converters know."""
+
+    def traced(tensors: Tensors) -> Tensors:
+        with convertible():
+            return call(tensors)
+
+    return tf.function(traced, input_signature=[inputs], autograph=False)
+
+
 def _traced(call: Callable[[Tensors], Tensors], inputs: Specs) -> tuple[Any, Specs]:
-    function = tf.function(call, input_signature=[inputs], autograph=False)
+    function = trace(call, inputs)
     traced = function.get_concrete_function().structured_outputs
     outputs = {
         name: tf.TensorSpec(tensor.shape, tensor.dtype, name=name)
