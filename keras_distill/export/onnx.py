@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_distill.export import onnx_quantization
+from keras_distill.export import freezing, onnx_operators, onnx_quantization
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import FULL, Conversion, Format, Loaded, Refusal
+from keras_distill.export.onnx_padding import keep_padding
 from keras_distill.export.portability import described, unportable_layers
 from keras_distill.export.quiet import quiet
-from keras_distill.export.serving import Served, Tensors
+from keras_distill.export.serving import Served, Tensors, trace
 
 # The newest that tf2onnx writes; it takes 15 unless told.
 OPSET = 18
@@ -68,7 +68,7 @@ def _write_full(served: Served, path: Path) -> None:
             _without_captures(function, specs, served.outputs),
             input_signature=[specs],
             opset=OPSET,
-            custom_op_handlers={"Erfc": (_write_erfc, [])},
+            custom_op_handlers=onnx_operators.handlers(),
         )
     # tf2onnx goes on after an error, to a file that no runtime loads. Failed rewrites
     # are among the errors too, and harmless.
@@ -79,20 +79,9 @@ def _write_full(served: Served, path: Path) -> None:
     for value in [*proto.graph.input, *proto.graph.output]:
         if value.name not in weights:
             _name_open_axes(value)
+    keep_padding(proto)
     onnx.checker.check_model(proto, full_check=True)
     _write_with_weights(proto, weights, path)
-
-
-def _write_erfc(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
-    """Make `1 - erf(x)` of `erfc(x)`, which the exact `gelu` is made of."""
-    import onnx
-
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(graph.get_dtype(node.output[0]))
-    one = graph.make_const(f"{name}_one", np.ones((), dtype))
-    node.type = "Erf"
-    graph.insert_new_node_on_output(
-        "Sub", node.output[0], f"{name}_sub", inputs=[one.output[0], node.output[0]]
-    )
 
 
 def _refuse_unportable(model: keras.Model) -> None:
@@ -150,7 +139,7 @@ def _with_weights_as_inputs(
         with keras.StatelessScope(state_mapping=given):
             return served.call({name: tensors[name] for name in served.inputs})
 
-    return tf.function(call, input_signature=[specs], autograph=False), specs
+    return trace(call, specs), specs
 
 
 def _write_with_weights(proto: Any, weights: Weights, path: Path) -> None:
@@ -183,19 +172,11 @@ def _without_captures(
     tf2onnx makes a required input of every tensor that a function captures, such as
     the mean and variance of a `Normalization` layer.
     """
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
     concrete = function.get_concrete_function()
-    if all(tensor.dtype == tf.resource for tensor in concrete.captured_inputs):
+    if not freezing.needs_freezing(concrete):
         kept: Callable[[Tensors], Tensors] = function
         return kept
-    # Lowered control flow would turn the loops of LSTM and GRU into what tf2onnx
-    # can't convert.
-    frozen = convert_variables_to_constants_v2(
-        concrete, lower_control_flow=False, aggressive_inlining=True
-    )
+    frozen = freezing.freeze(concrete)
     if len(frozen.inputs) != len(inputs):
         raise ValueError("the model holds lookup tables, which can't become constants")
 

@@ -2,12 +2,13 @@
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import Conversion
+from keras_distill.export.onnx_graphs import graphs
 from keras_distill.export.quiet import quiet
 
 # Convolutions by dynamic int8 are several times slower than in float32.
@@ -72,19 +73,10 @@ def weights(path: Path) -> dict[str, int]:
     import onnx
 
     counted: dict[str, int] = {}
-    for graph in _graphs(onnx.load(path).graph):
+    for graph in graphs(onnx.load(path).graph):
         for tensor in graph.initializer:
             if len(tensor.dims) > 1:
                 dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
                 size = math.prod(tensor.dims)
                 counted[dtype.name] = counted.get(dtype.name, 0) + size
     return counted
-
-
-def _graphs(graph: Any) -> Iterator[Any]:
-    """Yield a graph and those inside of its loops and branches."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_distill.export import signature, state, tracing
 from keras_distill.export.batches import Arrays, by_name, to_arrays
+from keras_distill.export.convertible import convertible
 from keras_distill.export.signature import Specs
 
 Tensors = dict[str, tf.Tensor]
@@ -133,6 +134,16 @@ def tensors_of(arrays: Arrays) -> Tensors:
     return {name: tf.constant(array) for name, array in arrays.items()}
 
 
+def trace(call: Callable[[Tensors], Tensors], inputs: Specs) -> Any:
+    """Make a `tf.function`, with operations that the converters know."""
+
+    def converted(tensors: Tensors) -> Tensors:
+        with convertible():
+            return call(tensors)
+
+    return tf.function(converted, input_signature=[inputs], autograph=False)
+
+
 def traced(
     call: Callable[[Tensors], Tensors],
     inputs: Specs,
@@ -155,7 +166,7 @@ def _concrete(
     call: Callable[[Tensors], Any], inputs: Specs, models: Sequence[keras.layers.Layer]
 ) -> tuple[Any, Any]:
     """Return a `tf.function` and its graph; refuse what updates `models`."""
-    function = tf.function(call, input_signature=[inputs], autograph=False)
+    function = trace(call, inputs)
     concrete = function.get_concrete_function()
     state.refuse_updates(concrete, models)
     return function, concrete

@@ -1,0 +1,57 @@
+"""TensorFlow operators that tf2onnx doesn't know, or that it converts wrongly."""
+
+from collections.abc import Callable
+from typing import Any
+
+from keras_distill.export import onnx_convolutions
+from keras_distill.export.onnx_nodes import Nodes
+
+# Takes tf2onnx' graph, the node to convert, its name and no arguments.
+Handler = Callable[[Any, Any, str, list[Any]], None]
+# Up to here 1 + x rounds away digits of x, and the series behind `Tanh` and `Atanh`
+# doesn't.
+_SMALL = 0.5
+
+
+def handlers() -> dict[str, tuple[Handler, list[Any]]]:
+    """Return what tf2onnx takes as `custom_op_handlers`."""
+    by_operator: dict[str, Handler] = {
+        "Conv2DBackpropInput": onnx_convolutions.transposed_convolution,
+        "Conv3D": onnx_convolutions.convolution_3d,
+        "Conv3DBackpropInputV2": onnx_convolutions.transposed_convolution,
+        "Erfc": _erfc,
+        "Expm1": _expm1,
+        "Log1p": _log1p,
+    }
+    return {name: (handler, []) for name, handler in by_operator.items()}
+
+
+def _erfc(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+    """Make `1 - erf(x)` of `erfc(x)`, which the exact `gelu` is made of."""
+    nodes = Nodes(graph, node)
+    one = nodes.constant(1, nodes.dtype)
+    nodes.finish(nodes.make("Sub", one, nodes.make("Erf", node.input[0])))
+
+
+def _expm1(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+    """Make `expm1(x)`, with t = tanh(x / 2), of 2 t / (1 - t) or of exp(x) - 1."""
+    nodes, [x] = Nodes(graph, node), node.input
+    one, two = nodes.constant(1, nodes.dtype), nodes.constant(2, nodes.dtype)
+    tanh = nodes.make("Tanh", nodes.make("Div", x, two))
+    near = nodes.make("Div", nodes.make("Mul", two, tanh), nodes.make("Sub", one, tanh))
+    far = nodes.make("Sub", nodes.make("Exp", x), one)
+    nodes.finish(nodes.make("Where", _is_small(nodes, x), near, far))
+
+
+def _log1p(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+    """Make `log1p(x)` of 2 atanh(x / (2 + x)) or of log(1 + x)."""
+    nodes, [x] = Nodes(graph, node), node.input
+    one, two = nodes.constant(1, nodes.dtype), nodes.constant(2, nodes.dtype)
+    ratio = nodes.make("Div", x, nodes.make("Add", two, x))
+    near = nodes.make("Mul", two, nodes.make("Atanh", ratio))
+    far = nodes.make("Log", nodes.make("Add", one, x))
+    nodes.finish(nodes.make("Where", _is_small(nodes, x), near, far))
+
+
+def _is_small(nodes: Nodes, x: str) -> str:
+    return nodes.make("Less", nodes.make("Abs", x), nodes.constant(_SMALL, nodes.dtype))
