@@ -9,6 +9,7 @@ import keras
 from keras_distill import features, own_training
 from keras_distill.distillation import DistillationTerm
 from keras_distill.labels import LabelMask
+from keras_distill.losses.calling import check_scope_names
 from keras_distill.sharing import shared_state
 from keras_distill.teachers.base import Teacher, declared_names, logged_members
 from keras_distill.teachers.training import TeacherLogs, TrainingTeacher
@@ -47,6 +48,7 @@ class Compilation:
         teacher_metrics: Any,
         auto_scale_loss: bool,
     ) -> None:
+        check_scope_names([loss, teacher_loss])
         output_names = getattr(student, "output_names", None)
         if loss is None and own_training.overrides(student, "compute_loss"):
             loss = student.compute_loss

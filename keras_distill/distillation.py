@@ -1,6 +1,6 @@
 """The distillation term: what `Distiller.compile` adds to a Keras model's loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -71,7 +71,8 @@ class DistillationTerm:
         self._output_names = output_names
         self._losses = PerOutputLoss(losses, output_names=output_names)
         self._label_losses, self._loss_weights = None, loss_weights
-        alpha = _by_name(alpha, output_names)
+        self._undistilled = _undistilled(losses, output_names or ())
+        alpha = _without_none(alpha, self._undistilled, output_names or ())
         if isinstance(alpha, Mapping):
             if not alpha:
                 raise ValueError(
@@ -121,7 +122,8 @@ class DistillationTerm:
     @alpha.setter
     def alpha(self, value: Any) -> None:
         if isinstance(self._alpha, dict):
-            value = _by_name(value, self._output_names)
+            names = self._output_names or ()
+            value = _without_none(value, self._undistilled, names)
         if self.without_labels and any(a != 1.0 for a in keras.tree.flatten(value)):
             raise ValueError(
                 "`alpha` must stay 1 where there are no labels: the student learns "
@@ -290,17 +292,32 @@ def member_loss(name: str) -> str:
     return f"{name}_distillation_loss"
 
 
-def _by_name(alpha: Any, output_names: Sequence[str] | None) -> Any:
-    """Return weights that are given by output as a dict, without those that are None.
+def _without_none(
+    alpha: Any, undistilled: Collection[str], output_names: Sequence[str]
+) -> Any:
+    """Return weights by output without those that are None, of outputs not distilled.
 
-    A list stays where the outputs have no names for it.
+    A list that holds such a None is taken by the order of the outputs.
     """
-    names = list(output_names or ())
-    if isinstance(alpha, list | tuple) and len(alpha) == len(names) > 1:
-        alpha = dict(zip(names, alpha, strict=True))
+    if isinstance(alpha, list | tuple) and len(alpha) == len(output_names):
+        if any(value is None for value in alpha):
+            alpha = dict(zip(output_names, alpha, strict=True))
     if not isinstance(alpha, Mapping):
         return alpha
-    return {name: value for name, value in alpha.items() if value is not None}
+    return {
+        name: value
+        for name, value in alpha.items()
+        if value is not None or name not in undistilled
+    }
+
+
+def _undistilled(losses: Any, output_names: Sequence[str]) -> list[str]:
+    """Return the names of the outputs whose distillation loss is None."""
+    if isinstance(losses, list | tuple):
+        losses = dict(zip(output_names, losses, strict=False))
+    if not isinstance(losses, Mapping):
+        return []
+    return [name for name in output_names if losses.get(name) is None]
 
 
 def _weight(name: str, value: Alpha) -> Hyperparameter:

@@ -15,6 +15,7 @@ Tensor = Any
 _OF_IDS = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CTC)
 _FUNCTIONS_OF_IDS = (keras.losses.sparse_categorical_crossentropy, keras.losses.ctc)
 
+_SCOPE = re.compile(r"[A-Za-z0-9_.\\>-]*")  # within another
 _ROOT_SCOPE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\>-]*")  # what TensorFlow takes
 
 
@@ -166,6 +167,20 @@ def _with_scope_name(loss: keras.losses.Loss) -> keras.losses.Loss:
     copied.__dict__.update(loss.__dict__)
     copied.__dict__["name"] = name
     return copied
+
+
+def check_scope_names(losses: Any) -> None:
+    """Raise ValueError if a label loss has a name that Keras can't use as a scope."""
+    for loss in keras.tree.flatten(losses):
+        if loss is None or isinstance(loss, str):
+            continue
+        # Keras strips what is no letter, digit or underscore from functions' names
+        name = str(getattr(loss, "name", None) or re.sub(r"\W", "", _name_of(loss)))
+        if not _SCOPE.fullmatch(name):
+            raise ValueError(
+                "TensorFlow needs names of losses of ASCII letters, digits and `_.-`. "
+                f"Rename it. Received: a loss named {name!r}"
+            )
 
 
 def _scope_name(name: str) -> str:

@@ -10,6 +10,7 @@ from keras import ops
 from keras_distill import features, monitoring, own_training
 from keras_distill.distillation import Batch, DistillationTerm
 from keras_distill.labels import LabelledModel, LabelMask
+from keras_distill.losses.calling import check_scope_names
 from keras_distill.monitoring import BAD_LOSS, TeacherGuard, additional_loss
 
 Tensor = Any
@@ -50,6 +51,7 @@ class Peer(LabelledModel):
     ) -> None:
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         own_training.check_train_step(model, "peer")
+        check_scope_names(loss)
         self.model = model
         self.built = True
         self._mask = LabelMask(label_mask, output_names=self.output_names)

@@ -6,6 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_distill.losses.calling import of_one_rank, with_known_shape
+from keras_distill.losses.checks import may_have_shape
+
 Tensor = Any
 tree = keras.tree
 
@@ -48,7 +51,7 @@ def mean_outputs(
     Raises:
         ValueError: If the models' outputs differ in structure or shape.
     """
-    _check_alike(outputs)
+    outputs = alike(outputs)
     if shares is None:
         shares = [1.0 / len(outputs)] * len(outputs)
     of_each_output = [
@@ -97,13 +100,49 @@ def _at_least_float32(x: Any) -> Tensor:
     return x if dtype in ("float32", "float64") else ops.cast(x, "float32")
 
 
-def _check_alike(outputs: Sequence[Any]) -> None:
-    shapes = [
-        tree.map_structure(lambda x: tuple(ops.convert_to_tensor(x).shape), output)
-        for output in outputs
-    ]
-    if any(shape != shapes[0] for shape in shapes):
+def alike(outputs: Sequence[Any]) -> list[Any]:
+    """Return several models' outputs as tensors of the same shape.
+
+    Ranks that differ by a last axis of size 1 are brought together; an output without
+    a static shape, as of `tf.py_function`, takes the others'.
+
+    Raises:
+        ValueError: If they differ otherwise in structure or shape, or no shape is
+            known.
+    """
+    outputs = [tree.map_structure(ops.convert_to_tensor, output) for output in outputs]
+    try:
+        flat = [tree.flatten(output) for output in outputs]
+        for output in outputs[1:]:
+            tree.assert_same_structure(outputs[0], output)
+        of_outputs = [_of_one_shape(tensors) for tensors in zip(*flat, strict=True)]
+    except (TypeError, ValueError) as error:
+        shapes = [tree.map_structure(_shape, output) for output in outputs]
+        advice = ""
+        if "unknown" in tree.flatten(shapes):
+            advice = "Give them static shapes with `tf.ensure_shape`. "
         raise ValueError(
             "Models whose mean is taken must have outputs of one structure and shape. "
-            f"Received: outputs of shapes {shapes}"
-        )
+            f"{advice}Received: outputs of shapes {shapes}"
+        ) from error
+    of_models = zip(*of_outputs, strict=True)
+    return [tree.pack_sequence_as(outputs[0], list(tensors)) for tensors in of_models]
+
+
+def _of_one_shape(tensors: Sequence[Tensor]) -> list[Tensor]:
+    known = [tensor for tensor in tensors if _shape(tensor) != "unknown"]
+    ranks = sorted(known, key=lambda tensor: len(tensor.shape))
+    # a vector becomes a column, everything else loses the last axis
+    if not known:
+        raise ValueError
+    like = ranks[0] if len(ranks[0].shape) > 1 else ranks[-1]
+    same = [of_one_rank(with_known_shape(x, like), like)[0] for x in tensors]
+    if any(not may_have_shape(tensor, like.shape) for tensor in same):
+        raise ValueError
+    return same
+
+
+def _shape(tensor: Tensor) -> Any:
+    if getattr(tensor.shape, "rank", 0) is None:
+        return "unknown"
+    return tuple(tensor.shape)

@@ -15,7 +15,7 @@ from keras_distill.teachers.base import (
     StepTeacher,
     Teacher,
 )
-from keras_distill.teachers.combining import check_combination, mean_outputs
+from keras_distill.teachers.combining import alike, check_combination, mean_outputs
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -189,7 +189,7 @@ class Ensemble(StepTeacher):
                     "Every member of an ensemble must say something of every batch. "
                     f"Received: None from the member '{name}'"
                 )
-        return outputs
+        return alike(outputs)
 
     def _withheld_from(self, member: Teacher) -> list[str]:
         """Return the keys of recorded answers that aren't this member's."""
