@@ -48,7 +48,7 @@ def fitted(
     distiller.compile(
         "sgd", loss, **({} if engine else {"run_eagerly": True}), **kwargs
     )
-    distiller.fit(x, y, **{"batch_size": 128, "verbose": 0, **(fit or {})})
+    distiller.fit(x, y, **{"batch_size": 320, "verbose": 0, **(fit or {})})
 
 
 def of_classes(**kwargs: Any) -> None:
@@ -221,7 +221,7 @@ def bfloat16() -> None:
 def sorted_labels() -> None:
     """Each batch holds one class, but for some at borders."""
     order = np.argsort(Y, kind="stable")
-    data = tf.data.Dataset.from_tensor_slices((X[order], Y[order])).batch(32)
+    data = tf.data.Dataset.from_tensor_slices((X[order], Y[order])).batch(64)
     of_classes(x=data, y=None, fit={"batch_size": None})
 
 
@@ -254,9 +254,9 @@ SOUND: dict[str, Callable[[], None]] = {
     "99 to 1": rare_clicks,
     "99 to 1, a teacher of balanced classes": lambda: rare_clicks(balanced=True),
     "99 to 1, a sigmoid": lambda: rare_clicks(activation="sigmoid"),
-    "tiny batches": lambda: of_classes(fit={"batch_size": 3}),
-    "batches of one": lambda: of_classes(x=X[:80], y=Y[:80], fit={"batch_size": 1}),
-    "few rows": lambda: of_classes(x=X[:20], y=Y[:20], fit={"epochs": 10}),
+    "tiny batches": lambda: of_classes(x=X[:96], y=Y[:96], fit={"batch_size": 4}),
+    "batches of one": lambda: of_classes(x=X[:20], y=Y[:20], fit={"batch_size": 1}),
+    "few rows": lambda: of_classes(x=X[:20], y=Y[:20], fit={"epochs": 3}),
     "weak": weak,
     "weak, logits between 0 and 1": weak_and_logits_between_0_and_1,
     "regression": lambda: regression(0.5),
@@ -297,12 +297,8 @@ SOUND: dict[str, Callable[[], None]] = {
     "no labels": lambda: of_classes(y=None, loss=None, alpha=1.0),
     "squared error of logits": lambda: of_classes(distillation_loss="mse"),
     "cosine": lambda: of_classes(distillation_loss=keras.losses.CosineSimilarity()),
-    "a late start": lambda: of_classes(alpha=kd.schedules.LateStart(5, 0.5)),
-    "alpha 0, the control": lambda: of_classes(alpha=0.0),
-    "validation": lambda: of_classes(fit={"validation_data": (X[:9], Y[:9])}),
-    "validation of a column": lambda: of_classes(
-        fit={"validation_data": (X[:9], Y[:9, None])}
-    ),
+    "a late start": lambda: of_classes(alpha=kd.schedules.LateStart(1, 0.5)),
+    "validation": lambda: of_classes(fit={"validation_data": (X[:9], Y[:9, None])}),
 }
 
 
