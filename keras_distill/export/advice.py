@@ -13,7 +13,6 @@ from keras_distill.export.serving import Served
 # Operators of text and of tables.
 _TEXT = re.compile(r"String|Regex|HashTable|LookupTable|lookup tables|AsString")
 _OTHER_FLOATS = {"float16", "bfloat16", "float64"}
-_LOOPS = (keras.layers.RNN, keras.layers.Bidirectional)
 
 
 def remedies(
@@ -46,7 +45,7 @@ def remedies(
             "split_preprocessing(model, formats)`, or with `--split-preprocessing` on "
             "the command line"
         )
-    elif target.format.name == "litert" and _are_loops(error, operations):
+    elif target.format.name == "litert" and _are_loops(layers, error, operations):
         fixed = "" if served.batch_size else " or the export a `batch_size`"
         yield (
             f"give recurrent layers `unroll=True`{fixed}, as LiteRT has no loops over "
@@ -76,7 +75,13 @@ def computes_in_16_bits(model: keras.Model) -> bool:
     )
 
 
-def _are_loops(error: Exception, operations: Sequence[Any]) -> bool:
-    if operations:
-        return any(isinstance(operation, _LOOPS) for operation in operations)
-    return "TensorList" in str(error)
+def _are_loops(
+    layers: Sequence[Any], error: Exception, operations: Sequence[Any]
+) -> bool:
+    at_fault = any(_is_loop(operation) for operation in operations)
+    # The operator may be one of a cell inside.
+    return at_fault or ("TensorList" in str(error) and any(map(_is_loop, layers)))
+
+
+def _is_loop(operation: Any) -> bool:
+    return isinstance(operation, keras.layers.RNN) and not operation.unroll

@@ -49,16 +49,9 @@ class Examiner:
         """Name the layers at fault where a converter or runtime raised."""
         if isinstance(error, Refusal):
             return Diagnosis(error.where, self._remedies(target, error, ()))
-        calls = mentioned(str(error), self._record())
-        note = ""
-        if not calls and target.precision == FULL:
-            verdict = trials.find(self.served, target, self.batch)
-            calls, note = verdict.at_fault, _note(verdict)
-        elif not calls:
-            note = _NOT_ALL_TRIED
+        calls, note = self._at_fault(target, error)
         operations = [call.operation for call in calls]
-        others = self._remedies(target, error, operations)
-        return Diagnosis(_named(calls), others, note)
+        return Diagnosis(_named(calls), self._remedies(target, error, operations), note)
 
     def of_values(self, target: Target, error: Exception) -> Diagnosis:
         """Name the first layer whose output isn't Keras'."""
@@ -67,8 +60,24 @@ class Examiner:
             others.append("raise `tolerance`, as the model computes in 16 bits")
         if target.precision != FULL:
             return Diagnosis("", tuple(others))
-        verdict = trials.find(self.served, target, self.batch, self.tolerance)
-        return Diagnosis(_named(verdict.at_fault), tuple(others), _note(verdict))
+        calls, note = self._tried(target, self.tolerance)
+        return Diagnosis(_named(calls), tuple(others), note)
+
+    def _at_fault(self, target: Target, error: Exception) -> tuple[list[Call], str]:
+        calls = mentioned(str(error), self._record())
+        if calls or target.precision != FULL:
+            return calls, "" if calls else _NOT_ALL_TRIED
+        return self._tried(target)
+
+    def _tried(
+        self, target: Target, tolerance: float | None = None
+    ) -> tuple[list[Call], str]:
+        try:
+            verdict = trials.find(self.served, target, self.batch, tolerance)
+        except Exception:
+            # What failed before is what the caller has to read.
+            return [], _NOT_ALL_TRIED
+        return verdict.at_fault, _note(verdict)
 
     def _remedies(
         self, target: Target, error: Exception, operations: Sequence[Any]

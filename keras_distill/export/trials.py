@@ -2,7 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,10 +171,17 @@ def _trial(units: list[_Unit]) -> tuple[Served, list[Arrays]]:
     served = Served(holder, lambda tensors: tensors, call, function, specs, outputs)
     wanted = []
     for batch in _batches(units):
-        with tf.device("/CPU:0"):
+        with _unchanged():
             values = call(tensors_of(batch))
         wanted.append({name: value.numpy() for name, value in values.items()})
     return served, wanted
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    """Run layers on the CPU, with states and seeds as they were afterwards."""
+    with keras.StatelessScope(), tf.device("/CPU:0"):
+        yield
 
 
 def _batches(units: list[_Unit]) -> list[Arrays]:
@@ -205,7 +213,7 @@ def _units(served: Served, batch: Arrays) -> tuple[list[_Unit], bool]:
         batches = [{n: array[: served.batch_size] for n, array in batch.items()}]
     runs = []
     for arrays in batches:
-        with recording() as recorded, tf.device("/CPU:0"):
+        with recording() as recorded, _unchanged():
             served.call(tensors_of(arrays))
         runs.append(recorded.root)
     with recording() as recorded:
