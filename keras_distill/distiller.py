@@ -69,7 +69,9 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
     so that the teacher may read features that the student never has.
 
     Args:
-        student: The model to train.
+        student: The model to train. `compute_loss`, `compute_metrics`, `test_step` and
+            `predict_step` that its class overrides are called; a `train_step` of its
+            own is refused by `compile`.
         teacher: A trained, built Keras model, or any callable that takes a batch of
             inputs and returns outputs like the student's, or None where it has nothing
             to say: then, as is known once the step is traced, the student learns from
@@ -253,14 +255,16 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             distillation_loss: A `keras.losses.Loss` called with the teacher's output
                 as `y_true` and the student's as `y_pred`; or a list, tuple or dict of
                 them, None for outputs that aren't distilled. Sample and class weights
-                act on it as on `loss`; `loss_weights` act on `loss` alone. Defaults to
+                act on it as on `loss`; `loss_weights` act on `loss` alone. Any callable
+                that Keras takes as a loss will do. Defaults to
                 `ForwardKL(temperature=4.0)`.
             alpha: Weight of the distillation loss, in [0, 1]; the label loss weighs
                 `1 - alpha`. A float or a `LearningRateSchedule` of the optimiser's
                 updates (with gradient accumulation, fewer than batches); or a dict of
                 them by output. Defaults to 0.5.
             label_mask: Name of an input that says which rows have a label, of shape
-                `(batch,)` or `(batch, 1)`, True or nonzero where there is one; or a
+                `(batch,)` or `(batch, 1)`, True or nonzero where there is one, or of
+                the labels' shape, by time step or by unit of a multi-label head; or a
                 dict of such names by output, None for outputs that are labelled
                 throughout. The label losses average over these rows, as do distillation
                 losses that read labels; the others are taught by the teacher alone.
