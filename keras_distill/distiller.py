@@ -493,14 +493,15 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         if given.get("validation_data") is not None:
             labels = labels_of(given.get("x"), given.get("y"))
             check_validation_data(self.student, given["validation_data"], labels)
-        begin = int(self.optimizer.iterations) if self.compiled else 0
+        begin = self._updates if self.compiled else 0
         history = super().fit(*args, **kwargs)
         untracked = self._untracked
         if untracked.look is not None:
             untracked.look.conclude()
         if not untracked.warned_of_idle:
-            end = int(self.optimizer.iterations)
-            untracked.warned_of_idle = warn_of_idle(self._scheduled, begin, end)
+            untracked.warned_of_idle = warn_of_idle(
+                self._scheduled, begin, self._updates
+            )
         trained = self.teacher_in_training
         if trained is not None and history.epoch:  # as Keras does with the student's
             trained.optimizer.finalize_variable_values(trained.trainable_weights)
@@ -738,6 +739,11 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         teacher_log = self._untracked.teacher_log
         logged = {"teacher_loss": teacher_log.metric} if teacher_log else {}
         return {**self._term.metrics, **self._untracked.hints.metrics, **logged}
+
+    @property
+    def _updates(self) -> int:
+        """How many updates the optimizer has made, on one device or several."""
+        return int(tf.convert_to_tensor(self.optimizer.iterations.value))
 
     @property
     def _scheduled(self) -> dict[str, Any]:
