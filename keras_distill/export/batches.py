@@ -95,16 +95,16 @@ def by_name(batch: Any, names: list[str], argument: str) -> dict[str, Any]:
             )
         return {name: batch[name] for name in names}
     values = list(batch) if isinstance(batch, list | tuple) else [batch]
-    if len(values) != len(names) == 1:
-        raise ValueError(
-            f"`{argument}` must hold one array for the only input {names[0]!r}. "
-            f"Received: {len(values)} of type {type(batch).__name__}. Pass the inputs "
-            "without labels, and numbers as one array, as `numpy.asarray` makes it."
-        )
     if len(values) != len(names):
+        remedy = ""
+        if len(names) == 1:
+            remedy = (
+                " Pass the inputs without labels, and numbers as one array, as "
+                "`numpy.asarray` makes it."
+            )
         raise ValueError(
             f"`{argument}` must hold one array for each of the {len(names)} inputs "
-            f"{names}. Received: {len(values)} of type {type(batch).__name__}."
+            f"{names}. Received: {len(values)} of type {type(batch).__name__}.{remedy}"
         )
     return dict(zip(names, values, strict=True))
 

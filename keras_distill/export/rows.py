@@ -42,7 +42,7 @@ class Dependence:
     repeats: bool = True
 
     def __str__(self) -> str:
-        where = f"`{self.part}`" + (f" in {self.layer}" if self.layer else "")
+        where = f"`{self.part}`" + (f" in the layer {self.layer}" if self.layer else "")
         if not self.repeats:
             return (
                 f"The outputs of {where} change from call to call on one batch, by "

@@ -14,7 +14,7 @@ BATCH = np.ones((3, 4), "float32")
 DATASET = tf.data.Dataset.from_tensor_slices(BATCH).batch(2)
 LIST = r"a list of some of \['saved_model', 'onnx', 'litert'\]. Received: formats="
 ARRAYS = "`example_batch` must hold arrays. Received: "
-ONE = "one array for the only input 'x'. Received: "
+ONE = r"one array for each of the 1 inputs \['x'\]. Received: "
 NUMBER = "`tolerance` must be a number, or a dict of numbers by .*Received: tolerance="
 VERSION = "number from 1 on, 'next', or None. Received: version="
 
