@@ -92,8 +92,12 @@ def test_agrees(name, table, tmp_path, runtimes):
     for key in ALONE.get((name, table), []):
         check({key: cases.pop(key)}, [name], tmp_path / key, runtimes)
     formats = ["saved_model", "litert"] if name == "litert" else [name]
-    if cases:
-        check(cases, formats, tmp_path / "out", runtimes)
+    # The time that tf2onnx takes grows faster than the model.
+    size = 30 if name == "onnx" else len(cases)
+    keys = list(cases)
+    for begin in range(0, len(keys), size or 1):
+        part = {key: cases[key] for key in keys[begin : begin + size]}
+        check(part, formats, tmp_path / str(begin), runtimes)
 
 
 @pytest.mark.xfail(strict=True, reason="a gap of the converter that gets closed")
