@@ -32,6 +32,7 @@ bench: $(READY)
 	$(VENV)/bin/python benchmarks/quality_vs_keras.py
 	$(VENV)/bin/python benchmarks/export_latency.py
 	$(VENV)/bin/python benchmarks/export_memory.py
+	$(VENV)/bin/python benchmarks/export_applications.py
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
