@@ -36,6 +36,7 @@ bench: $(DEV)
 	$(VENV)/bin/python benchmarks/quality_vs_keras.py
 	$(VENV)/bin/python benchmarks/export_latency.py
 	$(VENV)/bin/python benchmarks/export_memory.py
+	$(VENV)/bin/python benchmarks/export_applications.py
 
 $(DEMO): $(VENV)/.made $(DECLARED)
 	$(PIP) -e '.[demo]'

@@ -27,12 +27,15 @@ class Loaded:
         run: Named arrays in, named arrays out, both in the dtypes of the model.
         integers: Of inputs and outputs that are integers in the file and floats in
             the model: name to `{"dtype", "scale", "zero_point"}`.
+        unoptimized: Loads the same file so that the runtime runs it as it is written;
+            None where that can't be asked for.
     """
 
     inputs: frozenset[str]
     outputs: frozenset[str]
     run: Callable[[Arrays], Arrays]
     integers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unoptimized: "Callable[[], Loaded] | None" = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """ONNX by tf2onnx, read back by ONNX Runtime."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,19 @@ def write(conversion: Conversion, path: Path) -> None:
 
 def load(path: Path, threads: int | None = None) -> Loaded:
     """Load it with ONNX Runtime on the CPU."""
+    loaded = _load(path, threads, optimize=True)
+    return replace(loaded, unoptimized=lambda: _load(path, threads, optimize=False))
+
+
+def _load(path: Path, threads: int | None, *, optimize: bool) -> Loaded:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3  # errors; it warns of constants in float16 loops
+    if not optimize:
+        level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = level
     session = onnxruntime.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"]
     )
