@@ -105,9 +105,8 @@ def check_the_look(scope: Any) -> None:
         distiller.fit(batches, shuffle=False, verbose=0)
     messages = [str(warning.message) for warning in caught]
     messages = [text for text in messages if text.startswith("The teacher")]
-    assert len(messages) == 2, messages
+    assert len(messages) == 1, messages
     assert "of 96 values" in messages[0], messages  # of the first batch, 32 by 3
-    assert "no better than chance" in messages[1], messages
 
 
 def main() -> None:
