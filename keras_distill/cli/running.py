@@ -4,9 +4,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
-import keras_distill
 from keras_distill import standard_error
 from keras_distill.cli import bench, demo, export, repository, serve, verify
 from keras_distill.cli.interrupts import INTERRUPTED, Interrupts
@@ -15,6 +15,8 @@ from keras_distill.cli.wording import in_options, options
 from keras_distill.version import __version__
 
 _COMMANDS = (demo, export, verify, bench, repository, serve)
+# All whose classes a Keras file may name, and what the subcommands call.
+_ROOMS = ("distiller", "export", "hints", "metrics", "online", "schedules", "teachers")
 _EXPECTED = (ImportError, OSError, RuntimeError, TypeError, ValueError)
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -73,8 +75,8 @@ def _import() -> None:
     level = os.environ.setdefault(_LOG_LEVEL, "3")
     # TensorFlow itself keeps to the level only after its first lines.
     with standard_error.without(standard_error.log_lines(level)):
-        for name in keras_distill.__all__:
-            getattr(keras_distill, name)
+        for room in _ROOMS:
+            import_module(f"keras_distill.{room}")
 
 
 def _failed(error: Exception, arguments: argparse.Namespace) -> int:
