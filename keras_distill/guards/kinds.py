@@ -145,7 +145,7 @@ def _function(loss: Any) -> tuple[str, dict[str, Any]]:
     arguments: dict[str, Any] = {}
     if isinstance(loss, keras.losses.Loss):
         arguments = dict(getattr(loss, "_fn_kwargs", {}))
-        loss = getattr(loss, "fn", getattr(loss, "_function", None))
+        loss = getattr(loss, "fn", getattr(loss, "function", None))
     while isinstance(loss, functools.partial):
         arguments = {**loss.keywords, **arguments}
         loss = loss.func

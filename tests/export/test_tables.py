@@ -16,7 +16,7 @@ from tests.export.tables import operations
 from tests.export.tables.activations import NOT_AN_ACTIVATION
 from tests.export.tables.case import batch, model_of, operations_of
 from tests.export.tables.layers import LAYERS, NOT_IN_A_MODEL, classes
-from tests.export.tables.outcomes import ALONE, AWAITED, TABLES, held, loops, refused
+from tests.export.tables.outcomes import ALONE, TABLES, held, loops, refused
 from tests.export.tables.page import BEGIN, END, tables
 
 FORMATS = ("saved_model", "onnx", "litert")
@@ -54,7 +54,6 @@ class TestTheTablesAreComplete:
         others = [
             *refused(name, table),
             *loops(name, table),
-            *AWAITED.get((name, table), []),
         ]
         assert len(set(others)) == len(others)
         assert set(others) <= set(TABLES[table])
@@ -98,15 +97,6 @@ def test_agrees(name, table, tmp_path, runtimes):
     for begin in range(0, len(keys), size or 1):
         part = {key: cases[key] for key in keys[begin : begin + size]}
         check(part, formats, tmp_path / str(begin), runtimes)
-
-
-@pytest.mark.xfail(strict=True, reason="a gap of the converter that gets closed")
-@pytest.mark.parametrize(
-    ("name", "table", "key"),
-    [(*place, key) for place, keys in AWAITED.items() for key in keys],
-)
-def test_agrees_once_the_gap_is_closed(name, table, key, tmp_path, runtimes):
-    check({key: TABLES[table][key]}, [name], tmp_path / "out", runtimes)
 
 
 def named_in(message):

@@ -14,16 +14,15 @@ _UNTRACEABLE = """
 
 _REFUSED = {
     ("saved_model", "operations"): _UNTRACEABLE,
-    ("onnx", "activations"): "celu",
     ("onnx", "layers"): """
         Discretization, HashedCrossing, Hashing, Hashing of text, IntegerLookup,
         MelSpectrogram, Resizing by bicubic, StringLookup, TextVectorization""",
     ("onnx", "operations"): """
-        associative_scan celu cholesky cholesky_inverse cross cumprod digitize eigh
+        associative_scan cholesky cholesky_inverse cross cumprod digitize eigh
         erfinv fft fft2 i0 ifft2 image.affine_transform image.hsv_to_rgb
-        image.perspective_transform image.rgb_to_hsv in_top_k inv irfft istft log1p
-        logaddexp logaddexp2 logdet nancumprod nextafter pinv qr rfft searchsorted
-        signbit sinc slice_update slogdet solve solve_triangular stft svd switch
+        image.perspective_transform image.rgb_to_hsv in_top_k inv irfft istft
+        logdet nancumprod nextafter pinv qr rfft searchsorted
+        sinc slice_update slogdet solve solve_triangular stft svd switch
         view""",
     ("litert", "layers"): """
         AdaptiveAveragePooling3D, AdaptiveMaxPooling3D, AveragePooling3D,
@@ -60,17 +59,6 @@ LOOPS = {
     ]
 }
 
-# Refused until the converters' gaps are closed; see `test_tables.py`.
-AWAITED = {
-    ("onnx", "layers"): [
-        "Conv2D of groups",
-        "Conv2DTranspose with output padding",
-        "Conv2DTranspose of strides over its kernel",
-    ],
-    ("onnx", "operations"): ["argmax", "argmin", "nanargmax", "nanargmin"],
-    ("litert", "operations"): ["argmax", "argmin", "nanargmax", "nanargmin"],
-}
-
 
 def refused(name, table):
     """The names of the cases that a format refuses, but for loops in LiteRT.
@@ -91,7 +79,6 @@ def held(name, table):
     others = {
         *refused(name, table),
         *loops(name, table),
-        *AWAITED.get((name, table), []),
         *refused("saved_model", table),
     }
     return {key: case for key, case in TABLES[table].items() if key not in others}
