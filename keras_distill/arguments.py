@@ -113,7 +113,12 @@ _CALLS = {
         "`distiller.compile(distillation_loss=kd.losses.ForwardKL({}))`",
     ),
 }
-_IN_ONE_LOSS = {"beta": "`kd.losses.GeneralizedJSD({})` or `kd.losses.DecoupledKD({})`"}
+# The arguments whose place in the call is another.
+_CALLS_OF_ONE = {
+    "student": "`kd.Distiller(student, teacher)`",
+    "teacher": "`kd.Distiller(student, teacher)`",
+    "beta": "`kd.losses.GeneralizedJSD({})` or `kd.losses.DecoupledKD({})`",
+}
 
 
 def check_known(call: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -187,7 +192,7 @@ def _place(name: str, value: Any, own: list[str]) -> str:
         return f"`{name}` is `{written}` here.{note}"
     for of_call, call in _CALLS.values():
         if canonical in of_call:
-            call = _IN_ONE_LOSS.get(canonical, call)
+            call = _CALLS_OF_ONE.get(canonical, call)
             return f"`{name}` goes into {call.replace('{}', written)}.{note}"
     close = difflib.get_close_matches(name, own, n=1)
     if close:

@@ -303,7 +303,14 @@ def test_a_model_does_not_teach_itself() -> None:
         ({"alpha": kd.schedules.LinearWarmup(9999, 0.5)}, None),
         ({"alpha": kd.schedules.TeacherAnnealing(3)}, None),
     ],
-    ids=str,
+    ids=[
+        "alpha starts too late",
+        "a temperature that moves",
+        "a temperature that moves too late",
+        "alpha starts",
+        "alpha rises slowly",
+        "alpha falls",
+    ],
 )
 def test_schedules_that_never_start(given: dict[str, Any], message: str | None) -> None:
     found = warned_of(lambda: of_classes(**given))
