@@ -1,5 +1,6 @@
 """Commands print what they have to say, and no library a line of its own accord."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import keras_distill as kd
 from keras_distill import standard_error
 
 COMMAND = str(Path(sys.executable).with_name("keras-distill"))
@@ -57,6 +59,31 @@ def test_nothing_but_results(folder):
     names = [row.split()[0] for row in done.stdout.splitlines()]
     assert names[:2] == ["artefact", "saved_model"]
     assert names[-2:] == ["Keras:", "published"] and len(names) == 13
+
+
+def test_a_checkpoint_of_fit_is_its_student(folder):
+    """In a process that hasn't made the distiller's class known."""
+    item, dwell = keras.Input((4,), name="item"), keras.Input((1,), name="dwell")
+    both = layers.Concatenate()([item, dwell])
+    distiller = kd.Distiller(
+        keras.Model({"item": item}, layers.Dense(3, name="scores")(item)),
+        keras.Model({"item": item, "dwell": dwell}, layers.Dense(3)(both)),
+        privileged_features=["dwell"],
+    )
+    distiller.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    x = {"item": np.eye(4, dtype="float32"), "dwell": np.ones((4, 1), "float32")}
+    best = keras.callbacks.ModelCheckpoint(folder / "best.keras")
+    distiller.fit(x, np.eye(3)[[0, 1, 2, 0]], verbose=0, callbacks=[best])
+    np.savez(folder / "batch.npz", **x)
+    line = f"{COMMAND} export best.keras --to saved_model --examples batch.npz --out of"
+    done = subprocess.run(
+        line.split(), capture_output=True, text=True, cwd=folder, env=ENVIRONMENT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    manifest = json.loads((folder / "of" / "manifest.json").read_text())
+    signature = manifest["signature"]
+    names = [[spec["name"] for spec in signature[key]] for key in ("inputs", "outputs")]
+    assert names == [["item"], ["scores"]]
 
 
 LINES = [
