@@ -743,7 +743,10 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
     @property
     def _updates(self) -> int:
         """How many updates the optimizer has made, on one device or several."""
-        return int(tf.convert_to_tensor(self.optimizer.iterations.value))
+        # a tensor while gradients are accumulated, else a variable of each device
+        return int(
+            tf.convert_to_tensor(ops.convert_to_tensor(self.optimizer.iterations))
+        )
 
     @property
     def _scheduled(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from keras import ops
 from keras_distill import outputs
 from keras_distill.guards import chance, evidence, kinds
 from keras_distill.guards.kinds import Kind
-from keras_distill.losses.calling import as_loss
+from keras_distill.losses.calling import as_loss, with_known_shape
 from keras_distill.outputs import Path, of_rank
 
 Tensor = Any
@@ -153,7 +153,7 @@ class Look:
             output = outputs.found(path, outputs_of[whose])
             if output is None or len(summed) >= _SUBJECTS:
                 continue
-            output = ops.convert_to_tensor(output)
+            output = _of_known_shape(output, path, seen)
             for number, (loss, kind) in enumerate(of_losses):
                 check = _check_of_values(loss, kind, whose, output)
                 # a loss of probabilities on logits is one mistake, of both outputs
@@ -204,6 +204,12 @@ def _by_path(losses: Any, student: Any, names: Any) -> dict[Path, Any]:
         return {}  # losses that don't fit raise where they are computed
 
 
+def _of_known_shape(output: Any, path: Path, seen: Seen) -> Tensor:
+    """Return an output with the shape of the student's where it has none itself."""
+    student = ops.convert_to_tensor(outputs.found(path, seen.student))
+    return with_known_shape(ops.convert_to_tensor(output), student)
+
+
 def _check_of_values(
     loss: Any, kind: Kind, whose: str, output: Tensor
 ) -> Callable[[np.ndarray], bool]:
@@ -224,7 +230,7 @@ def _chance(seen: Seen, path: Path, distillation: Any, loss: Any) -> Any:
     )
     if labels is None or teacher is None:
         return None
-    teacher = ops.convert_to_tensor(teacher)
+    teacher = _of_known_shape(teacher, path, seen)
     if teacher.shape[1:] != student.shape[1:]:
         return None
     weight = seen.sample_weight

@@ -26,7 +26,9 @@ def warn_of_idle(values: Mapping[str, Hyperparameter], begin: int, end: int) -> 
             continue
         constant = _constant(value, begin, end)
         is_weight = value.name != "temperature"
-        if constant is None or (is_weight and constant != 0.0):
+        # of a single step, no temperature tells whether it moves
+        idle = constant == 0.0 if is_weight else end - begin > 1
+        if constant is None or not idle:
             continue
         later = [end + step for step in _LATER]
         starts = next((s for s in later if float(value.at(s)) != constant), None)

@@ -240,12 +240,15 @@ class TemperedLoss(DistillationLoss):
         temperature = self.temperature
         if isinstance(temperature, LearningRateSchedule):
             temperature = keras.saving.serialize_keras_object(temperature)
-        return {
+        config = {
             **super().get_config(),
             "temperature": temperature,
             "from_logits": self.from_logits,
-            "teacher_from_logits": self.teacher_from_logits,
         }
+        # only where it is given, so that versions without it read the others' files
+        if self.teacher_from_logits is not None:
+            config["teacher_from_logits"] = self.teacher_from_logits
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "TemperedLoss":

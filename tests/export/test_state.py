@@ -113,7 +113,7 @@ def adapted():
     return keras.Sequential([keras.Input(SHAPE), normal, layers.Dense(2), frozen])
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="tests.export")
 class Subclassed(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

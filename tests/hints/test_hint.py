@@ -10,7 +10,7 @@ from keras import layers
 
 import keras_distill as kd
 from keras_distill.hints import Hint
-from tests.distiller.models import FEATURES, Subclassed, data, mlp
+from tests.distiller.models import FEATURES, Subclassed, crossentropy, data, mlp
 from tests.hints.models import Nested, conv_net, hinted, images
 
 
@@ -145,14 +145,16 @@ def test_a_layer_with_several_outputs() -> None:
     out, *_ = layers.LSTM(2, return_state=True, name="memory")(inputs)
     model = keras.Model(inputs, layers.Dense(3, name="head")(out))
     with pytest.raises(ValueError, match="a layer with one output. Received: the stu"):
-        kd.Distiller(model, model, hints=[Hint("memory", "memory")])
+        copy = keras.models.clone_model(model)
+        kd.Distiller(model, copy, hints=[Hint("memory", "memory")])
 
 
 def test_layers_that_run_twice_or_in_a_loop_are_refused() -> None:
     twice = layers.Dense(FEATURES, name="twice")
     inputs = keras.Input((FEATURES,))
     model = keras.Model(inputs, layers.Dense(3)(twice(twice(inputs))))
-    distiller = hinted(model, model, Hint("twice", "twice", name="h"))
+    copy = keras.models.clone_model(model)
+    distiller = hinted(model, copy, Hint("twice", "twice", name="h"))
     with pytest.raises(ValueError, match="runs once .* which ran 2 times"):
         distiller.fit(*data(), verbose=0)
 
@@ -161,16 +163,17 @@ def test_layers_that_run_twice_or_in_a_loop_are_refused() -> None:
         [keras.Input((5, 2)), layers.RNN(cell), layers.Dense(3, name="head")]
     )
     with pytest.raises(ValueError, match="'cell' puts out isn't known.*layer around"):
-        kd.Distiller(recurrent, recurrent, hints=[Hint(lambda model: cell, "head")])
-    inner = layers.Dense(4, name="inner")
+        copy = keras.models.clone_model(recurrent)
+        kd.Distiller(recurrent, copy, hints=[Hint(lambda model: cell, "head")])
     timed = keras.Sequential(
         [
             keras.Input((5, 2)),
-            layers.TimeDistributed(inner),
+            layers.TimeDistributed(layers.Dense(4, name="inner")),
             layers.RNN(layers.SimpleRNNCell(3)),
         ]
     )
-    distiller = hinted(timed, timed, Hint(lambda m: inner, lambda m: inner))
+    inner = Hint(lambda m: m.layers[0].layer, lambda m: m.layers[0].layer)
+    distiller = hinted(timed, keras.models.clone_model(timed), inner)
     x = np.zeros((6, 5, 2), "float32")
     with pytest.raises(ValueError, match="runs inside a loop|runs once"):
         distiller.fit(x, np.zeros(6), verbose=0)
@@ -196,7 +199,7 @@ def test_the_teacher_may_come_later() -> None:
     assert distiller.projectors == {}
     distiller.teacher = conv_net(3)
     assert list(distiller.projectors) == ["pool_hint"]
-    distiller.compile("sgd", "sparse_categorical_crossentropy")
+    distiller.compile("sgd", crossentropy())
     distiller.fit(*images(), verbose=0)
     distiller.teacher = conv_net(3, seed=4)  # its projector goes on
     with pytest.raises(ValueError, match=re.escape("projected to (None, 3)")):

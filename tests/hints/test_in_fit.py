@@ -215,9 +215,8 @@ def test_mixed_precision() -> None:
     np.testing.assert_allclose(history["conv_loss"][0], expected["conv_loss"], rtol=0.2)
 
 
-def test_a_shared_layer_and_the_student_as_its_own_teacher() -> None:
-    model = conv_net(3)
-    distiller = hinted(model, model, Hint("backbone/conv", "backbone/conv"))
+def test_a_teacher_with_the_weights_of_the_student() -> None:
+    distiller = hinted(conv_net(3), conv_net(3), Hint("backbone/conv", "backbone/conv"))
     logs = distiller.fit(X, Y, verbose=0).history
     assert logs["backbone_conv_hint_loss"] == [0.0]
 
