@@ -69,21 +69,16 @@ def find(served: Served, largest: float) -> Looks:
 
 
 def _is_guard(op: Any, reached: set[Any], largest: float) -> bool:
-    """Whether a selection is by a comparison of an input that examples don't show."""
-    return (
-        op.type in _COMPARISONS
-        and op.inputs[0].dtype.is_floating
-        and any(tensor.ref() in reached for tensor in op.inputs)
-        and (op.inputs[0] is op.inputs[1] or _is_beyond(op, largest))
-        and _selects(op)
-    )
-
-
-def _is_beyond(op: Any, largest: float) -> bool:
-    bounds = [_constant(tensor) for tensor in op.inputs]
-    return any(
-        bound is not None and bool((np.abs(bound) > largest).any()) for bound in bounds
-    )
+    """Whether an input is compared with what no example shows, or with itself."""
+    if op.type not in _COMPARISONS or not op.inputs[0].dtype.is_floating:
+        return False
+    if not any(tensor.ref() in reached for tensor in op.inputs):
+        return False
+    constants = [_constant(tensor) for tensor in op.inputs]
+    bound = max((np.abs(c).max() for c in constants if c is not None), default=0.0)
+    if op.inputs[0] is not op.inputs[1] and bound <= largest:
+        return False
+    return bool(bound >= op.inputs[0].dtype.max) or _selects(op)
 
 
 def _constant(tensor: Any) -> Any:
