@@ -81,6 +81,7 @@ def json_file(text: str) -> Any:
 def require_input(path: str, what: str) -> None:
     """Raise where a command's model or export isn't there."""
     if not Path(path).exists():
+        wanted = "nothing" if what == "EXPORT" else "no file"
         raise FileNotFoundError(
-            f"`{what}` must be there. Received: {path!r}, where there is no file."
+            f"`{what}` must be there. Received: {path!r}, where there is {wanted}."
         )

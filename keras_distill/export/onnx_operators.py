@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from keras_distill.export import onnx_convolutions
 from keras_distill.export.onnx_nodes import Nodes
 
@@ -22,6 +24,8 @@ def handlers() -> dict[str, tuple[Handler, list[Any]]]:
         "Erfc": _erfc,
         "Expm1": _expm1,
         "Log1p": _log1p,
+        "Select": _select,
+        "SelectV2": _select,
     }
     return {name: (handler, []) for name, handler in by_operator.items()}
 
@@ -51,6 +55,15 @@ def _log1p(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
     near = nodes.make("Mul", two, nodes.make("Atanh", ratio))
     far = nodes.make("Log", nodes.make("Add", one, x))
     nodes.finish(nodes.make("Where", _is_small(nodes, x), near, far))
+
+
+def _select(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+    """Select by `Where`: tf2onnx adds products with 0 and 1, NaN for infinities."""
+    from tf2onnx.onnx_opset.controlflow import Select
+
+    if np.issubdtype(Nodes(graph, node).dtype, np.floating):
+        node.set_attr("handles_nan", True)
+    Select.version_9(graph, node)
 
 
 def _is_small(nodes: Nodes, x: str) -> str:

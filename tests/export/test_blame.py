@@ -14,6 +14,7 @@ from keras_distill.export import (
     export,
     onnx,
     split_preprocessing,
+    state,
     trials,
 )
 from keras_distill.export.portability import unportable_layers
@@ -219,14 +220,17 @@ class TestWhereNothingIsNamed:
         model = graph(layers.Dense(4), Odd(name="o"))
         self.refuse(model, r"failed in 'o' \(Odd\)", tmp_path / "out", batch_size=1)
 
-    def test_states_stay_as_they_were(self):
+    def test_states_stay_as_they_were(self, monkeypatch):
+        """Also where nothing refuses the model before its layers are tried."""
+        monkeypatch.setattr(state, "refuse_stateful", lambda model: None)
+        monkeypatch.setattr(state, "refuse_updates", lambda function, models: None)
         memory = layers.LSTM(4, stateful=True, unroll=True)
         x = keras.Input(batch_shape=(3, 2, 4), name="x")
         model = keras.Model(x, {"y": Odd(name="o")(memory(x))})
         batch = np.ones((3, 2, 4), "float32")
         served = serve(model, batch, batch_size=3)
         model(batch)
-        before = [state.numpy() for state in memory.states]
+        before = [value.numpy() for value in memory.states]
         [target] = arguments.targets(["onnx"], None)
         verdict = trials.find(served, target, {"x": batch})
         assert [call.label for call in verdict.at_fault] == ["'o' (Odd)"]
@@ -301,11 +305,15 @@ def test_what_tensorflow_cannot_trace(tmp_path):
         export(model, tmp_path / "out", example_batch=np.ones((3, 4), "int32"))
 
 
-def test_state_beside_captured_tensors_is_named(tmp_path):
+def test_state_beside_captured_tensors_is_named(monkeypatch, tmp_path):
+    """Refused before anything is converted, and else by the converter's error."""
     sharp = layers.RandomSharpness(0.2, value_range=(0, 1), name="sharp")
     normal = layers.Normalization(mean=1.0, variance=2.0)
     model = graph(normal, sharp, shape=(6, 6, 3))
     batch = np.random.default_rng(0).random((3, 6, 6, 3), "float32")
+    with pytest.raises(ValueError, match=r"layer 'sharp' \(RandomSharpness\), which"):
+        export(model, tmp_path / "out", ["onnx"], example_batch=batch)
+    monkeypatch.setattr(state, "refuse_updates", lambda function, models: None)
     with pytest.raises(RuntimeError, match=r"failed in 'sharp' \(RandomSharpness\)"):
         export(model, tmp_path / "out", ["onnx"], example_batch=batch)
 

@@ -1,0 +1,152 @@
+"""Where a traced model looks for infinities or NaN among its inputs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_distill.export.serving import Served
+
+# Operators that test whether a value is finite.
+_TESTS = {"IsNan", "IsInf", "IsFinite"}
+_COMPARISONS = {"Less", "LessEqual", "Greater", "GreaterEqual", "Equal", "NotEqual"}
+# What passes the values of an input on one by one, so that a comparison behind it is
+# one of the input.
+_ELEMENTWISE = {
+    *("Abs", "AddV2", "BatchToSpaceND", "Cast", "ConcatV2", "Div", "ExpandDims"),
+    *("GatherV2", "Identity", "IdentityN", "Mul", "Neg", "Pack", "RealDiv", "Reshape"),
+    *("Slice", "Split", "SplitV", "Squeeze", "StridedSlice", "Sub", "Transpose"),
+    *("Unpack",),
+}
+_SELECTIONS = {"Select", "SelectV2"}
+_LOGIC = {"LogicalAnd", "LogicalOr", "LogicalNot"}
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What looks for infinities or NaN.
+
+    Attributes:
+        operators: The operators, with their layers.
+        outputs: The outputs that depend on them.
+    """
+
+    operators: list[str]
+    outputs: frozenset[str]
+
+
+def find(served: Served, largest: float) -> Looks:
+    """Name the operators of the traced graph that look for infinities or NaN.
+
+    Args:
+        served: The model.
+        largest: The largest magnitude among the examples. Activations compare with
+            bounds below it; a bound beyond it guards against what no example shows.
+    """
+    concrete = served.function.get_concrete_function()
+    graph = concrete.graph
+    reached = _of_inputs(graph)
+    inner = _inner_tests(graph)
+    operators: list[str] = []
+    ends: list[Any] = []
+    for op in graph.get_operations():
+        names = [f"{op.type} ({_scope(op.name)})"]
+        called = [inner.get(name, []) for name in _functions(op.node_def)]
+        if any(called):
+            names = sum(called, [])
+        elif op.type not in _TESTS and not _is_guard(op, reached, largest):
+            continue
+        operators += names
+        ends += op.outputs
+    outputs = zip(sorted(served.outputs), graph.outputs, strict=True)
+    behind = _behind(ends)
+    return Looks(
+        list(dict.fromkeys(operators)),
+        frozenset(name for name, tensor in outputs if tensor.ref() in behind),
+    )
+
+
+def _is_guard(op: Any, reached: set[Any], largest: float) -> bool:
+    """Whether an input is compared with what no example shows, or with itself."""
+    if op.type not in _COMPARISONS or not op.inputs[0].dtype.is_floating:
+        return False
+    if not any(tensor.ref() in reached for tensor in op.inputs):
+        return False
+    constants = [_constant(tensor) for tensor in op.inputs]
+    bound = max((np.abs(c).max() for c in constants if c is not None), default=0.0)
+    if op.inputs[0] is not op.inputs[1] and bound <= largest:
+        return False
+    return bool(bound >= op.inputs[0].dtype.max) or _selects(op)
+
+
+def _constant(tensor: Any) -> Any:
+    """Return the values of a constant, also of one that is filled to a shape."""
+    while tensor.op.type in {"Fill", "BroadcastTo", "Cast", "Identity"}:
+        tensor = tensor.op.inputs[1 if tensor.op.type == "Fill" else 0]
+    return tf.get_static_value(tensor)
+
+
+def _inner_tests(graph: Any) -> dict[str, list[str]]:
+    """Return the tests in each function that the graph calls, also indirectly."""
+    library = {f.signature.name: f for f in graph.as_graph_def().library.function}
+    found: dict[str, list[str]] = {}
+
+    def tests(name: str) -> list[str]:
+        if name not in found:
+            found[name] = []  # ends where a function calls itself
+            for node in library[name].node_def if name in library else ():
+                found[name] += [node.op] if node.op in _TESTS else []
+                found[name] += [t for f in _functions(node) for t in tests(f)]
+        return found[name]
+
+    return {name: tests(name) for name in library}
+
+
+def _functions(node: Any) -> Iterator[str]:
+    for attribute in node.attr.values():
+        for function in (attribute.func, *attribute.list.func):
+            if function.name:
+                yield function.name
+
+
+def _of_inputs(graph: Any) -> set[Any]:
+    """Return the tensors that hold the values of float inputs, one by one."""
+    inner = {id(tensor) for _, tensor in graph.captures}
+    reached = {
+        tensor.ref()
+        for tensor in graph.inputs
+        if id(tensor) not in inner and tensor.dtype.is_floating
+    }
+    for op in graph.get_operations():
+        if op.type in _ELEMENTWISE and any(t.ref() in reached for t in op.inputs):
+            reached.update(tensor.ref() for tensor in op.outputs)
+    return reached
+
+
+def _behind(tensors: list[Any]) -> set[Any]:
+    """Return the tensors that are computed of some tensors, with those."""
+    found: set[Any] = set()
+    ends = list(tensors)
+    while ends:
+        tensor = ends.pop()
+        if tensor.ref() not in found:
+            found.add(tensor.ref())
+            ends += [out for user in tensor.consumers() for out in user.outputs]
+    return found
+
+
+def _selects(op: Any) -> bool:
+    """Whether a selection reads a comparison, also by way of other conditions."""
+    consumers = [user for output in op.outputs for user in output.consumers()]
+    return any(
+        user.type in _SELECTIONS or (user.type in _LOGIC and _selects(user))
+        for user in consumers
+    )
+
+
+def _scope(name: str) -> str:
+    """Return the layer in the name of an operation: its scope."""
+    parts = name.split("/")
+    return parts[-2] if len(parts) > 1 else name
