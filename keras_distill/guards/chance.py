@@ -38,8 +38,10 @@ def sums(
     labels: Tensor,
     output: Tensor,
     counts: Tensor | None,
-) -> list[Tensor] | None:
+) -> Tensor | None:
     """Return what `Standing` is made of, for one batch; None where it can't be had.
+
+    Every operation here costs each training the time of its trace.
 
     Args:
         loss: The label loss.
@@ -50,7 +52,7 @@ def sums(
     """
     labels, output = ops.convert_to_tensor(labels), ops.convert_to_tensor(output)
     output = ops.cast(output, "float32")
-    other, rows = ops.flip(output, axis=0), ops.shape(output)[0]
+    other = ops.flip(output, axis=0)
     # one call for all, so that the loss is traced once
     outputs = [output, other, (output + other) / 2.0, _uninformed(output, kind)]
     values = loss.call(
@@ -59,9 +61,7 @@ def sums(
     )
     if len(values.shape) == 0:
         return None  # a loss of the batch, not of its rows
-    own, others, mean, uninformed = (
-        values[i * rows : (i + 1) * rows] for i in range(len(outputs))
-    )
+    own, others, mean, uninformed = tf.split(values, len(outputs))
     valid = ops.ones_like(own)
     if counts is not None:
         valid = valid * ops.cast(of_rank(counts, own), own.dtype)
@@ -70,7 +70,7 @@ def sums(
     has_pair, (gain, won, of_mean) = _by_row(paired, [mean - own, wins, mean])
     has_label, of_rows = _by_row(valid, [own, uninformed, own**2])
     found = [has_pair, gain, gain**2, won, of_mean, has_label, *of_rows]
-    return [tf.reduce_sum(tf.cast(each, "float32")) for each in found]
+    return tf.reduce_sum(tf.cast(tf.stack(found), "float32"), axis=-1)
 
 
 class Standing:
@@ -157,14 +157,14 @@ def _differ(labels: Tensor, values: Tensor) -> Tensor:
 
 def _by_row(counts: Tensor, values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Return which rows count, and the means of their values, 0 of other rows."""
+    counting = tf.where(counts > 0, tf.stack(values), 0.0)
+    if len(counts.shape) == 1:
+        return counts, tf.unstack(counting)
     axes = tuple(range(1, len(counts.shape)))
-    number = ops.sum(counts, axis=axes)
-    divisor = ops.maximum(number, 1.0)
-    means = [
-        ops.sum(ops.where(counts > 0, each, 0.0), axis=axes) / divisor
-        for each in values
-    ]
-    return ops.cast(number > 0, counts.dtype), means
+    number = tf.reduce_sum(counts, axis=axes)
+    sums = tf.reduce_sum(counting, axis=tuple(axis + 1 for axis in axes))
+    means = tf.unstack(sums / tf.maximum(number, 1.0), num=len(values))
+    return tf.cast(number > 0, counts.dtype), means
 
 
 def _of_loss(loss: Any, tensor: Tensor) -> Tensor:

@@ -129,9 +129,9 @@ class Look:
             self._is_closed = True
             self._closed.assign(1.0)
 
-    def _summed(self, seen: Seen) -> list[list[Tensor]]:
+    def _summed(self, seen: Seen) -> list[Tensor]:
         """Return the sums of a batch by subject, and note how each is checked."""
-        summed: list[list[Tensor]] = []
+        summed: list[Tensor] = []
         distillation, label, of_teacher = (
             _by_path(loss, seen.student, self._names) for loss in self._losses
         )
@@ -179,10 +179,10 @@ class _Sums(keras.metrics.Metric):
         super().__init__(name="look")
         self.sums = self.add_variable((_SUBJECTS, _SUMS), "zeros", name="sums")
 
-    def update_state(self, summed: list[list[Tensor]]) -> None:
+    def update_state(self, summed: list[Tensor]) -> None:
         """Add those of a batch."""
-        rows = [tf.stack([*row, *[0.0] * (_SUMS - len(row))]) for row in summed]
-        if rows:
+        if summed:
+            rows = [tf.pad(row, [[0, _SUMS - row.shape[0]]]) for row in summed]
             missing = _SUBJECTS - len(rows)
             self.sums.assign_add(tf.pad(tf.stack(rows), [[0, missing], [0, 0]]))
 
