@@ -12,7 +12,14 @@ _UNTRACEABLE = """
     unravel_index
 """
 
+# They change their seed in every call, also in inference.
+_SEEDED = """
+    MixUp, RandomColorDegeneration, RandomGrayscale, RandomHue, RandomPosterization,
+    RandomSaturation, RandomSharpness
+"""
+
 _REFUSED = {
+    ("saved_model", "layers"): _SEEDED,
     ("saved_model", "operations"): _UNTRACEABLE,
     ("onnx", "layers"): """
         Discretization, HashedCrossing, Hashing, Hashing of text, IntegerLookup,
@@ -39,9 +46,8 @@ _REFUSED = {
         solve_triangular svd tan""",
 }
 
-# Refused beside some layers of the others, so that they get models of their own:
-# `Normalization` captures tensors, and then what changes its seed can't be frozen.
-ALONE = {("onnx", "layers"): ["Normalization"]}
+# They write into some rows of the batch, of which the export warns.
+OVER_ROWS = {"scatter_update", "slice_update"}
 
 # Layers with a loop over time, which LiteRT holds with `unroll=True` or a batch size.
 LOOPS = {
@@ -63,7 +69,7 @@ LOOPS = {
 def refused(name, table):
     """The names of the cases that a format refuses, but for loops in LiteRT.
 
-    What Keras can't trace is listed for SavedModel alone.
+    What Keras can't trace, or what changes its seed, is listed for SavedModel alone.
     """
     listed = _REFUSED.get((name, table), "")
     names = listed.split("," if table == "layers" else None)
