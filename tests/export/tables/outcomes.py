@@ -29,7 +29,7 @@ _REFUSED = {
         erfinv fft fft2 i0 ifft2 image.affine_transform image.hsv_to_rgb
         image.perspective_transform image.rgb_to_hsv in_top_k inv irfft istft
         logdet nancumprod nextafter pinv qr rfft searchsorted
-        sinc slice_update slogdet solve solve_triangular stft svd switch
+        slice_update slogdet solve solve_triangular stft svd switch
         view""",
     ("litert", "layers"): """
         AdaptiveAveragePooling3D, AdaptiveMaxPooling3D, AveragePooling3D,
@@ -42,12 +42,16 @@ _REFUSED = {
         fft fft2 i0 ifft2 image.affine_transform image.hsv_to_rgb
         image.perspective_transform image.rgb_to_hsv in_top_k inv irfft istft
         left_shift logdet median nancumprod nextafter percentile pinv qr
-        quantile roll searchsorted signbit sinh slogdet solve
+        quantile roll searchsorted sinh slogdet solve
         solve_triangular svd tan""",
 }
 
 # They write into some rows of the batch, of which the export warns.
 OVER_ROWS = {"scatter_update", "slice_update"}
+
+# The export tries rows of zeros where a model tests for infinities, and LiteRT stops
+# where it divides by zero: these get models of their own.
+DIVIDING = {"floor_divide"}
 
 # Layers with a loop over time, which LiteRT holds with `unroll=True` or a batch size.
 LOOPS = {
