@@ -134,7 +134,6 @@ FINITE = {
     "where isfinite": lambda x: ops.where(ops.isfinite(x), x, 0.0),
     "where isinf": lambda x: ops.where(ops.isinf(x), ops.ones_like(x), x),
     "hard_shrink": ops.hard_shrink,
-    "sinc": lambda x: ops.sinc(ops.nan_to_num(x, posinf=0, neginf=0)),
 }
 
 
