@@ -17,7 +17,7 @@ _RECURRENT = (
 )
 _RANDOM = (
     "the outputs are random: switch the noise off with `training=False`, or draw it "
-    "outside of the model and make it an input"
+    "outside of the model and make it an input; augment in the data, not in the model"
 )
 _OTHER = (
     "update it with `training=True` only, or make the state an input and an output of "

@@ -1,13 +1,15 @@
 """What the example batch doesn't show: odd values, other sizes, rows by themselves."""
 
+import dataclasses
 import warnings
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 
-from keras_distill.export import export, split_preprocessing, verify
+from keras_distill.export import export, looks, split_preprocessing, verify
 from keras_distill.export.parity import ParityError, reference
 from keras_distill.export.probes import probes
 from keras_distill.export.rows import dependence
@@ -34,7 +36,7 @@ LOOKING = {
     "isnan": lambda x: number(ops.isnan(x)),
     "isfinite": lambda x: number(ops.isfinite(x)),
     "where isnan": lambda x: ops.where(ops.isnan(x), 0.0, x),
-    "x == x": lambda x: ops.where(ops.equal(x, x), x, ops.zeros_like(x)),
+    "x equals x": lambda x: ops.where(ops.equal(x, x), x, ops.zeros_like(x)),
     "a bound": lambda x: ops.where(ops.abs(x) > 1e6, ops.zeros_like(x), x),
     "two bounds": lambda x: ops.where(
         ops.logical_and(x > -9, ops.cast(x, "float32") < 9), x, ops.ones_like(x)
@@ -46,6 +48,13 @@ NOT_LOOKING = {
     "a threshold of activations": lambda x: ops.threshold(layers.Dense(2)(x), 0.1, 0.0),
     "LayerNormalization": layers.LayerNormalization(),
     "clip": lambda x: ops.clip(x, -1, 1),
+    "hard_shrink": ops.hard_shrink,
+    "a threshold": lambda x: ops.threshold(x, 0.1, 0.0),
+    "sparse_plus": ops.sparse_plus,
+    "softmax": ops.softmax,
+    "relu6": ops.relu6,
+    "hard_swish": ops.hard_swish,
+    "another input's bound": lambda x: ops.where(x > x[:, :1], x, ops.zeros_like(x)),
 }
 
 
@@ -82,6 +91,65 @@ def test_each_input_is_probed_beside_usual_ones():
     assert np.isinf(first["a"][0]).all() and np.isfinite(first["b"]).all()
     assert np.isinf(second["b"][0]).all() and np.isfinite(second["a"]).all()
     np.testing.assert_array_equal(first["ids"], np.ones((5, 2)))
+
+
+def test_outputs_that_do_not_look_are_left_out():
+    x = keras.Input((3,), name="x")
+    outputs = {"a": ops.softmax(x), "b": ops.nan_to_num(x), "c": ops.isnan(x)}
+    [probe] = odd_probes(keras.Model(x, outputs), rowwise(2, 3))
+    assert probe.outputs == {"b", "c"}
+
+
+def test_a_test_in_a_nested_function_counts():
+    x = keras.Input((3,), name="x")
+    model = keras.Model(x, {"y": ops.abs(x), "z": ops.relu(x)})
+    served = serve(model, rowwise(2, 3))
+
+    def nested(tensors):
+        inner = tf.function(lambda t: tf.where(tf.math.is_nan(t), 0.0, t))
+        return {"y": inner(tensors["x"]), "z": tf.nn.relu(tensors["x"])}
+
+    function = tf.function(nested, input_signature=[served.inputs])
+    found = looks.find(dataclasses.replace(served, function=function), 1.0)
+    assert found.operators == ["IsNan"] and found.outputs == {"y"}
+
+
+def test_values_that_keras_itself_refuses_are_no_probe():
+    def solved(x):
+        matrix = ops.reshape(ops.nan_to_num(x), (-1, 2, 2))
+        return ops.solve(matrix, ops.ones_like(matrix))
+
+    batch = rowwise(2, 4)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not invertible"):
+        functional(solved, (4,))(np.zeros((1, 4), "float32"))
+    [probe] = odd_probes(functional(solved, (4,)), batch)
+    assert probe.cases == []
+
+
+FINITE = {
+    **LOOKING,
+    "bounds of nan_to_num": lambda x: ops.nan_to_num(x, nan=1, posinf=3, neginf=-3),
+    "isposinf": lambda x: number(ops.isposinf(x)),
+    "isneginf": lambda x: number(ops.isneginf(x)),
+    "where isfinite": lambda x: ops.where(ops.isfinite(x), x, 0.0),
+    "where isinf": lambda x: ops.where(ops.isinf(x), ops.ones_like(x), x),
+    "hard_shrink": ops.hard_shrink,
+}
+
+
+def test_onnx_and_litert_hold_what_looks_for_infinities(tmp_path, runtimes):
+    x = keras.Input((4,), name="x")
+    outputs = {name.replace(" ", "_"): make(x) for name, make in FINITE.items()}
+    model = keras.Model(x, outputs)
+    export(model, tmp_path / "o", ["onnx", "litert"], example_batch=rowwise(4, 4))
+    odd = [[np.inf, -np.inf, np.nan, 0], [-3e38, 3e38, 1, 1e7], [np.inf, 1, -1, 0]]
+    given = {"x": np.array(odd, "float32")}
+    for form in ("onnx", "litert"):
+        got = runtimes[form](tmp_path / "o", given)
+        for name, want in model(given["x"]).items():
+            np.testing.assert_allclose(
+                got[name], want, rtol=1e-6, err_msg=f"{form} {name}"
+            )
 
 
 @pytest.mark.parametrize("kind", ["nan_to_num", "isinf", "where isnan", "a bound"])

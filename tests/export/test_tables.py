@@ -4,6 +4,7 @@ A case either agrees with Keras, or is refused by its name. Agreeing cases are e
 as one model with an output each. Refused cases are too: the error has to name them.
 """
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -16,9 +17,18 @@ from tests.export.tables import operations
 from tests.export.tables.activations import NOT_AN_ACTIVATION
 from tests.export.tables.case import batch, model_of, operations_of
 from tests.export.tables.layers import LAYERS, NOT_IN_A_MODEL, classes
-from tests.export.tables.outcomes import ALONE, TABLES, held, loops, refused
+from tests.export.tables.outcomes import (
+    DIVIDING,
+    OVER_ROWS,
+    TABLES,
+    held,
+    loops,
+    refused,
+)
 from tests.export.tables.page import BEGIN, END, tables
 
+# Of conversions, and of state before anything is converted.
+REFUSALS = (RuntimeError, ValueError)
 FORMATS = ("saved_model", "onnx", "litert")
 ALL = [(name, table) for name in FORMATS for table in TABLES]
 
@@ -59,9 +69,16 @@ class TestTheTablesAreComplete:
         assert set(others) <= set(TABLES[table])
 
 
+def warned_of_rows(cases):
+    if OVER_ROWS.isdisjoint(cases):
+        return contextlib.nullcontext()
+    return pytest.warns(UserWarning, match="The rows of a batch change each other's")
+
+
 def check(cases, formats, directory, runtimes):
     model = model_of(cases)
-    export(model, directory, formats, example_batch=rows(cases, 7))
+    with warned_of_rows(cases):
+        export(model, directory, formats, example_batch=rows(cases, 7))
     given = rows(cases, 4)
     expected = model(given, training=False)
     for name in formats:
@@ -88,9 +105,9 @@ def test_agrees(name, table, tmp_path, runtimes):
     # LiteRT is converted from the SavedModel: both of one export are compared.
     if name == "saved_model":
         cases = {k: v for k, v in cases.items() if k not in held("litert", table)}
-    for key in ALONE.get((name, table), []):
-        check({key: cases.pop(key)}, [name], tmp_path / key, runtimes)
     formats = ["saved_model", "litert"] if name == "litert" else [name]
+    for key in (OVER_ROWS | DIVIDING) & set(cases):
+        check({key: cases.pop(key)}, formats, tmp_path / key, runtimes)
     # The time that tf2onnx takes grows faster than the model.
     size = 30 if name == "onnx" else len(cases)
     keys = list(cases)
@@ -107,7 +124,7 @@ def named_in(message):
 def refusal(cases, name, directory):
     """Return an error's text, and the cases whose layers it names."""
     model = model_of(cases)
-    with pytest.raises(RuntimeError) as caught:
+    with warned_of_rows(cases), pytest.raises(REFUSALS) as caught:
         export(model, directory, [name], example_batch=rows(cases, 7))
     assert not directory.exists()
     message = str(caught.value)

@@ -12,7 +12,14 @@ _UNTRACEABLE = """
     unravel_index
 """
 
+# They change their seed in every call, also in inference.
+_SEEDED = """
+    MixUp, RandomColorDegeneration, RandomGrayscale, RandomHue, RandomPosterization,
+    RandomSaturation, RandomSharpness
+"""
+
 _REFUSED = {
+    ("saved_model", "layers"): _SEEDED,
     ("saved_model", "operations"): _UNTRACEABLE,
     ("onnx", "layers"): """
         Discretization, HashedCrossing, Hashing, Hashing of text, IntegerLookup,
@@ -22,7 +29,7 @@ _REFUSED = {
         erfinv fft fft2 i0 ifft2 image.affine_transform image.hsv_to_rgb
         image.perspective_transform image.rgb_to_hsv in_top_k inv irfft istft
         logdet nancumprod nextafter pinv qr rfft searchsorted
-        sinc slice_update slogdet solve solve_triangular stft svd switch
+        slice_update slogdet solve solve_triangular stft svd switch
         view""",
     ("litert", "layers"): """
         AdaptiveAveragePooling3D, AdaptiveMaxPooling3D, AveragePooling3D,
@@ -35,13 +42,16 @@ _REFUSED = {
         fft fft2 i0 ifft2 image.affine_transform image.hsv_to_rgb
         image.perspective_transform image.rgb_to_hsv in_top_k inv irfft istft
         left_shift logdet median nancumprod nextafter percentile pinv qr
-        quantile roll searchsorted signbit sinh slogdet solve
+        quantile roll searchsorted sinh slogdet solve
         solve_triangular svd tan""",
 }
 
-# Refused beside some layers of the others, so that they get models of their own:
-# `Normalization` captures tensors, and then what changes its seed can't be frozen.
-ALONE = {("onnx", "layers"): ["Normalization"]}
+# They write into some rows of the batch, of which the export warns.
+OVER_ROWS = {"scatter_update", "slice_update"}
+
+# The export tries rows of zeros where a model tests for infinities, and LiteRT stops
+# where it divides by zero: these get models of their own.
+DIVIDING = {"floor_divide"}
 
 # Layers with a loop over time, which LiteRT holds with `unroll=True` or a batch size.
 LOOPS = {
@@ -63,7 +73,7 @@ LOOPS = {
 def refused(name, table):
     """The names of the cases that a format refuses, but for loops in LiteRT.
 
-    What Keras can't trace is listed for SavedModel alone.
+    What Keras can't trace, or what changes its seed, is listed for SavedModel alone.
     """
     listed = _REFUSED.get((name, table), "")
     names = listed.split("," if table == "layers" else None)
