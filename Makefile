@@ -13,7 +13,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # ONNX Runtime would report its use to Microsoft.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint requirements bench clean
 
 demo: $(DEMO)
 	$(VENV)/bin/keras-distill demo
@@ -25,6 +25,14 @@ lint: $(DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# That all requirements can be had together on every Python that setup.cfg names.
+requirements: $(DEV)
+	for version in $$(sed -n 's/.*Python :: \(3\.[0-9]*\)$$/\1/p' setup.cfg); do \
+	  echo "requirements on Python $$version"; \
+	  $(VENV)/bin/uv pip compile --quiet --python-version $$version --extra dev \
+	    -c constraints.txt pyproject.toml >/dev/null || exit 1; \
+	done
 
 bench: $(DEV)
 	$(VENV)/bin/python benchmarks/step_overhead.py
