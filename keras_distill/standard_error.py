@@ -55,6 +55,15 @@ def without(noise: re.Pattern[bytes]) -> Iterator[None]:
                 os.write(2, b"".join(lines))
 
 
+def silence() -> None:
+    """Drop what the process writes to its standard error from here on."""
+    _flush()
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+
+
 def _flush() -> None:
     if sys.stderr is not None:
         with suppress(OSError, ValueError):

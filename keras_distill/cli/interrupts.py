@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from keras_distill import standard_error
+
 INTERRUPTED = 130
 # Whoever presses it twice at once means one end, which removes what is unfinished.
 _SECONDS_TO_CLEAN_UP = 2.0
@@ -61,6 +63,8 @@ class Interrupts:
     ) -> None:
         if self._before is None:
             return
+        if self.seen:  # a block that filters lines has put the descriptor back
+            self._silence()
         sys.unraisablehook = self._hook
         after = self._before if self._restore else signal.SIG_IGN
         signal.signal(signal.SIGINT, after)
@@ -72,7 +76,13 @@ class Interrupts:
         if self._last is not None and now - self._last < _SECONDS_TO_CLEAN_UP:
             return
         self._last = now
+        self._silence()
         raise KeyboardInterrupt
+
+    def _silence(self) -> None:
+        """Drop the tracebacks that C++ prints where a library is interrupted in it."""
+        if not self._restore:
+            standard_error.silence()
 
     def _unraisable(self, unraisable: Any) -> None:
         """Raise again what came inside a destructor, where Python drops it."""

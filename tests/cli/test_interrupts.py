@@ -126,3 +126,21 @@ def test_outside_the_main_thread_nothing_changes():
     thread.start()
     thread.join()
     assert seen == [signal.default_int_handler]
+
+
+def test_what_a_library_prints_of_an_interrupt_is_dropped():
+    """As a traceback of C++ that was called back when the signal came."""
+    code = """
+import os, signal
+from keras_distill.cli.interrupts import Interrupts
+os.write(2, b"before")
+with Interrupts(restore=False):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        os.write(2, b"Traceback (most recent call last)")
+"""
+    # under the command's name, which keeps TensorFlow from being imported
+    code = f"import sys; sys.argv = ['keras-distill']\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"before")
