@@ -139,11 +139,15 @@ def check_known(call: str, given: Mapping[str, Any], known: Iterable[str]) -> No
         )
 
 
-def parameters(function: Callable[..., Any]) -> list[str]:
-    """Return the names that a function's arguments may be given by."""
+def parameters(*functions: Callable[..., Any]) -> list[str]:
+    """Return the names that arguments of any of the functions may be given by."""
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    signature = inspect.signature(function)
-    return [p.name for p in signature.parameters.values() if p.kind not in kinds]
+    return [
+        parameter.name
+        for function in functions
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind not in kinds
+    ]
 
 
 def explained(init: Callable[..., None]) -> Callable[..., None]:

@@ -94,7 +94,7 @@ class DistillationTerm:
             **{name: keras.metrics.Mean(name) for name in means},
             **{
                 name: _metric_of(name, value)
-                for name, value in self._hyperparameters().items()
+                for name, value in self.hyperparameters.items()
             },
         }
         self.log_members(members)
@@ -145,7 +145,8 @@ class DistillationTerm:
     @property
     def hyperparameters(self) -> dict[str, Hyperparameter]:
         """Weights and scheduled temperatures, by the names that they're logged by."""
-        return self._hyperparameters()
+        weights = keras.tree.flatten(self._alpha)
+        return {weight.name: weight for weight in weights} | _temperatures(self._losses)
 
     def final_alpha(self) -> float:
         """Return the largest weight that is left late in training."""
@@ -274,16 +275,11 @@ class DistillationTerm:
             structure, batch.student_output, self._output_names
         )
 
-    def _hyperparameters(self) -> dict[str, Hyperparameter]:
-        """Return what is logged beside the losses, by the name that it's logged by."""
-        weights = keras.tree.flatten(self._alpha)
-        return {weight.name: weight for weight in weights} | _temperatures(self._losses)
-
     def _log(self, terms: dict[str, Tensor], batch: Batch) -> None:
         rows = ops.shape(keras.tree.flatten(batch.student_output)[0])[0]
         for name, value in terms.items():
             self.metrics[name].update_state(value * replicas(), sample_weight=rows)
-        for name, value in self._hyperparameters().items():
+        for name, value in self.hyperparameters.items():
             self.metrics[name].update_state(value.at(batch.step))
 
 

@@ -123,8 +123,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        own, of_keras = Distiller.__init__, keras.Layer.__init__
-        known = [*arguments.parameters(own), *arguments.parameters(of_keras)]
+        known = arguments.parameters(Distiller.__init__, keras.Layer.__init__)
         arguments.check_known("Distiller", kwargs, known)
         if not isinstance(student, keras.Model):
             raise TypeError(
@@ -298,8 +297,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 fixed teacher holds weights that the student trains; if arguments of a
                 teacher that trains lack `teacher_loss`.
         """
-        own, of_keras = Distiller.compile, keras.Model.compile
-        known = [*arguments.parameters(own), *arguments.parameters(of_keras)]
+        known = arguments.parameters(Distiller.compile, keras.Model.compile)
         arguments.check_known("compile", kwargs, known)
         arguments.check_distillation_loss(distillation_loss)
         if distillation_loss is None:
