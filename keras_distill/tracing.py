@@ -1,4 +1,4 @@
-"""Steps that can be traced again after an error in their first trace."""
+"""Steps that are traced once, and again after an error in their first trace."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +25,8 @@ class Retraceable(keras.Model):
 
     def make_train_function(self, force: bool = False) -> None:
         """Build the function that `fit` calls."""
+        if self.built and not self.optimizer.built and self.trainable_variables:
+            self.optimizer.build(self.trainable_variables)
         self._make("train_function", super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> None:
@@ -61,6 +63,30 @@ class Retraceable(keras.Model):
             return outputs
 
         setattr(self, name, checked_step)
+
+
+def build_outside(model: keras.Model) -> None:
+    """Let Keras build a compiled model's losses and metrics outside of the step.
+
+    Keras builds them from the first batch, while the step is traced. TensorFlow traces
+    a function a second time if its first trace creates variables, and training would
+    begin half as fast.
+    """
+    for part in _compiled_parts([model]):
+        object.__setattr__(part, "build", _outside(part.build))
+
+
+def _outside(build: Callable[..., None]) -> Callable[..., None]:
+    def build_outside_of_a_trace(*args: Any, **kwargs: Any) -> None:
+        with tf.init_scope(), tf.variable_creator_scope(_at_once):
+            build(*args, **kwargs)
+
+    return build_outside_of_a_trace
+
+
+def _at_once(create: Callable[..., tf.Variable], **kwargs: Any) -> tf.Variable:
+    """Create a variable with its value, not one that the function traced fills."""
+    return create(**{**kwargs, "experimental_enable_variable_lifting": False})
 
 
 def _compiled_parts(models: Sequence[keras.Model]) -> list[Any]:

@@ -6,10 +6,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import outputs, own_training
+from keras_distill import outputs, own_training, tracing
 from keras_distill.labels import structures, units
 from keras_distill.labels.probabilities import checked_probabilities
 from keras_distill.outputs import of_rank
+from keras_distill.signatures import like
 
 Tensor = Any
 tree = keras.tree
@@ -163,6 +164,12 @@ class LabelledModel(keras.Model):
     def _read(self, x: Any) -> Any:
         """Return the inputs that the model reads."""
         raise NotImplementedError
+
+    @like(keras.Model.compile)
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Configure training, as `keras.Model.compile` does."""
+        super().compile(*args, **kwargs)
+        tracing.build_outside(self)
 
     def compute_loss(
         self,
