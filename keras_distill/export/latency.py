@@ -14,6 +14,7 @@ from keras_distill.export.batches import Arrays
 from keras_distill.export.examples import Examples
 from keras_distill.export.loading import load_model
 from keras_distill.export.manifest import Manifest
+from keras_distill.export.names import any_name
 from keras_distill.export.serving import serve, tensors_of
 from keras_distill.export.verification import check_files
 
@@ -141,7 +142,8 @@ def _keras(
     def predict(batch: Arrays) -> Any:
         packed = served.pack({name: batch[name] for name in served.inputs})
         size = len(next(iter(batch.values())))
-        return model.predict(packed, batch_size=size, verbose=0)
+        with any_name():
+            return model.predict(packed, batch_size=size, verbose=0)
 
     return {KERAS_PREDICT: predict, KERAS_FUNCTION: function}
 

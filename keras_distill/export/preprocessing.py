@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_distill.export import signature
 from keras_distill.export.loading import served_model
+from keras_distill.export.names import any_name
 from keras_distill.export.portability import (
     described,
     is_graph,
@@ -354,7 +355,9 @@ def _handed_over(preprocessing: keras.Model) -> dict[str, str]:
         name: tf.TensorSpec(tensor.shape, tensor.dtype)
         for name, tensor in preprocessing.input.items()
     }
-    tf.function(trace, input_signature=[specs], autograph=False).get_concrete_function()
+    function = tf.function(trace, input_signature=[specs], autograph=False)
+    with any_name():
+        function.get_concrete_function()
     return dtypes
 
 

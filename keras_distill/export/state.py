@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_distill.scopes import scopes_kept
+
 _ASSIGNMENTS = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
 _TABLE_UPDATES = {"LookupTableInsertV2", "LookupTableImportV2", "LookupTableRemoveV2"}
 # Of `tf.random.Generator`.
@@ -70,7 +72,8 @@ def untouched(*models: keras.layers.Layer | None) -> Iterator[None]:
     layers = [layer for model in models if model for layer in model._flatten_layers()]
     losses = [(list(layer._losses), set(layer._loss_ids)) for layer in layers]
     try:
-        yield
+        with scopes_kept():
+            yield
     finally:
         for layer, (own, ids) in zip(layers, losses, strict=True):
             layer._losses[:] = own

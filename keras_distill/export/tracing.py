@@ -49,7 +49,7 @@ def _message(
     return (
         "`model` can't be traced, and every format is made of its trace. Received: "
         f"{reason}; inputs of the shapes {shapes}, where None is an open size. "
-        f"{_remedy(text, operation, inputs)}"
+        f"{_remedy(operation, inputs)}"
     )
 
 
@@ -64,12 +64,7 @@ def _failed(model: keras.layers.Layer, packed: Any) -> Call | None:
     return None
 
 
-def _remedy(text: str, operation: Any, inputs: Specs) -> str:
-    if "scope name" in text:
-        return (
-            "Name the model and its layers with letters, digits and underscores, as "
-            "`keras.Model(inputs, outputs, name='my_student')`."
-        )
+def _remedy(operation: Any, inputs: Specs) -> str:
     if operation is not None and not isinstance(operation, keras.layers.Layer):
         own = "build the model without it"
     else:
