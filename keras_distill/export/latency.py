@@ -2,14 +2,15 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_distill.export import arguments, examples, manifest, parity
+from keras_distill.export import arguments, examples, manifest, parity, state
 from keras_distill.export.batches import Arrays
 from keras_distill.export.examples import Examples
 from keras_distill.export.loading import load_model
@@ -90,19 +91,35 @@ def measure(
     manifest.check_examples(answers, described)
     kept = answers["inputs"]
     sides = _artefacts(directory, described, threads)
-    if model is not None:
-        sides |= _keras(load_model(model), answers, described)
+    loaded = None if model is None else load_model(model)
     fixed = described.get("batch_size")
     rows = []
-    for batch_size in [fixed] if fixed else batch_sizes:
-        batch = {
-            name: np.resize(array, (batch_size, *array.shape[1:]))
-            for name, array in kept.items()
-        }
-        timed = _interleaved(sides, batch, calls, seconds)
-        predict = timed.get(KERAS_PREDICT)
-        rows += [_row(name, batch_size, t, predict) for name, t in timed.items()]
+    with _as_it_was(loaded):
+        if loaded is not None:
+            sides |= _keras(loaded, answers, described)
+        for batch_size in [fixed] if fixed else batch_sizes:
+            batch = {
+                name: np.resize(array, (batch_size, *array.shape[1:]))
+                for name, array in kept.items()
+            }
+            timed = _interleaved(sides, batch, calls, seconds)
+            predict = timed.get(KERAS_PREDICT)
+            rows += [_row(name, batch_size, t, predict) for name, t in timed.items()]
     return rows
+
+
+@contextmanager
+def _as_it_was(model: keras.Model | None) -> Iterator[None]:
+    """Leave a model as the caller gave it, also without what `predict` traces."""
+    if model is None:
+        yield
+        return
+    with state.untouched(model):
+        predict = model.predict_function
+        try:
+            yield
+        finally:
+            model.predict_function = predict
 
 
 def _artefacts(

@@ -169,5 +169,6 @@ def _concrete(
     """Return a `tf.function` and its graph; refuse what updates `models`."""
     function = trace(call, inputs)
     concrete = function.get_concrete_function()
-    state.refuse_updates(concrete, models)
+    again = trace(call, inputs)
+    state.refuse_updates(again.get_concrete_function, concrete, models)
     return function, concrete
