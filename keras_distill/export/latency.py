@@ -17,6 +17,7 @@ from keras_distill.export.loading import load_model
 from keras_distill.export.manifest import Manifest
 from keras_distill.export.names import any_name
 from keras_distill.export.serving import serve, tensors_of
+from keras_distill.export.values import as_float, as_int
 from keras_distill.export.verification import check_files
 
 Row = dict[str, Any]
@@ -63,7 +64,8 @@ def measure(
         FileNotFoundError: `directory` holds no export.
         ImportError: The runtime of an artefact isn't installed.
         ParityError: A file isn't the published one.
-        ValueError: `model` isn't the one that the export was made from.
+        ValueError: A number isn't usable, or `model` isn't the one that the export was
+            made from.
 
     Example:
     >>> import tempfile
@@ -79,10 +81,25 @@ def measure(
     >>> [(row["side"], row["batch_size"], row["calls"]) for row in rows]
     [('saved_model', 1, 10)]
     """
-    if not batch_sizes or min(batch_sizes) < 1:
+    sizes = _whole_numbers(batch_sizes)
+    if not sizes:
         raise ValueError(
-            "`batch_sizes` must be numbers from 1 on. "
-            f"Received: batch_sizes={batch_sizes}."
+            "`batch_sizes` must be a list of whole numbers from 1 on. "
+            f"Received: batch_sizes={batch_sizes!r}."
+        )
+    if not _whole_numbers([calls]):
+        raise ValueError(
+            f"`calls` must be a whole number from 1 on. Received: calls={calls!r}."
+        )
+    if threads is not None and not _whole_numbers([threads]):
+        raise ValueError(
+            "`threads` must be a whole number from 1 on, or None for the runtime's own "
+            f"choice. Received: threads={threads!r}."
+        )
+    limit = as_float(seconds)
+    if limit is None or not limit > 0:
+        raise ValueError(
+            f"`seconds` must be a positive number. Received: seconds={seconds!r}."
         )
     directory = Path(directory)
     described = manifest.require(directory, to_run=True)
@@ -97,15 +114,22 @@ def measure(
     with _as_it_was(loaded):
         if loaded is not None:
             sides |= _keras(loaded, answers, described)
-        for batch_size in [fixed] if fixed else batch_sizes:
+        for batch_size in [fixed] if fixed else sizes:
             batch = {
                 name: np.resize(array, (batch_size, *array.shape[1:]))
                 for name, array in kept.items()
             }
-            timed = _interleaved(sides, batch, calls, seconds)
+            timed = _interleaved(sides, batch, calls, limit)
             predict = timed.get(KERAS_PREDICT)
             rows += [_row(name, batch_size, t, predict) for name, t in timed.items()]
     return rows
+
+
+def _whole_numbers(values: Any) -> list[int]:
+    """Return the numbers as those of Python; none where one isn't whole, or below 1."""
+    given = [as_int(value) for value in values] if np.iterable(values) else []
+    whole = [value for value in given if value is not None and value >= 1]
+    return whole if len(whole) == len(given) else []
 
 
 @contextmanager
