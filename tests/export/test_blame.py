@@ -225,7 +225,7 @@ class TestWhereNothingIsNamed:
     def test_states_stay_as_they_were(self, monkeypatch):
         """Also where nothing refuses the model before its layers are tried."""
         monkeypatch.setattr(state, "refuse_stateful", lambda model: None)
-        monkeypatch.setattr(state, "refuse_updates", lambda function, models: None)
+        monkeypatch.setattr(state, "refuse_updates", lambda *_: None)
         memory = layers.LSTM(4, stateful=True, unroll=True)
         x = keras.Input(batch_shape=(3, 2, 4), name="x")
         model = keras.Model(x, {"y": Odd(name="o")(memory(x))})
@@ -320,7 +320,7 @@ def test_state_beside_captured_tensors_is_named(monkeypatch, tmp_path):
     batch = np.random.default_rng(0).random((3, 6, 6, 3), "float32")
     with pytest.raises(ValueError, match=r"layer 'sharp' \(RandomSharpness\), which"):
         export(model, tmp_path / "out", ["onnx"], example_batch=batch)
-    monkeypatch.setattr(state, "refuse_updates", lambda function, models: None)
+    monkeypatch.setattr(state, "refuse_updates", lambda *_: None)
     with pytest.raises(RuntimeError, match=r"failed in 'sharp' \(RandomSharpness\)"):
         export(model, tmp_path / "out", ["onnx"], example_batch=batch)
 
