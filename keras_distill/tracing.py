@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_distill.scopes import scopes_kept
+
 # How Keras learns that the data have ended.
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
 
@@ -37,6 +39,10 @@ class Retraceable(keras.Model):
         """Build the function that `predict` calls."""
         self._make("predict_function", super().make_predict_function, force)
 
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        with scopes_kept():
+            super()._symbolic_build(iterator, data_batch)
+
     def _make(self, name: str, make: Callable[..., None], force: bool) -> None:
         earlier = getattr(self, name)
         make(force=force)
@@ -50,7 +56,8 @@ class Retraceable(keras.Model):
         def checked_step(data: Any) -> Any:
             nonlocal has_run
             try:
-                outputs = step(data)
+                with scopes_kept():
+                    outputs = step(data)
             except _END_OF_DATA:
                 raise
             except BaseException:

@@ -7,11 +7,14 @@ from typing import Any
 import keras
 
 from keras_distill.export.formats import Refusal, Target
-from keras_distill.export.portability import described, unportable_layers
+from keras_distill.export.portability import described, is_graph, unportable_layers
+from keras_distill.export.preprocessing import split_preprocessing
 from keras_distill.export.serving import Served
 
 # Operators of text and of tables.
 _TEXT = re.compile(r"String|Regex|HashTable|LookupTable|lookup tables|AsString")
+# Operators that a converter knows in no type.
+_UNKNOWN = re.compile(r"Tensorflow op \[.+?\] is not supported|Custom ops: ")
 _OTHER_FLOATS = {"float16", "bfloat16", "float64"}
 
 
@@ -37,9 +40,10 @@ def remedies(
             f"export the float model with `quantize=...`, as {described(quantized[:3])}"
             f"{' and others are' if len(quantized) > 3 else ''} quantised by Keras"
         )
-    elif _TEXT.search(str(error)) or unportable_layers(
-        served.model, (target.format.name,)
-    ):
+    elif (
+        _TEXT.search(str(error))
+        or unportable_layers(served.model, (target.format.name,))
+    ) and _can_be_split(served.model, target.format.name):
         yield (
             "split off the preprocessing with `keras_distill.export."
             "split_preprocessing(model, formats)`, or with `--split-preprocessing` on "
@@ -53,13 +57,26 @@ def remedies(
         )
     else:
         others = {layer.compute_dtype for layer in layers} & _OTHER_FLOATS
-        if others:
+        if others and not _UNKNOWN.search(str(error)):
             yield f"compute in float32 rather than {', '.join(sorted(others))}"
         elif operations:
             yield (
                 "build the model without what is named here; docs/export.md lists what "
                 "each format holds"
             )
+
+
+def _can_be_split(model: keras.Model, name: str) -> bool:
+    """Tell whether `split_preprocessing` takes the model, by a try on a copy."""
+    try:
+        copy = keras.models.clone_model(model)
+    except Exception:  # of layers that can't be copied: the graph has to tell
+        return is_graph(model)
+    try:
+        split_preprocessing(copy, (name,))
+    except Exception:
+        return False
+    return True
 
 
 def is_quantized(layer: keras.layers.Layer) -> bool:

@@ -1,18 +1,18 @@
 """What callers of `export` may ask for, and what they get where they don't say."""
 
 import json
-import numbers
+import math
 import os
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_distill.export import litert, onnx, saved_model
 from keras_distill.export.evaluation import Evaluation
 from keras_distill.export.formats import FULL, Target
+from keras_distill.export.values import as_float, as_int, from_numpy
 
 # In the order of writing: LiteRT is converted from the SavedModel, and what is
 # quantised from what is not.
@@ -80,45 +80,38 @@ def tolerances(tolerance: float | Mapping[str, float] | None) -> dict[str, float
     """Return the tolerance of every precision."""
     if tolerance is None:
         return _TOLERANCES
-    given = dict(tolerance) if isinstance(tolerance, Mapping) else {FULL: tolerance}
-    wrong = [value for value in given.values() if not _is_number(value)]
-    if wrong:
+    named = dict(tolerance) if isinstance(tolerance, Mapping) else {FULL: tolerance}
+    given = {
+        name: value for name, v in named.items() if (value := as_float(v)) is not None
+    }
+    if len(given) < len(named):
         raise TypeError(
             f"`tolerance` must be a number, or a dict of numbers by {list(_TOLERANCES)}"
             f". Received: tolerance={tolerance!r}."
         )
-    unknown = set(given) - set(_TOLERANCES)
+    unknown = [name for name in given if name not in _TOLERANCES]
     if unknown:
         raise ValueError(
             f"`tolerance` must be a number or have the keys {list(_TOLERANCES)}. "
-            f"Received: keys={sorted(unknown)}."
+            f"Received: keys={unknown}."
         )
     for value in given.values():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise ValueError(
-                f"`tolerance` must be positive. Received: tolerance={tolerance}."
+                "`tolerance` must be positive and finite. "
+                f"Received: tolerance={tolerance}."
             )
     # No quantised artefact is nearer to Keras than the one that it is made from.
     floor = given.get(FULL, 0.0)
     return {name: max(value, floor) for name, value in _TOLERANCES.items()} | given
 
 
-def check_types(
-    directory: Any, batch_size: Any, preprocessing: Any, evaluation: Any
-) -> None:
+def check_types(directory: Any, preprocessing: Any, evaluation: Any) -> None:
     """Raise where an argument is of a type that can't be used."""
     if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
         raise TypeError(
             "`directory` must be the path of a directory. "
             f"Received: directory={directory!r}."
-        )
-    whole = isinstance(batch_size, int | np.integer) and not isinstance(
-        batch_size, bool
-    )
-    if batch_size is not None and not whole:
-        raise TypeError(
-            "`batch_size` must be a whole number, or None for any size. "
-            f"Received: batch_size={batch_size!r}."
         )
     if preprocessing is not None and not isinstance(preprocessing, keras.Layer):
         raise TypeError(
@@ -134,8 +127,21 @@ def check_types(
         )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+def fixed_size(batch_size: Any) -> int | None:
+    """Return the only batch size that artefacts take; None for any."""
+    if batch_size is None:
+        return None
+    whole = as_int(batch_size)
+    if whole is None:
+        raise TypeError(
+            "`batch_size` must be a whole number, or None for any size. "
+            f"Received: batch_size={batch_size!r}."
+        )
+    if whole < 1:
+        raise ValueError(
+            f"`batch_size` must be at least 1. Received: batch_size={batch_size}."
+        )
+    return whole
 
 
 def _shown(value: Any) -> str:
@@ -143,10 +149,7 @@ def _shown(value: Any) -> str:
 
 
 def check_data(
-    targets: Sequence[Target],
-    example_batch: Any,
-    calibration_data: Any,
-    batch_size: int | None,
+    targets: Sequence[Target], example_batch: Any, calibration_data: Any
 ) -> None:
     """Raise where data is missing that the targets need, or given for nothing."""
     if example_batch is None:
@@ -166,10 +169,6 @@ def check_data(
             "`calibration_data` is for `quantize` 'int8' or 'integer_only'. "
             f"Received: calibration_data for {[target.name for target in targets]}."
         )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(
-            f"`batch_size` must be at least 1. Received: batch_size={batch_size}."
-        )
 
 
 def as_json(provenance: Mapping[str, Any] | None) -> Any:
@@ -177,7 +176,8 @@ def as_json(provenance: Mapping[str, Any] | None) -> Any:
     try:
         if provenance is not None and not isinstance(provenance, Mapping):
             raise TypeError(f"a {type(provenance).__name__}")
-        return json.loads(json.dumps(provenance, allow_nan=False))
+        text = json.dumps(provenance, allow_nan=False, default=from_numpy)
+        return json.loads(text)
     except (TypeError, ValueError) as error:
         raise ValueError(
             "`provenance` must be a dict of what JSON can hold. "

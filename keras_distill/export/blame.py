@@ -60,7 +60,8 @@ class Examiner:
             others.append("raise `tolerance`, as the model computes in 16 bits")
         if target.precision != FULL:
             return Diagnosis("", tuple(others))
-        calls, note = self._tried(target, self.tolerance)
+        output = getattr(error, "output", None)
+        calls, note = self._tried(target, self.tolerance, output)
         return Diagnosis(_named(calls), tuple(others), note)
 
     def _at_fault(self, target: Target, error: Exception) -> tuple[list[Call], str]:
@@ -70,10 +71,13 @@ class Examiner:
         return self._tried(target)
 
     def _tried(
-        self, target: Target, tolerance: float | None = None
+        self,
+        target: Target,
+        tolerance: float | None = None,
+        output: str | None = None,
     ) -> tuple[list[Call], str]:
         try:
-            verdict = trials.find(self.served, target, self.batch, tolerance)
+            verdict = trials.find(self.served, target, self.batch, tolerance, output)
         except Exception:
             # What failed before is what the caller has to read.
             return [], _NOT_ALL_TRIED

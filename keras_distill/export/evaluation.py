@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from keras_distill.export.batches import Arrays, pieces, size_of
 from keras_distill.export.formats import Loaded, Target
 from keras_distill.export.parity import ParityError
 from keras_distill.export.serving import Served
+from keras_distill.export.values import as_float, as_int
 
 
 class Evaluation:
@@ -42,7 +44,7 @@ class Evaluation:
         batch_size: How many examples run at once; arrays are cut to it.
 
     Raises:
-        TypeError: `metric` isn't a Keras metric.
+        TypeError: `metric` isn't a Keras metric, or a number isn't one.
         ValueError: `max_drop` or `batch_size` or `mode` isn't usable.
 
     Example:
@@ -71,9 +73,15 @@ class Evaluation:
                 "`keras.metrics.SparseCategoricalAccuracy()`. "
                 f"Received: {metric!r} of type {type(metric).__name__}."
             )
-        if not max_drop >= 0:
+        drop, size = as_float(max_drop), as_int(batch_size)
+        if drop is None:
+            raise TypeError(
+                f"`max_drop` must be a number. Received: max_drop={max_drop!r}."
+            )
+        if not 0 <= drop < math.inf:
             raise ValueError(
-                f"`max_drop` must be at least 0. Received: max_drop={max_drop}."
+                "`max_drop` must be finite and at least 0. "
+                f"Received: max_drop={max_drop}."
             )
         # As `ModelCheckpoint` does; "up", "down" or None.
         direction = getattr(metric, "_direction", None)
@@ -84,7 +92,12 @@ class Evaluation:
                 "`mode` must be 'max' or 'min', which can't be told of the metric "
                 f"{metric.name!r}. Received: mode={mode!r}."
             )
-        if batch_size < 1:
+        if size is None:
+            raise TypeError(
+                "`batch_size` must be a whole number. "
+                f"Received: batch_size={batch_size!r}."
+            )
+        if size < 1:
             raise ValueError(
                 f"`batch_size` must be at least 1. Received: batch_size={batch_size}."
             )
@@ -95,10 +108,10 @@ class Evaluation:
             )
         self.data = data
         self.metric = metric
-        self.max_drop = max_drop
+        self.max_drop = drop
         self.output = output
         self.mode = mode
-        self.batch_size = batch_size
+        self.batch_size = size
         self._select: Callable[[Any], Any] = lambda inputs: inputs
 
     def batches(self) -> Iterator[tuple[Any, Any, Any]]:

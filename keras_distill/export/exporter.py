@@ -154,8 +154,9 @@ def export(
     [{'name': 'x', 'dtype': 'float32', 'shape': [None, 4]}]
     """
     wanted = arguments.targets(formats, quantize)
-    arguments.check_types(directory, batch_size, preprocessing, evaluation)
-    arguments.check_data(wanted, example_batch, calibration_data, batch_size)
+    arguments.check_types(directory, preprocessing, evaluation)
+    batch_size = arguments.fixed_size(batch_size)
+    arguments.check_data(wanted, example_batch, calibration_data)
     provenance = arguments.as_json(provenance)
     tolerances = arguments.tolerances(tolerance)
     for target in wanted:

@@ -2,19 +2,22 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_distill.export import arguments, examples, manifest, parity
+from keras_distill.export import arguments, examples, manifest, parity, state
 from keras_distill.export.batches import Arrays
 from keras_distill.export.examples import Examples
 from keras_distill.export.loading import load_model
 from keras_distill.export.manifest import Manifest
+from keras_distill.export.names import any_name
 from keras_distill.export.serving import serve, tensors_of
+from keras_distill.export.values import as_float, as_int
 from keras_distill.export.verification import check_files
 
 Row = dict[str, Any]
@@ -61,7 +64,8 @@ def measure(
         FileNotFoundError: `directory` holds no export.
         ImportError: The runtime of an artefact isn't installed.
         ParityError: A file isn't the published one.
-        ValueError: `model` isn't the one that the export was made from.
+        ValueError: A number isn't usable, or `model` isn't the one that the export was
+            made from.
 
     Example:
     >>> import tempfile
@@ -77,10 +81,25 @@ def measure(
     >>> [(row["side"], row["batch_size"], row["calls"]) for row in rows]
     [('saved_model', 1, 10)]
     """
-    if not batch_sizes or min(batch_sizes) < 1:
+    sizes = _whole_numbers(batch_sizes)
+    if not sizes:
         raise ValueError(
-            "`batch_sizes` must be numbers from 1 on. "
-            f"Received: batch_sizes={batch_sizes}."
+            "`batch_sizes` must be a list of whole numbers from 1 on. "
+            f"Received: batch_sizes={batch_sizes!r}."
+        )
+    if not _whole_numbers([calls]):
+        raise ValueError(
+            f"`calls` must be a whole number from 1 on. Received: calls={calls!r}."
+        )
+    if threads is not None and not _whole_numbers([threads]):
+        raise ValueError(
+            "`threads` must be a whole number from 1 on, or None for the runtime's own "
+            f"choice. Received: threads={threads!r}."
+        )
+    limit = as_float(seconds)
+    if limit is None or not limit > 0:
+        raise ValueError(
+            f"`seconds` must be a positive number. Received: seconds={seconds!r}."
         )
     directory = Path(directory)
     described = manifest.require(directory, to_run=True)
@@ -89,19 +108,42 @@ def measure(
     manifest.check_examples(answers, described)
     kept = answers["inputs"]
     sides = _artefacts(directory, described, threads)
-    if model is not None:
-        sides |= _keras(load_model(model), answers, described)
+    loaded = None if model is None else load_model(model)
     fixed = described.get("batch_size")
     rows = []
-    for batch_size in [fixed] if fixed else batch_sizes:
-        batch = {
-            name: np.resize(array, (batch_size, *array.shape[1:]))
-            for name, array in kept.items()
-        }
-        timed = _interleaved(sides, batch, calls, seconds)
-        predict = timed.get(KERAS_PREDICT)
-        rows += [_row(name, batch_size, t, predict) for name, t in timed.items()]
+    with _as_it_was(loaded):
+        if loaded is not None:
+            sides |= _keras(loaded, answers, described)
+        for batch_size in [fixed] if fixed else sizes:
+            batch = {
+                name: np.resize(array, (batch_size, *array.shape[1:]))
+                for name, array in kept.items()
+            }
+            timed = _interleaved(sides, batch, calls, limit)
+            predict = timed.get(KERAS_PREDICT)
+            rows += [_row(name, batch_size, t, predict) for name, t in timed.items()]
     return rows
+
+
+def _whole_numbers(values: Any) -> list[int]:
+    """Return the numbers as those of Python; none where one isn't whole, or below 1."""
+    given = [as_int(value) for value in values] if np.iterable(values) else []
+    whole = [value for value in given if value is not None and value >= 1]
+    return whole if len(whole) == len(given) else []
+
+
+@contextmanager
+def _as_it_was(model: keras.Model | None) -> Iterator[None]:
+    """Leave a model as the caller gave it, also without what `predict` traces."""
+    if model is None:
+        yield
+        return
+    with state.untouched(model):
+        predict = model.predict_function
+        try:
+            yield
+        finally:
+            model.predict_function = predict
 
 
 def _artefacts(
@@ -141,7 +183,8 @@ def _keras(
     def predict(batch: Arrays) -> Any:
         packed = served.pack({name: batch[name] for name in served.inputs})
         size = len(next(iter(batch.values())))
-        return model.predict(packed, batch_size=size, verbose=0)
+        with any_name():
+            return model.predict(packed, batch_size=size, verbose=0)
 
     return {KERAS_PREDICT: predict, KERAS_FUNCTION: function}
 

@@ -29,7 +29,13 @@ _MASK = 1e4
 
 
 class ParityError(RuntimeError):
-    """An artefact isn't the model that it was made of."""
+    """An artefact isn't the model that it was made of.
+
+    Attributes:
+        output: The name of the output that differs, where it is one.
+    """
+
+    output: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,11 +163,7 @@ def compare(
         with target.explaining(action, examine):
             given = loaded.run(batch)
         try:
-            for name, scale in scales.items():
-                label = f"output {name!r} of the {target.name} artefact"
-                largest |= _difference(
-                    label, given[name], wanted[name], scale, tolerance
-                )
+            largest |= _differences(target.name, given, wanted, scales, tolerance)
         except ParityError as error:
             cause = _of_optimizer(loaded, batch, given, wanted, scales, tolerance)
             advice = _advice(target, error, examine)
@@ -182,8 +184,7 @@ def _of_optimizer(
         return ""
     try:
         plain = loaded.unoptimized().run(batch)
-        for name, scale in scales.items():
-            _difference("", plain[name], wanted[name], scale, tolerance)
+        _differences("", plain, wanted, scales, tolerance)
     except Exception:
         return ""
     distances = {
@@ -220,9 +221,7 @@ def compare_probes(
                     for name, scale in expected.scales.items()
                     if probe.outputs is None or name in probe.outputs
                 }
-                for name, scale in scales.items():
-                    label = f"output {name!r} of the {target.name} artefact"
-                    _difference(label, given[name], wanted[name], scale, tolerance)
+                _differences(target.name, given, wanted, scales, tolerance)
             except RuntimeError as error:
                 raise ParityError(
                     f"The {target.name} artefact must compute what Keras does for "
@@ -288,6 +287,25 @@ def _check_names(
             f"The {artefact} artefact must have the {kind} names {sorted(wanted)}. "
             f"Received: {sorted(given)}."
         )
+
+
+def _differences(
+    artefact: str,
+    given: Arrays,
+    wanted: Arrays,
+    scales: dict[str, float],
+    tolerance: float | None,
+) -> Difference:
+    """Return the largest difference of the outputs that have a scale."""
+    largest = Difference()
+    for name, scale in scales.items():
+        label = f"output {name!r} of the {artefact} artefact"
+        try:
+            largest |= _difference(label, given[name], wanted[name], scale, tolerance)
+        except ParityError as error:
+            error.output = name
+            raise
+    return largest
 
 
 def _difference(

@@ -10,8 +10,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_distill.export import signature
+from keras_distill.export import signature, state
 from keras_distill.export.loading import served_model
+from keras_distill.export.names import any_name
 from keras_distill.export.portability import (
     described,
     is_graph,
@@ -83,6 +84,13 @@ def split_preprocessing(
             f"{type(model).__name__}. Build it with `keras.Model(inputs, outputs)`, or "
             "look up, hash and split text outside it, and export what is left."
         )
+    with state.untouched(model):
+        return _split(model, formats)
+
+
+def _split(
+    model: keras.Model, formats: Sequence[str]
+) -> tuple[keras.Model, keras.Model]:
     specs = signature.input_specs(model, None)
     structure = model.outputs[0] if _is_sequential(model) else model.output
     outputs = signature.name_outputs(model, structure, specs)
@@ -354,7 +362,9 @@ def _handed_over(preprocessing: keras.Model) -> dict[str, str]:
         name: tf.TensorSpec(tensor.shape, tensor.dtype)
         for name, tensor in preprocessing.input.items()
     }
-    tf.function(trace, input_signature=[specs], autograph=False).get_concrete_function()
+    function = tf.function(trace, input_signature=[specs], autograph=False)
+    with any_name():
+        function.get_concrete_function()
     return dtypes
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from keras_distill.export import manifest
+from keras_distill.export.values import as_int
 from keras_distill.files import flush
 
 # From the Linux headers: paths relative to the working directory; swap two paths.
@@ -58,9 +59,10 @@ def place(
     """
     if version is None:
         return directory, check_replaceable
-    if version == "next":
+    if isinstance(version, str) and version == "next":
         version = 1 + max(_versions(directory), default=0)
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+    number = as_int(version)
+    if number is None or number < 1:
         raise ValueError(
             "`version` must be a number from 1 on, 'next', or None. "
             f"Received: version={version!r}."
@@ -71,7 +73,7 @@ def place(
             f"{str(directory)!r}, which is an export by itself. Choose another "
             "directory, or leave out `version` to replace it."
         )
-    return directory / str(version), check_absent
+    return directory / str(number), check_absent
 
 
 def check_absent(directory: Path) -> None:

@@ -6,7 +6,8 @@ import keras
 import tensorflow as tf
 
 from keras_distill.export.batches import Arrays
-from keras_distill.export.formats import Conversion, Format, Loaded
+from keras_distill.export.formats import Conversion, Format, Loaded, Refusal
+from keras_distill.export.names import any_name
 from keras_distill.export.quiet import quiet
 
 SIGNATURE = "serving_default"
@@ -26,9 +27,10 @@ def write(conversion: Conversion, path: Path) -> None:
         models.append(served.raw.preprocessing)
         archive.add_endpoint(RAW_SIGNATURE, served.raw.function)
     for model in models:
+        _refuse_colons(model)
         for table in _tables(model):
             archive.track(table)
-    with quiet("tensorflow", "absl"):
+    with quiet("tensorflow", "absl"), any_name():
         archive.write_out(str(path), verbose=False)
 
 
@@ -54,6 +56,19 @@ def load_signature(path: Path, signature: str) -> Loaded:
         frozenset(function.structured_outputs),
         run,
     )
+
+
+def _refuse_colons(model: keras.layers.Layer) -> None:
+    """Raise where TensorFlow would take a part of a name for the number of an output.
+
+    LiteRT is converted from the SavedModel. ONNX takes such names.
+    """
+    for weight in model.variables:
+        if ":" in weight.path:
+            raise Refusal(
+                f"it can't hold weights with ':' in their names, as {weight.path!r}",
+                remedy="name the model and its layers without ':'",
+            )
 
 
 def _tables(

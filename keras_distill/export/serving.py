@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_distill.export import signature, state, tracing
 from keras_distill.export.batches import Arrays, by_name, to_arrays
 from keras_distill.export.convertible import convertible
+from keras_distill.export.names import any_name
 from keras_distill.export.signature import Specs
 
 Tensors = dict[str, tf.Tensor]
@@ -138,7 +139,7 @@ def trace(call: Callable[[Tensors], Tensors], inputs: Specs) -> Any:
     """Make a `tf.function`, with operations that the converters know."""
 
     def converted(tensors: Tensors) -> Tensors:
-        with convertible():
+        with convertible(), any_name():
             return call(tensors)
 
     return tf.function(converted, input_signature=[inputs], autograph=False)
@@ -168,5 +169,6 @@ def _concrete(
     """Return a `tf.function` and its graph; refuse what updates `models`."""
     function = trace(call, inputs)
     concrete = function.get_concrete_function()
-    state.refuse_updates(concrete, models)
+    again = trace(call, inputs)
+    state.refuse_updates(again.get_concrete_function, concrete, models)
     return function, concrete

@@ -1,5 +1,6 @@
 """The signature of a served model: names, shapes and dtypes of inputs and outputs."""
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,12 @@ _PORTABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # layer of the process and changes when the model is saved and loaded.
 _AUTOMATIC = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
 
+# For models that take several inputs as several arguments.
+IN_ONE_ARGUMENT = (
+    "Export `keras.Model([a, b], model(a, b))` of two `keras.Input`s, which shares the "
+    "weights."
+)
+
 
 def input_specs(
     model: keras.layers.Layer, example_batch: Any, batch_size: int | None = None
@@ -28,7 +35,10 @@ def input_specs(
     dtypes; and its shapes, of which only the batch size stays open.
     """
     tensors = _declared_inputs(model)
-    if tensors is None:
+    if tensors is not None:
+        _refuse_left_out(tensors, example_batch)
+    else:
+        _refuse_further_arguments(model)
         tensors = _named(_standardized(example_batch), "input")
     for name in tensors:
         if not isinstance(name, str) or not _PORTABLE.fullmatch(name):
@@ -41,6 +51,48 @@ def input_specs(
         name: tf.TensorSpec([batch_size, *tensor.shape[1:]], tensor.dtype, name=name)
         for name, tensor in tensors.items()
     }
+
+
+def further_arguments(model: keras.layers.Layer) -> dict[str, bool]:
+    """Return what `call` takes beside its first argument, and whether it needs it."""
+    if _is_functional(model):
+        return {}
+    first, *others = inspect.signature(model.call).parameters.values()
+    if first.kind is first.VAR_POSITIONAL:
+        others = [first, *others]
+    return {
+        it.name: it.default is it.empty and it.kind is not it.VAR_POSITIONAL
+        for it in others
+        if it.name not in ("training", "mask") and it.kind is not it.VAR_KEYWORD
+    }
+
+
+def _refuse_further_arguments(model: keras.layers.Layer) -> None:
+    needed = [name for name, needs in further_arguments(model).items() if needs]
+    if needed:
+        raise ValueError(
+            "`model` must take its inputs in the first argument of `call`, as a "
+            "tensor, a list or a dict. Received: "
+            f"{model.name!r} ({type(model).__name__}), whose `call` also needs "
+            f"{needed}. {IN_ONE_ARGUMENT}"
+        )
+
+
+def _refuse_left_out(declared: dict[str, Any], example_batch: Any) -> None:
+    """Raise where a batch has no values for an optional input, or None."""
+    given = example_batch
+    if isinstance(given, list | tuple):
+        given = dict(zip(declared, given, strict=False))
+    if not isinstance(given, dict):
+        return
+    for name, tensor in declared.items():
+        is_optional = getattr(tensor._keras_history.operation, "optional", False)
+        if is_optional and given.get(name) is None:
+            raise ValueError(
+                "`example_batch` must hold an array for every input, as the formats "
+                f"have no optional ones. Received: None for the input {name!r}. Pass "
+                "values for it, or build a model without it and copy the weights."
+            )
 
 
 def packing(

@@ -1,11 +1,13 @@
 """State that a call changes: refused, and the caller's model left as it was."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import keras
-import tensorflow as tf
+
+from keras_distill.export.recording import recording
+from keras_distill.scopes import scopes_kept
 
 _ASSIGNMENTS = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
 _TABLE_UPDATES = {"LookupTableInsertV2", "LookupTableImportV2", "LookupTableRemoveV2"}
@@ -36,28 +38,41 @@ def refuse_stateful(model: keras.layers.Layer) -> None:
             raise ValueError(_message(_named(layer), "its state", _RECURRENT))
 
 
-def refuse_updates(function: Any, models: Sequence[keras.layers.Layer]) -> None:
-    """Raise `ValueError` where a traced call would change state of the models.
+def refuse_updates(
+    trace: Callable[[], Any], function: Any, models: Sequence[keras.layers.Layer]
+) -> None:
+    """Raise `ValueError` where a traced call would change state outside of it.
 
     The traced graph lists every assignment, also those of custom layers, and tracing
-    runs none of them.
+    runs none of them. What is changed may be anywhere: a weight, a metric of a layer,
+    a variable in a list or of the caller's module.
 
     Args:
+        trace: Traces the call once more.
         function: A concrete function that calls the models with `training=False`.
-        models: The models whose state must stay.
+        models: The models that it calls.
     """
-    updated = list(_updated(function.graph))
+    graph = function.graph
+    # Keras' global seed belongs to no model; comparing the values finds its draws.
+    outer = {id(handle) for handle, _ in graph.captures} - _global_seed()
+    updated = [
+        (handle, kind, node)
+        for handle, kind, node in _updated(graph)
+        if id(handle) in outer
+    ]
     if not updated:
         return
     owners = _owners(models)
-    for handle, operation in updated:
-        if id(handle) in owners:
-            layer, name, advice = owners[id(handle)]
-            raise ValueError(_message(_named(layer), name, advice))
-        # Keras' global seed belongs to no model; comparing the values finds those.
-        if operation.type in _TABLE_UPDATES | _DRAWS:
-            what = _RANDOM if operation.type in _DRAWS else _OTHER
-            raise ValueError(_message("the operation", repr(operation.name), what))
+    handle, kind, node = next((u for u in updated if id(u[0]) in owners), updated[0])
+    if id(handle) in owners:
+        raise ValueError(_message(*owners[id(handle)]))
+    with recording() as recorded:
+        trace()
+    names = {id(variable.handle): variable.name for variable in graph.variables}
+    calls = recorded.makers.get(node, [])
+    owner = f"the layer {calls[0].label}" if calls else f"the operation {node!r}"
+    name = names.get(id(handle), "a table" if kind in _TABLE_UPDATES else "its seed")
+    raise ValueError(_message(owner, name, _RANDOM if kind in _DRAWS else _OTHER))
 
 
 @contextmanager
@@ -70,7 +85,8 @@ def untouched(*models: keras.layers.Layer | None) -> Iterator[None]:
     layers = [layer for model in models if model for layer in model._flatten_layers()]
     losses = [(list(layer._losses), set(layer._loss_ids)) for layer in layers]
     try:
-        yield
+        with scopes_kept():
+            yield
     finally:
         for layer, (own, ids) in zip(layers, losses, strict=True):
             layer._losses[:] = own
@@ -79,13 +95,14 @@ def untouched(*models: keras.layers.Layer | None) -> Iterator[None]:
 
 
 def _updated(
-    graph: Any, outside: Sequence[Any] | None = None
-) -> Iterator[tuple[Any, Any]]:
-    """Yield the outer tensor and the operation of each update, in nested graphs too.
+    graph: Any, outside: Sequence[Any] | None = None, around: str | None = None
+) -> Iterator[tuple[Any, str, str]]:
+    """Yield what each update changes, its type and its node, in nested graphs too.
 
     Args:
         graph: The graph of a function.
         outside: What its inputs are in the outermost function; None for that itself.
+        around: The node of the outermost function that this graph is run by.
     """
     if outside is None:
         origin = {id(inner): outer for outer, inner in graph.captures}
@@ -94,16 +111,16 @@ def _updated(
         origin = {id(inner): outer for inner, outer in pairs}
     for operation in graph.get_operations():
         inputs = [origin.get(id(tensor), tensor) for tensor in operation.inputs]
-        if _is_update(operation):
-            yield (inputs[0] if inputs else None), operation
+        node = around or operation.name
+        if inputs and _is_update(operation.type):
+            yield inputs[0], operation.type, node
         for inner in _nested(graph, operation):
             # The condition of `If` and `Case` comes before the arguments.
             extra = len(inputs) - len(inner.inputs)
-            yield from _updated(inner, inputs[max(extra, 0) :])
+            yield from _updated(inner, inputs[max(extra, 0) :], node)
 
 
-def _is_update(operation: Any) -> bool:
-    kind = operation.type
+def _is_update(kind: str) -> bool:
     known = kind in _ASSIGNMENTS | _TABLE_UPDATES | _DRAWS
     return known or kind.startswith(("ResourceScatter", "ResourceApply"))
 
@@ -117,25 +134,25 @@ def _nested(graph: Any, operation: Any) -> Iterator[Any]:
                 yield inner
 
 
-def _owners(models: Sequence[keras.layers.Layer]) -> dict[int, tuple[Any, str, str]]:
+def _global_seed() -> set[int]:
+    """Return the id of the handle of Keras' own seed; nothing where there is none."""
+    from keras.src.backend.common import global_state
+
+    generator = global_state.get_global_attribute("global_seed_generator")
+    return set() if generator is None else {id(generator.state.value.handle)}
+
+
+def _owners(models: Sequence[keras.layers.Layer]) -> dict[int, tuple[str, str, str]]:
     """Return layer, name and advice by the id of a variable's handle."""
-    owners: dict[int, tuple[Any, str, str]] = {}
-    for model in models:
-        for layer in model._flatten_layers():
-            # Variables that only TensorFlow knows of, as attributes of custom layers.
-            for child in tf.train.TrackableView(layer).children(layer).values():
-                if isinstance(child, tf.Variable):
-                    owners[id(child.handle)] = (layer, child.name, _OTHER)
-            for variable in _variables(layer):
-                owners[id(variable.value.handle)] = (layer, variable.path, _OTHER)
-            for generator in layer._seed_generators:
-                handle = generator.state.value.handle
-                owners[id(handle)] = (layer, generator.state.path, _RANDOM)
+    owners: dict[int, tuple[str, str, str]] = {}
+    for layer in (layer for model in models for layer in model._flatten_layers()):
+        for variable in layer._trainable_variables + layer._non_trainable_variables:
+            owner = _named(layer), variable.path, _OTHER
+            owners[id(variable.value.handle)] = owner
+        for generator in layer._seed_generators:
+            owner = _named(layer), generator.state.path, _RANDOM
+            owners[id(generator.state.value.handle)] = owner
     return owners
-
-
-def _variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def _named(layer: keras.layers.Layer) -> str:

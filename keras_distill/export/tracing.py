@@ -8,7 +8,11 @@ import keras
 import tensorflow as tf
 
 from keras_distill.export.recording import Call, recording
-from keras_distill.export.signature import Specs
+from keras_distill.export.signature import (
+    IN_ONE_ARGUMENT,
+    Specs,
+    further_arguments,
+)
 
 # Keras prints its errors in bold.
 _STYLES = re.compile(r"\x1b\[\d*m")
@@ -49,7 +53,7 @@ def _message(
     return (
         "`model` can't be traced, and every format is made of its trace. Received: "
         f"{reason}; inputs of the shapes {shapes}, where None is an open size. "
-        f"{_remedy(text, operation, inputs)}"
+        f"{_remedy(model, operation, inputs)}"
     )
 
 
@@ -64,12 +68,9 @@ def _failed(model: keras.layers.Layer, packed: Any) -> Call | None:
     return None
 
 
-def _remedy(text: str, operation: Any, inputs: Specs) -> str:
-    if "scope name" in text:
-        return (
-            "Name the model and its layers with letters, digits and underscores, as "
-            "`keras.Model(inputs, outputs, name='my_student')`."
-        )
+def _remedy(model: keras.layers.Layer, operation: Any, inputs: Specs) -> str:
+    if len(inputs) > 1 and further_arguments(model):
+        return IN_ONE_ARGUMENT
     if operation is not None and not isinstance(operation, keras.layers.Layer):
         own = "build the model without it"
     else:

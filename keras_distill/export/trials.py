@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_distill.export import parity
 from keras_distill.export.batches import Arrays, other_size
 from keras_distill.export.formats import Conversion, Target
-from keras_distill.export.recording import Call, recording
+from keras_distill.export.recording import Call, Recording, recording
 from keras_distill.export.serving import Served, Tensors, tensors_of, traced
 
 # Rows that a trial runs on: what the layers return for them is held in memory.
@@ -44,12 +44,14 @@ class _Unit:
 
     Attributes:
         call: The call, in eager mode.
+        traced: The same call in the trace of the model.
         inputs: Name to what its tensors are, as inputs of the trial.
         batches: The values of its tensors, one dict a batch.
         parts: The calls made in it, to look closer.
     """
 
     call: Call
+    traced: Call
     inputs: dict[str, tf.TensorSpec]
     batches: list[Arrays]
     parts: "list[_Unit]"
@@ -81,7 +83,11 @@ class _Unit:
 
 
 def find(
-    served: Served, target: Target, batch: Arrays, tolerance: float | None = None
+    served: Served,
+    target: Target,
+    batch: Arrays,
+    tolerance: float | None = None,
+    output: str | None = None,
 ) -> Verdict:
     """Export the layers of a model by themselves, within some seconds.
 
@@ -91,13 +97,15 @@ def find(
         batch: Named inputs of the model.
         tolerance: Also compare values with Keras', and find the first that is off.
             None looks for what can't be converted or run.
+        output: The output that is wrong: only what it is computed by is tried. None
+            tries all.
 
     Returns:
         Never more than what fails by itself: a difference that only appears where
         layers meet isn't found.
     """
     end = time.monotonic() + _SECONDS
-    units, complete = _units(served, batch)
+    units, complete = _units(served, batch, output)
     found, all_tried = _search(units, target, tolerance, end)
     inner = found
     while inner:
@@ -204,7 +212,9 @@ def _exported(trial: Served, target: Target, batches: list[Arrays]) -> list[Arra
         return [loaded.run(batch) for batch in batches]
 
 
-def _units(served: Served, batch: Arrays) -> tuple[list[_Unit], bool]:
+def _units(
+    served: Served, batch: Arrays, output: str | None
+) -> tuple[list[_Unit], bool]:
     """Return the calls of the model that can be tried; whether these are all."""
     batches = [{name: array[:_ROWS] for name, array in batch.items()}]
     if served.batch_size is None:
@@ -217,9 +227,35 @@ def _units(served: Served, batch: Arrays) -> tuple[list[_Unit], bool]:
             served.call(tensors_of(arrays))
         runs.append(recorded.root)
     with recording() as recorded:
-        traced(served.call, served.inputs)
+        function, outputs = traced(served.call, served.inputs)
     open_axes = any(None in spec.shape[1:] for spec in served.inputs.values())
-    return _units_in(recorded.root, runs, open_axes)
+    units, complete = _units_in(recorded.root, runs, open_axes)
+    if output is not None:
+        graph = function.get_concrete_function().graph
+        # A function has its outputs in the order of their names.
+        tensor = dict(zip(sorted(outputs), graph.outputs, strict=True))[output]
+        upstream = _upstream(tensor.op, recorded)
+        units = [unit for unit in units if unit.traced in upstream]
+    return units, complete
+
+
+def _upstream(operation: Any, recorded: Recording) -> set[Call]:
+    """Return the calls whose nodes an operation depends on, with those around them."""
+    calls: set[Call] = set()
+    seen: set[str] = set()
+    ends = [operation]
+    while ends:
+        node = ends.pop()
+        if node.name in seen:
+            continue
+        seen.add(node.name)
+        ends += [tensor.op for tensor in node.inputs]
+        for call in recorded.makers.get(node.name, []):
+            around: Call | None = call
+            while around is not None:
+                calls.add(around)
+                around = around.parent
+    return calls
 
 
 def _units_in(
@@ -257,7 +293,7 @@ def _unit(
         {f"input_{i}": tensor.numpy() for i, tensor in enumerate(tensors)}
         for tensors in leaves[1:]
     ]
-    return _Unit(runs[0], inputs, batches, parts)
+    return _Unit(runs[0], trace, inputs, batches, parts)
 
 
 def _tensors(structure: Any) -> list[Any]:

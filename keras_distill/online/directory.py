@@ -11,6 +11,7 @@ import keras
 
 from keras_distill import features, files
 from keras_distill.distiller import Distiller
+from keras_distill.scopes import scopes_kept
 from keras_distill.teachers.combining import check_combination, mean_outputs
 
 Tensor = Any
@@ -145,7 +146,8 @@ class SharedPeers(keras.callbacks.Callback):
             peer = self._read[name]
             try:
                 seen = features.select(peer.model, x)
-                said = peer.model(seen, training=False)
+                with scopes_kept():
+                    said = peer.model(seen, training=False)
                 if _shapes(said) != fitting:
                     raise ValueError(
                         f"outputs of shapes {_shapes(said)} where the student's are "

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_distill import features
+from keras_distill.scopes import scopes_kept
 from keras_distill.teachers.base import Teacher
 
 Array = Any
@@ -98,7 +99,8 @@ def _predict(teacher: Teacher, x: Any, batch_size: int) -> Any:
     """Return a teacher's outputs for all rows, as NumPy arrays."""
     x = features.select(teacher, x)
     if isinstance(teacher, keras.Model):
-        return teacher.predict(x, batch_size=batch_size, verbose=0)
+        with scopes_kept():
+            return teacher.predict(x, batch_size=batch_size, verbose=0)
     batches = [
         tree.map_structure(
             keras.ops.convert_to_numpy, teacher(_take(x, slice(i, i + batch_size)))

@@ -1,5 +1,6 @@
 """Losses of any kind, outputs of any rank, and what a student's class overrides."""
 
+import contextlib
 import functools
 from typing import Any
 
@@ -350,3 +351,25 @@ def test_peers_train_after_a_refused_fit() -> None:
     with pytest.raises(ValueError, match="y=None"):
         mutual.fit(X, verbose=0)
     assert np.isfinite(mutual.fit(X, Y, verbose=0).history["loss"][0])
+
+
+@pytest.mark.parametrize("call", ["fit", "evaluate", "predict"])
+@pytest.mark.parametrize("kind", ["distiller", "peers", "in a scope"])
+def test_a_refusal_leaves_no_name_scope_open(kind: str, call: str) -> None:
+    # Keras notes the name before TensorFlow refuses it.
+    student = keras.Sequential([keras.Input((FEATURES,)), layers.Dense(CLASSES)])
+    student.name = "my student"
+    model: Any = kd.Distiller(student, mlp(0))
+    if kind == "peers":
+        model = kd.online.MutualLearning([mlp(0), student])
+    model.compile("adam", crossentropy())
+    data = [X] if call == "predict" else [X, Y]
+    outer = ["outer"] if kind == "in a scope" else []
+    with contextlib.ExitStack() as scopes:
+        for name in outer:
+            scopes.enter_context(keras.name_scope(name))
+        with pytest.raises(ValueError, match="not a valid .*scope name"):
+            getattr(model, call)(*data, verbose=0)
+        new = layers.Dense(1, name="new")
+        new.build((None, 1))
+        assert new.kernel.path == "/".join([*outer, "new/kernel"])

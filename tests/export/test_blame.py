@@ -21,7 +21,7 @@ from keras_distill.export import (
 )
 from keras_distill.export.portability import unportable_layers
 from keras_distill.export.recording import recording
-from keras_distill.export.serving import serve
+from keras_distill.export.serving import serve, traced
 
 
 class Inverted(layers.Layer):
@@ -225,7 +225,7 @@ class TestWhereNothingIsNamed:
     def test_states_stay_as_they_were(self, monkeypatch):
         """Also where nothing refuses the model before its layers are tried."""
         monkeypatch.setattr(state, "refuse_stateful", lambda model: None)
-        monkeypatch.setattr(state, "refuse_updates", lambda function, models: None)
+        monkeypatch.setattr(state, "refuse_updates", lambda *_: None)
         memory = layers.LSTM(4, stateful=True, unroll=True)
         x = keras.Input(batch_shape=(3, 2, 4), name="x")
         model = keras.Model(x, {"y": Odd(name="o")(memory(x))})
@@ -260,6 +260,11 @@ def test_no_layer_is_named_that_is_right_by_itself(floats, monkeypatch, tmp_path
         export(model, tmp_path / "out", ["onnx"], example_batch=floats(3, 4))
 
 
+class Scaled(layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+
 class TestValues:
     def test_the_first_layer_that_is_off(self, floats, monkeypatch, tmp_path):
         """tf2onnx by itself has `sinc(0)` as NaN, for which Keras has 1."""
@@ -277,6 +282,43 @@ class TestValues:
             export(model, tmp_path / "out", ["onnx"], example_batch=floats(3, 4))
         assert "16 bits" not in str(caught.value)
         assert "evaluation" not in str(caught.value)
+
+    @pytest.mark.parametrize("wrong", ["a", "b"])
+    def test_only_what_the_output_depends_on(
+        self, wrong, floats, monkeypatch, tmp_path
+    ):
+        """Both outputs have a layer that is off, and one of them counts."""
+        x = keras.Input((4,), name="x")
+        shared = layers.Dense(4, name="shared")(x)
+        outputs = {
+            name: layers.Dense(2)(Scaled(name=f"scaled_{name}")(shared))
+            for name in ("a", "b")
+        }
+        model = keras.Model(x, outputs)
+
+        def write(conversion, path):
+            """Which gets `Scaled` wrong by itself, and one output of the model."""
+            served = conversion.served
+            parts = vars(served.model)
+
+            def is_off(name):
+                part = parts.get(f"part_{name[1:].split('_')[0]}")
+                return name == wrong or isinstance(part, Scaled)
+
+            def call(tensors):
+                values = served.call(tensors)
+                return {
+                    name: value + float(is_off(name)) for name, value in values.items()
+                }
+
+            function, _ = traced(call, served.inputs)
+            changed = dataclasses.replace(served, call=call, function=function)
+            onnx.write(dataclasses.replace(conversion, served=changed), path)
+
+        replaced(monkeypatch, onnx.FORMAT, write=write)
+        match = rf"output '{wrong}' of .*itself: 'scaled_{wrong}' \(Scaled\)"
+        with pytest.raises(ParityError, match=match):
+            export(model, tmp_path / "out", ["onnx"], example_batch=floats(3, 4))
 
     def test_of_a_layer_that_keras_traces_wrong(self, floats, tmp_path):
         x = keras.Input((None, 3), name="x")
@@ -320,7 +362,7 @@ def test_state_beside_captured_tensors_is_named(monkeypatch, tmp_path):
     batch = np.random.default_rng(0).random((3, 6, 6, 3), "float32")
     with pytest.raises(ValueError, match=r"layer 'sharp' \(RandomSharpness\), which"):
         export(model, tmp_path / "out", ["onnx"], example_batch=batch)
-    monkeypatch.setattr(state, "refuse_updates", lambda function, models: None)
+    monkeypatch.setattr(state, "refuse_updates", lambda *_: None)
     with pytest.raises(RuntimeError, match=r"failed in 'sharp' \(RandomSharpness\)"):
         export(model, tmp_path / "out", ["onnx"], example_batch=batch)
 
@@ -372,6 +414,30 @@ class TestAdvice:
         )
         assert f"compute in float32 rather than {dtype.split('_')[-1]}." in advice
         assert "unroll" not in advice and "preprocessing" not in advice
+
+    @pytest.mark.parametrize("target", ["onnx", "litert"])
+    def test_of_operations_that_no_type_helps(self, target, floats, tmp_path):
+        x = keras.Input((4,), name="x", dtype="float32")
+        odd = Inverted(dtype="mixed_float16", name="odd")
+        model = keras.Model(x, {"y": odd(x)})
+        advice = self.advice(model, target, floats(3, 4), tmp_path)
+        assert "build the model without what is named here" in advice
+        assert "float32" not in advice
+
+    @pytest.mark.parametrize("kind", ["subclassed", "trained before it"])
+    def test_of_preprocessing_that_cannot_be_split_off(self, kind, floats, tmp_path):
+        """`split_preprocessing` would refuse the model."""
+        hashing = layers.Hashing(8, name="hashed")
+        if kind == "subclassed":
+            model = subclassed(lambda x: hashing(ops.cast(x, "int32")))
+        else:
+            model = graph(layers.Dense(4), lambda x: ops.cast(x, "int32"), hashing)
+        with pytest.raises(ValueError):
+            split_preprocessing(model, ["litert"])
+        nodes = [len(layer._inbound_nodes) for layer in model._flatten_layers()]
+        advice = self.advice(model, "litert", floats(3, 4), tmp_path)
+        assert "preprocessing" not in advice
+        assert nodes == [len(it._inbound_nodes) for it in model._flatten_layers()]
 
     def test_of_preprocessing(self, tmp_path):
         encoding = layers.CategoryEncoding(8, output_mode="multi_hot", name="hot")

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_distill.export import export
 from keras_distill.export.serving import serve
 
 
@@ -111,3 +112,77 @@ def test_the_function_runs_in_inference_mode(floats):
     np.testing.assert_allclose(outputs["y"], model(batch, training=False), rtol=1e-5)
     for weight, array in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, array)
+
+
+class Positional(keras.Model):
+    """Takes its inputs as arguments, which Keras' own `fit` can't give it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(2)
+
+    def call(self, a, b):
+        return self.dense(a) + self.dense(b)
+
+
+class Keyword(Positional):
+    def call(self, a, *, b):
+        return super().call(a, b)
+
+
+class Defaulted(Positional):
+    def call(self, a, b=None, training=False):
+        return super().call(a, a if b is None else b)
+
+
+@pytest.mark.parametrize("kind", [Positional, Keyword, Defaulted])
+@pytest.mark.parametrize("structure", [list, dict])
+def test_several_arguments_of_call(kind, structure, tmp_path, floats, runtimes):
+    a, b = floats(3, 4), floats(3, 4)
+    model = kind(name="mine")
+    arguments = ((a,), {"b": b}) if kind is Keyword else ((a, b), {})
+    wanted = model(*arguments[0], **arguments[1])
+    given = [a, b] if structure is list else {"a": a, "b": b}
+    refused = ValueError if kind in (Positional, Keyword) else RuntimeError
+    with pytest.raises(refused, match=r"`keras.Model\(\[a, b\], model\(a, b\)\)`"):
+        export(model, tmp_path / "out", ["saved_model"], example_batch=given)
+    # What the error advises.
+    first, second = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    keywords = {"b": second} if kind is Keyword else {}
+    output = model(first, **keywords) if keywords else model(first, second)
+    one = keras.Model([first, second], output)
+    export(one, tmp_path / "out", ["saved_model"], example_batch=[a, b])
+    (got,) = runtimes["saved_model"](tmp_path / "out", {"a": a, "b": b}).values()
+    np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_one_argument_beside_options_is_exported(tmp_path, floats):
+    model = Defaulted()
+    model(floats(2, 4))
+    export(model, tmp_path / "out", ["saved_model"], example_batch=floats(2, 4))
+
+
+class Plus(layers.Layer):
+    def call(self, a, b=None):
+        return a if b is None else a + b
+
+    def compute_output_spec(self, a, b=None):
+        return keras.KerasTensor(a.shape, a.dtype)
+
+
+@pytest.mark.parametrize("left_out", ["list", "short list", "dict", "short dict"])
+def test_optional_inputs_have_to_be_given(left_out, tmp_path, floats):
+    a = keras.Input((4,), name="a")
+    b = keras.Input((4,), name="b", optional=True)
+    given = floats(2, 4)
+    structure, batch, whole = {
+        "list": ([a, b], [given, None], [given, given]),
+        "short list": ([a, b], [given], [given, given]),
+        "dict": ({"a": a, "b": b}, {"a": given, "b": None}, {"a": given, "b": given}),
+        "short dict": ({"a": a, "b": b}, {"a": given}, {"a": given, "b": given}),
+    }[left_out]
+    model = keras.Model(structure, Plus()(a, b))
+    with pytest.raises(ValueError, match="no optional ones. Received: None.*'b'.*copy"):
+        export(model, tmp_path / "out", ["saved_model"], example_batch=batch)
+    manifest = export(model, tmp_path / "out", ["saved_model"], example_batch=whole)
+    assert [it["name"] for it in manifest["signature"]["inputs"]] == ["a", "b"]

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_distill.export import arguments, export, onnx
+from keras_distill.export import arguments, export, onnx, split_preprocessing
+from keras_distill.export.latency import measure
 
 SHAPE = (5, 3)
 BATCH = np.random.default_rng(0).standard_normal((4, *SHAPE)).astype("float32")
@@ -44,6 +45,68 @@ class Noise(layers.Layer):
 
     def call(self, x):
         return x + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+
+
+class Holder(tf.Module):
+    """Holds what it is given."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.held = held
+
+
+# How a layer may keep a variable.
+KEPT_IN = {
+    "a list": lambda variable: [variable],
+    "a dict": lambda variable: {"a": [(variable,)]},
+    "a module": Holder,
+    "a closure": lambda variable: lambda: variable,
+}
+
+
+class Keeping(layers.Layer):
+    """Counts in a variable that is no attribute of its own."""
+
+    def __init__(self, kept_in, **kwargs):
+        super().__init__(**kwargs)
+        variable = tf.Variable(0.0, trainable=False, name="seen")
+        self.kept = KEPT_IN[kept_in](variable)
+        self.change, self.hidden = variable.assign_add, variable.numpy
+
+    def call(self, x):
+        return x + 0 * self.change(1.0)
+
+
+class Measuring(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.mean = keras.metrics.Mean(name="seen")
+
+    def call(self, x):
+        self.mean.update_state(x)
+        return x
+
+
+class Drawing(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.generators = [tf.random.Generator.from_seed(1)]
+        self.hidden = lambda: self.generators[0].state.numpy().sum()
+
+    def call(self, x):
+        return x + self.generators[0].normal(tf.shape(x))
+
+
+class Storing(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        table = tf.lookup.experimental.MutableHashTable
+        self.tables = [table(tf.int64, tf.float32, 0.0)]
+        self.hidden = lambda: self.tables[0].export()[1].numpy().sum()
+
+    def call(self, x):
+        self.tables[0].insert(tf.constant([1], "int64"), x[0, 0, :1])
+        return x
 
 
 class AlwaysTraining(layers.Layer):
@@ -93,6 +156,16 @@ MOVING = {
     "a weight": (lambda: custom(Counting(name="counting")), "'counting'.*/calls"),
     "a tf.Variable in a branch": (lambda: custom(Branching()), "'branching.*seen"),
     "a seed": (lambda: custom(Noise(name="noisy")), "'noisy'.*outputs are random"),
+    "a metric": (lambda: custom(Measuring(name="mine")), "'mine'.*seen/total"),
+    "a generator": (lambda: custom(Drawing(name="drawn")), "'drawn'.*are random"),
+    "a table": (lambda: custom(Storing(name="stored")), "'stored'.*changes a table"),
+    **{
+        f"a variable in {where}": (
+            lambda where=where: custom(Keeping(where, name="keeping")),
+            r"'keeping' \(Keeping\), which changes seen",
+        )
+        for where in KEPT_IN
+    },
     "moving averages": (lambda: custom(AlwaysTraining()), "'moving'.*moving_mean"),
 }
 
@@ -149,11 +222,15 @@ def everything(model):
         "values": [np.copy(variable.numpy()) for variable in variables],
         "variables": [(id(variable), variable.path) for variable in variables],
         "layers": [(id(it), it.name, it.trainable, it.built) for it in found],
+        "hidden": [layer.hidden() for layer in found if hasattr(layer, "hidden")],
         "weights trained": [weight.path for weight in model.trainable_weights],
         "policies": [it.dtype_policy.name for it in found],
         "nodes": [(len(it._inbound_nodes), len(it._outbound_nodes)) for it in found],
         "losses": [np.asarray(loss) for loss in model.losses],
-        "functions": [model.train_function, model.test_function, model.call],
+        "functions": [
+            *(model.train_function, model.test_function, model.predict_function),
+            model.call,
+        ],
         "compiled": model.compiled and (id(model.optimizer), id(model.loss)),
         "config": keras.saving.serialize_keras_object(model),
         "process": (
@@ -186,6 +263,8 @@ def test_a_model_is_left_as_it_was(kind, tmp_path, monkeypatch):
     before = everything(model)
     export(model, tmp_path / "out", formats, example_batch=BATCH[:2])
     check_same(before, everything(model))
+    measure(tmp_path / "out", model=model, batch_sizes=[1], calls=1)
+    check_same(before, everything(model))
 
     def broken(conversion, path):
         conversion.served.function.get_concrete_function()
@@ -209,3 +288,17 @@ def test_state_that_calls_change_is_refused_and_stays(kind, tmp_path):
         export(model, tmp_path / "out", example_batch=BATCH, batch_size=4)
     check_same(before, everything(model))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_splitting_leaves_the_losses_of_the_last_call():
+    x = keras.Input((1,), dtype="string")
+    y = layers.StringLookup(vocabulary=["red"])(x)
+    y = layers.Embedding(2, 3, activity_regularizer="l2")(y)
+    model = keras.Model(x, Loss()(y))
+    model(tf.constant([["red"]]))
+    before = everything(model)
+    _, core = split_preprocessing(model)
+    after = everything(model)
+    assert len(before["losses"]) == 2
+    # Both halves share the layers, and add nodes to them.
+    check_same({**before, "nodes": None}, {**after, "nodes": None})

@@ -1,13 +1,18 @@
-"""Models that can't be traced are refused in words that lead on."""
+"""Models that can't be traced are refused in words that lead on.
+
+Names that TensorFlow doesn't take for scopes are no reason to refuse a model.
+"""
 
 import re
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 
-from keras_distill.export import export
+from keras_distill.export import export, split_preprocessing
+from keras_distill.export.latency import measure
 
 
 class Reads(layers.Layer):
@@ -51,11 +56,6 @@ REFUSED = {
         (3,),
         [r"'reads' \(Reads\)", "`batch_size`", "keras.ops"],
     ),
-    "a name": (
-        lambda: keras.Sequential([keras.Input((3,)), layers.Dense(2)], name="my model"),
-        (3,),
-        ["letters, digits and underscores"],
-    ),
 }
 
 
@@ -68,6 +68,7 @@ def test_the_layer_the_sizes_and_the_remedy_are_named(kind, tmp_path):
     message = str(caught.value)
     assert "can't be traced" in message and "\x1b" not in message
     assert "None is an open size" in message and len(message) < 1000
+    assert path_of_a_new_weight() == "new/kernel"
     for word in words:
         assert re.search(word, message), message
     assert list(tmp_path.iterdir()) == []
@@ -83,3 +84,51 @@ def test_what_the_error_advises_helps(tmp_path, runtimes):
         export(model, tmp_path / "out", ["onnx"], example_batch=batch)
         got = runtimes["onnx"](tmp_path / "out", {"image": batch})["y"]
         np.testing.assert_allclose(got, model(batch), rtol=1e-5, atol=1e-6)
+
+
+def path_of_a_new_weight():
+    """Which begins with the scopes that are open."""
+    layer = layers.Dense(1, name="new")
+    layer.build((None, 1))
+    return layer.kernel.path
+
+
+# Names of a model and of its layer.
+NAMES = [("my model", "a layer"), ("модель", "层#1"), ("_model", "a\\b'>c%")]
+
+
+@pytest.mark.parametrize("of_model, of_layer", NAMES)
+def test_models_and_layers_may_have_any_name(
+    of_model, of_layer, tmp_path, runtimes, floats
+):
+    x, batch = keras.Input((3,), name="x"), floats(4, 3)
+    y = layers.Dense(2, name=of_layer)(layers.LayerNormalization(name="a norm")(x))
+    model = keras.Model(x, y, name=of_model)
+    before = [(weight.path, weight.value.name) for weight in model.weights]
+    export(model, tmp_path / "out", example_batch=batch)
+    for run in runtimes.values():
+        got = run(tmp_path / "out", {"x": batch})[of_layer]
+        np.testing.assert_allclose(got, model(batch), rtol=1e-5, atol=1e-6)
+    rows = measure(tmp_path / "out", model=model, batch_sizes=[1], calls=5)
+    assert len(rows) == 5  # three formats, `predict` and a function
+    assert before == [(weight.path, weight.value.name) for weight in model.weights]
+    assert path_of_a_new_weight() == "new/kernel"
+    with pytest.raises(ValueError, match="not a valid"):  # outside, as ever
+        tf.function(lambda: tf.name_scope("my model").__enter__())()
+
+
+@pytest.mark.parametrize("name", ["saved_model", "litert"])
+def test_a_colon_in_a_name_is_refused(name, tmp_path):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="a:b")])
+    with pytest.raises(RuntimeError, match="':' in their names, as '.*a:b/.*without"):
+        export(model, tmp_path / "out", [name], example_batch=np.ones((2, 3), "f"))
+
+
+def test_splitting_takes_any_name():
+    lookup = layers.StringLookup(vocabulary=["red"], name="look up")
+    x = keras.Input((1,), dtype="string", name="paint")
+    model = keras.Model(x, layers.Embedding(2, 3, name="a-b c")(lookup(x)), name="my m")
+    preprocessing, core = split_preprocessing(model)
+    paint = tf.constant([["red"]])
+    np.testing.assert_array_equal(core(preprocessing({"paint": paint})), model(paint))
+    assert path_of_a_new_weight() == "new/kernel"

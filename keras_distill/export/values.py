@@ -1,0 +1,44 @@
+"""Numbers as callers pass them, brought to those of Python, which JSON holds."""
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+
+
+def as_int(value: Any) -> int | None:
+    """Return a whole number of Python or NumPy as `int`; None for anything else."""
+    value = _scalar(value)
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return int(value) if whole else None
+
+
+def as_float(value: Any) -> float | None:
+    """Return a real number of Python or NumPy as `float`; None for anything else.
+
+    Infinities, NaN and what is too large for a float are left to the caller.
+    """
+    value = _scalar(value)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _scalar(value: Any) -> Any:
+    """Return the number in an array of no axes."""
+    return value[()] if isinstance(value, np.ndarray) and not value.ndim else value
+
+
+def from_numpy(value: Any) -> Any:
+    """Return a scalar or an array of NumPy as what JSON can hold.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is nothing that JSON can hold")
