@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 import keras_distill as kd
+from keras_distill.guards.validation import check_validation_data
 from tests.guards.setups import classes, inputs, linear, student
 
 X = inputs(64)
@@ -185,3 +186,64 @@ def test_a_teacher_that_a_guard_cannot_compare(name: str) -> None:
         warnings.simplefilter("error")
         logs = distiller.fit(X, Y, batch_size=BATCH, verbose=0).history
     assert np.isfinite(logs["distillation_loss"]).all()
+
+
+def two_outputs(make: Any) -> keras.Model:
+    """The order of its outputs isn't that of their names."""
+    given = keras.Input((6,))
+    found = make(4)(given), make(1)(given)
+    named = [
+        keras.layers.Identity(name=name)(tensor)
+        for name, tensor in zip("za", found, strict=True)
+    ]
+    return keras.Model(given, named)
+
+
+FEW = X[:8]
+ONE_HOT = np.eye(4, dtype="float32")[Y[:8]]
+CLICKS = Y[:8, None].astype("float32")
+
+
+def unshaped(*labels: Any) -> tf.data.Dataset:
+    """A data set that doesn't tell the shapes of its labels."""
+    types = (tf.float32,) * (1 + len(labels))
+
+    def row(*arrays: Any) -> Any:
+        x, *found = tf.numpy_function(lambda *each: each, arrays, types)
+        return tf.ensure_shape(x, (6,)), tuple(found) if len(found) > 1 else found[0]
+
+    return tf.data.Dataset.from_tensor_slices((FEW, *labels)).map(row).batch(8)
+
+
+VALIDATION: dict[str, tuple[Any, Any]] = {
+    "names": ([ONE_HOT, CLICKS], (FEW, {"z": ONE_HOT, "a": CLICKS})),
+    "lists": ({"z": ONE_HOT, "a": CLICKS}, (FEW, [ONE_HOT, CLICKS])),
+    "a tuple": ([ONE_HOT, CLICKS], (FEW, (ONE_HOT, CLICKS[:, 0]))),
+    "None where there is no loss": ([ONE_HOT, CLICKS], (FEW, [ONE_HOT, None])),
+    "no shapes": ([ONE_HOT, CLICKS], unshaped(ONE_HOT, CLICKS)),
+}
+
+
+@pytest.mark.parametrize("name", VALIDATION)
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_validation_data_that_plain_keras_takes(name: str) -> None:
+    y, data = VALIDATION[name]
+    without = name == "None where there is no loss"
+    loss = [keras.losses.CategoricalCrossentropy(True), None if without else "mse"]
+    alone, taught = two_outputs(student), two_outputs(student)
+    distiller = kd.Distiller(taught, two_outputs(linear))
+    alone.compile("sgd", loss, run_eagerly=True)
+    distiller.compile("sgd", loss, distillation_loss="mse", alpha=0.0, run_eagerly=True)
+    found = [
+        model.fit(FEW, y, validation_data=data, verbose=0).history["val_loss"]
+        for model in (alone, distiller)
+    ]
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+def test_validation_labels_that_leave_out_an_output_are_left_to_keras() -> None:
+    model = two_outputs(student)
+    check_validation_data(model, (FEW, [ONE_HOT]), [ONE_HOT, CLICKS])
+    check_validation_data(model, (FEW, {"z": ONE_HOT}), [ONE_HOT, CLICKS])
+    with pytest.raises(ValueError, match=r"must have the form.*\(8, 4\).*\(8, 1\)"):
+        check_validation_data(model, (FEW, {"a": ONE_HOT}), [ONE_HOT, CLICKS])

@@ -324,6 +324,24 @@ def test_swapped_models() -> None:
     assert [warned_of(make) for make in sound] == [[]] * len(sound)
 
 
+def test_swapped_models_of_which_the_student_is_built_later() -> None:
+    def larger() -> keras.Model:
+        layers = [keras.layers.Dense(64), keras.layers.Dense(4)]
+        return keras.Sequential(layers, name="big")
+
+    distiller = kd.Distiller(larger(), linear(4))
+    distiller.compile("sgd", sparse(), run_eagerly=True)
+    with pytest.warns(kd.teachers.TeacherWarning, match="'big' has 708 param.*swapped"):
+        distiller.train_on_batch(X[:8], Y[:8])
+    assert warned_of(lambda: distiller.train_on_batch(X[:8], Y[:8])) == []
+    model = larger()
+    distiller = kd.Distiller(model, linear(4))
+    model.build((None, 6))
+    distiller.compile("sgd", sparse(), run_eagerly=True)
+    (found,) = warned_of(lambda: distiller.train_on_batch(X[:8], Y[:8]))
+    assert "swapped" in found
+
+
 def test_a_model_does_not_teach_itself() -> None:
     model = student(4)
     with pytest.raises(
