@@ -85,7 +85,8 @@ def _rank(label: Any) -> int | None:
     shape = tf.TensorShape(shape)
     while shape.rank is not None and shape.rank > 1 and shape[-1] == 1:
         shape = shape[:-1]
-    return shape.rank
+    rank: int | None = shape.rank
+    return rank
 
 
 def _shapes(labels: Any) -> Any:
