@@ -51,6 +51,7 @@ class _Untracked:
         self.look: Look | None = None
         self.teacher_log: TeacherLabelLoss | None = None
         self.warned_of_idle = False
+        self.compared_sizes = False
         self.compile_config: dict[str, Any] = {}
 
 
@@ -159,7 +160,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         )
         if teacher is not None:
             self._untracked.hints.attach(teacher)
-            warn_if_swapped(student, teacher, privileged_features)
+            self._compare_sizes()
         self.projectors = self._untracked.hints.projectors
         # all of a distiller's weights are its student's and its projectors'
         self.built = student.built
@@ -185,11 +186,12 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         if self.compiled:
             self._term.log_members(teachers.logged_members(checked))
             check_names(self._term, self.student)
-        warn_if_swapped(self.student, teacher, self.privileged_features, stacklevel=4)
         self._untracked.teacher = checked
         if self.compiled:
             self._untracked.look = self._new_look()
         self.train_function: Any = None  # it was traced with the earlier teacher
+        self._untracked.compared_sizes = False
+        self._compare_sizes(stacklevel=5)
 
     @property
     def teacher_in_training(self) -> TrainingTeacher | None:
@@ -696,7 +698,16 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             output_names=getattr(self, "output_names", None),
             judges_teacher=ours["teacher_loss"] is None
             and not teachers.changes(self.teacher),
+            afterwards=self._compare_sizes,
         )
+
+    def _compare_sizes(self, stacklevel: int = 4) -> None:
+        """Warn of models that seem swapped, once both are built."""
+        untracked = self._untracked
+        if not untracked.compared_sizes and self.student.built:
+            untracked.compared_sizes = True
+            models = self.student, untracked.teacher
+            warn_if_swapped(*models, self.privileged_features, stacklevel=stacklevel)
 
     def _look_at(self, step: Step, batch: Batch) -> None:
         """Let what watches and logs the teacher see a batch."""

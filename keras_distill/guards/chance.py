@@ -44,7 +44,7 @@ def sums(
     Every operation here costs each training the time of its trace.
 
     Args:
-        loss: The label loss.
+        loss: The label loss, one that may be called again.
         kind: What it takes the output for.
         labels: The labels of one output.
         output: The teacher's.

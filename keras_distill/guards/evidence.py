@@ -16,6 +16,10 @@ Tensor = Any
 _BELOW, _ABOVE, _OFF = 1e-3, 1e-2, 1e-2
 # How improbable it must be that logits all lie in [0, 1].
 _IMPROBABLE = 1e-3
+# The variance of values that are all the same, for each square of their mean.
+_ALIKE = 1e-4
+# Rows of logits that may each have a sum of 1 by chance.
+_FEW = 8
 
 
 def sums(output: Tensor, axis: int) -> Tensor:
@@ -45,7 +49,7 @@ class Evidence:
 
     Args:
         found: The sums over all batches so far.
-        whose: `"teacher"` or `"student"`.
+        whose: `"teacher"`, `"student"`, or what else messages call the model.
         units: How many units a row has, None where it isn't known.
     """
 
@@ -82,16 +86,17 @@ class Evidence:
     def _are_probabilities(self, kind: Kind) -> bool:
         if self._negative or self._above:
             return False
-        if not kind.per_unit:
-            return self._units != 1 and self._rows_of_1 == self._rows
-        return self._chance_of_staying_inside() < _IMPROBABLE
-
-    def _chance_of_staying_inside(self) -> float:
-        """Return how probably logits of this mean and spread all lie in [0, 1]."""
         mean = self._sum / self._values
         variance = self._squares / self._values - mean**2
-        if variance <= 1e-12:  # they are all the same
-            return 1.0
+        if variance <= _ALIKE * mean**2:  # as of a head that starts from zeros
+            return False
+        if not kind.per_unit:
+            sums_to_1 = self._rows_of_1 == self._rows >= _FEW
+            return self._units != 1 and sums_to_1
+        return self._chance_of_staying_inside(mean, variance) < _IMPROBABLE
+
+    def _chance_of_staying_inside(self, mean: float, variance: float) -> float:
+        """Return how probably logits of this mean and spread all lie in [0, 1]."""
         scale = math.sqrt(2.0 * variance)
         inside = 0.5 * (math.erf((1.0 - mean) / scale) + math.erf(mean / scale))
         return float(inside**self._values)
@@ -107,8 +112,7 @@ def _warn_of_probabilities(loss: Any, kind: Kind, whose: str) -> None:
         ours.warn_of_probabilities(whose)
         return
     warnings.warn(
-        f"The {whose}'s output looks like probabilities, but `{name_of(loss)}` was "
-        "told `from_logits=True` and takes them for logits. Remove the model's final "
-        f"{'sigmoid' if kind.per_unit else 'softmax'}, or pass `from_logits=False`.",
+        f"The {whose}'s output looks like probabilities, but `{name_of(loss)}` takes "
+        f"them for logits. {kind.hint}",
         stacklevel=2,
     )

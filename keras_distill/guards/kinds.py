@@ -6,16 +6,30 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_distill.losses import Standardized, TemperedLoss
-from keras_distill.losses.calling import as_loss
-
-_OF_ROWS = (
-    "kl_divergence",
-    "categorical_crossentropy",
-    "categorical_focal_crossentropy",
+from keras_distill.losses import (
+    DistillationLoss,
+    LogitMSE,
+    Standardized,
+    TemperedLoss,
 )
+from keras_distill.losses.calling import FunctionLoss, as_loss, crossentropy
+
+_KERAS = "keras.src.losses"
+# Methods through which outputs come to a loss.
+_TAKING = ("__call__", "call", "prepared", "logits")
+
+_OF_ROWS = ("categorical_crossentropy", "categorical_focal_crossentropy")
 _OF_CLASS_IDS = ("sparse_categorical_crossentropy",)
+_OF_PROBABILITIES = ("kl_divergence", "categorical_generalized_cross_entropy")
 _OF_UNITS = ("binary_crossentropy", "binary_focal_crossentropy", "dice", "tversky")
+# They warn of a softmax or a sigmoid before `from_logits=True`.
+_WARNING = (
+    "categorical_crossentropy",
+    "sparse_categorical_crossentropy",
+    "binary_crossentropy",
+)
+# Their values aren't those of rows.
+_OF_BATCHES = ("circle", "dice", "tversky")
 # Their output is divided by its sum first, so that it may exceed 1.
 _NORMALIZING = ("categorical_crossentropy", "categorical_focal_crossentropy")
 
@@ -38,49 +52,83 @@ class Kind(NamedTuple):
     hint: str = ""
 
 
-def of_teacher(loss: Any) -> Kind | None:
-    """Return what a distillation loss takes the teacher's output for."""
+def of_teacher(loss: Any, units: int | None = None) -> Kind | None:
+    """Return what a distillation loss takes the teacher's output for.
+
+    Args:
+        loss: The loss, as `keras.Model.compile` takes it.
+        units: How many units the output has, None where it isn't known.
+    """
     ours = _of_ours(loss, "teacher")
     if ours is not None:
         return ours
-    name, arguments = _function(loss)
-    if name in _OF_ROWS or name == "categorical_generalized_cross_entropy":
+    name, arguments = _function(loss, units)
+    if name in (*_OF_ROWS, *_OF_PROBABILITIES):
         return Kind("probabilities", False, arguments.get("axis", -1), _FORWARD_KL)
     if name in _OF_UNITS:
         return Kind("probabilities", True, -1, _BINARY)
     return Kind("positive", True, -1, "") if name == "poisson" else None
 
 
-def of_student(loss: Any) -> Kind | None:
+def of_student(loss: Any, units: int | None = None) -> Kind | None:
     """Return what a distillation loss takes the student's output for."""
     ours = _of_ours(loss, "student")
     if ours is not None:
         return ours
-    kind = of_labels(loss)
-    if kind is None:
-        return None
+    kind = of_labels(loss, units)
+    if kind is None or kind.values == "logits":
+        return kind
     return kind._replace(hint=_BINARY if kind.per_unit else _FORWARD_KL)
 
 
-def of_labels(loss: Any) -> Kind | None:
+def of_labels(loss: Any, units: int | None = None) -> Kind | None:
     """Return what a label loss takes a model's output for."""
-    name, arguments = _function(loss)
-    values = "logits" if arguments.get("from_logits", False) else "probabilities"
-    axis = arguments.get("axis", -1)
-    if name in _OF_ROWS or name in _OF_CLASS_IDS:
-        if values == "probabilities" and name in _NORMALIZING:
-            values = "positive"
-        hint = _ENDS.format("softmax") if name == "kl_divergence" else _FROM_LOGITS
-        return Kind(values, False, axis, hint.format("softmax"))
-    if name == "categorical_generalized_cross_entropy":
-        return Kind(values, False, -1, _ENDS.format("softmax"))
-    if name in ("dice", "tversky"):
-        return Kind(values, True, -1, _ENDS.format("sigmoid"))
-    if name in _OF_UNITS:
-        return Kind(values, True, axis, _FROM_LOGITS.format("sigmoid"))
+    name, arguments = _function(loss, units)
+    axis, per_unit = arguments.get("axis", -1), name in _OF_UNITS
+    activation = "sigmoid" if per_unit else "softmax"
     if name == "poisson":
         return Kind("positive", True, -1, _ENDS.format("softplus"))
-    return None
+    if name in (*_OF_PROBABILITIES, "dice", "tversky"):
+        # the axes of the latter two are those of the examples
+        axis = -1 if per_unit else axis
+        return Kind("probabilities", per_unit, axis, _ENDS.format(activation))
+    if not per_unit and name not in (*_OF_ROWS, *_OF_CLASS_IDS):
+        return None
+    if arguments.get("from_logits", False):
+        return Kind("logits", per_unit, axis, _OF_LOGITS.format(activation))
+    values = "positive" if name in _NORMALIZING else "probabilities"
+    return Kind(values, per_unit, axis, _FROM_LOGITS.format(activation))
+
+
+def is_known(loss: Any) -> bool:
+    """Return whether a distillation loss compares outputs that mean the same."""
+    inner = loss.loss if isinstance(loss, Standardized) else loss
+    if isinstance(inner, DistillationLoss):
+        return _is_as_made(inner, "keras_distill")
+    return _function(loss)[0] != ""
+
+
+def may_be_called_again(loss: Any) -> bool:
+    """Return whether another call of a loss changes nothing, and is of rows alone.
+
+    That is known of Keras' own losses. Another's may count its calls, draw random
+    numbers, or check what it is given.
+    """
+    name, _ = _function(loss)
+    return name != "" and name not in _OF_BATCHES
+
+
+def warns_itself(loss: Any, output: Any) -> bool:
+    """Return whether Keras warns where a loss takes an output's softmax for logits.
+
+    It does where it knows the softmax itself, which it then leaves out.
+    """
+    dtype = keras.backend.standardize_dtype(output.dtype)
+    if _function(loss)[0] not in _WARNING or loss.dtype != dtype:
+        return False
+    operation = None if hasattr(output, "numpy") else getattr(output, "op", None)
+    shown = operation is not None and operation.type in ("Softmax", "Sigmoid")
+    return shown or hasattr(output, "_keras_logits")
 
 
 _FORWARD_KL = (
@@ -91,6 +139,11 @@ _BINARY = (
     "Pass `distillation_loss=keras_distill.losses.BinarySoftTargets()`, which takes "
     "logits."
 )
+_OF_LOGITS = "Remove the model's final {}, or pass `from_logits=False`."
+_OF_LOGIT_MSE = (
+    "Remove the model's final softmax; for the squared error of probabilities, pass "
+    '`distillation_loss="mse"`.'
+)
 _FROM_LOGITS = (
     "Pass the loss as an object with `from_logits=True`, or end the model in a {}."
 )
@@ -99,17 +152,20 @@ _ENDS = "End the model in a {}, or choose a loss of logits."
 
 def _of_ours(loss: Any, whose: str) -> Kind | None:
     """Return what one of this package's losses takes, None for another's."""
-    loss = tempered(loss)
-    if loss is None:
+    inner = loss.loss if isinstance(loss, Standardized) else loss
+    if isinstance(inner, LogitMSE) and _is_as_made(inner, "keras_distill"):
+        return Kind("logits", False, inner.axis, _OF_LOGIT_MSE)
+    ours = tempered(loss)
+    if ours is None:
         return None
-    logits = loss.takes_logits(whose)
+    logits = ours.takes_logits(whose)
     argument = "from_logits"
-    if whose == "teacher" and loss.teacher_from_logits is not None:
+    if whose == "teacher" and ours.teacher_from_logits is not None:
         argument = "teacher_from_logits"
     return Kind(
         "logits" if logits else "probabilities",
-        loss.activation == "sigmoid",
-        loss.axis,
+        ours.activation == "sigmoid",
+        ours.axis,
         f"Pass `{argument}=True`.",
     )
 
@@ -118,7 +174,8 @@ def tempered(loss: Any) -> TemperedLoss | None:
     """Return the loss of this package that takes the outputs, None for another's."""
     if isinstance(loss, Standardized):
         loss = loss.loss
-    return loss if isinstance(loss, TemperedLoss) else None
+    is_ours = isinstance(loss, TemperedLoss) and _is_as_made(loss, "keras_distill")
+    return loss if is_ours else None
 
 
 def as_students(loss: Any, output: Any) -> Any:
@@ -138,16 +195,38 @@ def name_of(loss: Any) -> str:
     return str(getattr(loss, "name", None) or _function(loss)[0])
 
 
-def _function(loss: Any) -> tuple[str, dict[str, Any]]:
-    """Return the name of Keras' function behind a loss, and its arguments."""
+def _function(loss: Any, units: int | None = None) -> tuple[str, dict[str, Any]]:
+    """Return the name of Keras' function behind a loss, and its arguments.
+
+    The name is empty where the loss isn't Keras' own.
+    """
     if isinstance(loss, str):
         loss = as_loss(loss)
     arguments: dict[str, Any] = {}
-    if isinstance(loss, keras.losses.Loss):
+    if isinstance(loss, FunctionLoss):
+        loss = loss.function
+    elif isinstance(loss, keras.losses.Loss) and _is_as_made(loss, _KERAS):
         arguments = dict(getattr(loss, "_fn_kwargs", {}))
-        loss = getattr(loss, "fn", getattr(loss, "function", None))
+        loss = getattr(loss, "fn", None)
     while isinstance(loss, functools.partial):
         arguments = {**loss.keywords, **arguments}
         loss = loss.func
-    of_keras = getattr(loss, "__module__", "").startswith("keras.src.losses")
-    return (loss.__name__ if of_keras else ""), arguments
+    if loss is crossentropy:
+        # whether the labels are ids isn't asked: both take no negative values
+        name = "binary_crossentropy" if units == 1 else "categorical_crossentropy"
+        return name, arguments
+    return (loss.__name__ if _is_of(loss, _KERAS) else ""), arguments
+
+
+def _is_as_made(loss: Any, package: str) -> bool:
+    """Return whether a package's own methods take a loss's outputs.
+
+    A subclass may convert them first, and so take others than its base does.
+    """
+    methods = (getattr(type(loss), name, None) for name in _TAKING)
+    return all(_is_of(method, package) for method in methods if method is not None)
+
+
+def _is_of(function: Any, package: str) -> bool:
+    module = getattr(function, "__module__", None) or ""
+    return f"{module}.".startswith((f"{package}.", f"{_KERAS}."))

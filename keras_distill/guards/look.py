@@ -10,8 +10,9 @@ from keras import ops
 
 from keras_distill import outputs
 from keras_distill.guards import chance, evidence, kinds
+from keras_distill.guards.harmless import tried
 from keras_distill.guards.kinds import Kind
-from keras_distill.losses.calling import as_loss, with_known_shape
+from keras_distill.losses.calling import as_loss
 from keras_distill.outputs import Path, of_rank
 
 Tensor = Any
@@ -45,12 +46,19 @@ class Seen(NamedTuple):
     sample_weight: Any = None
 
 
+# What takes an output, and for what.
+Taker = tuple[Any, Kind]
+
+
 class Look:
     """Warns of outputs that aren't what losses take, and of teachers that know nothing.
 
     The step adds to sums, so that it can be compiled and run on several devices.
     `watching` reads them after the steps number 1, 2, 4, 8, ... until all is known;
     from then on the step doesn't sum.
+
+    A look changes nothing of the training: it calls no loss but Keras' own, and is
+    silent about what it can't compute.
 
     A plain object: a model that holds it neither tracks nor saves it.
 
@@ -60,6 +68,7 @@ class Look:
         teacher_loss: As there.
         output_names: The names of the student's outputs in order, where it has any.
         judges_teacher: Whether the teacher is compared to chance.
+        afterwards: Called once after the first step, when all models are built.
     """
 
     def __init__(
@@ -70,10 +79,12 @@ class Look:
         teacher_loss: Any = None,
         output_names: Any = None,
         judges_teacher: bool = True,
+        afterwards: Callable[[], Any] | None = None,
     ) -> None:
         self._losses = distillation_loss, label_loss, teacher_loss
         self._names = output_names
         self._judges_teacher = judges_teacher and label_loss is not None
+        self._afterwards = afterwards
         self._sums = _Sums()
         # read in the step, and assigned between steps
         self._closed = keras.Variable(0.0, trainable=False, autocast=False)
@@ -93,7 +104,10 @@ class Look:
             self._sums.update_state(self._summed(seen))
             return tf.constant(True)
 
-        tf.cond(self._closed.value > 0.0, lambda: tf.constant(False), add)
+        rows_agree = tried(_have_the_same_rows, seen)
+        if rows_agree is not None:
+            is_due = (self._closed.value <= 0.0) & rows_agree
+            tf.cond(is_due, add, lambda: tf.constant(False))
 
     def watching(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Return a training step followed by a look at what it has summed up."""
@@ -110,6 +124,9 @@ class Look:
 
     def conclude(self) -> None:
         """Warn of what is known by now, and stop summing once all is."""
+        if self._afterwards is not None:
+            self._afterwards()
+            self._afterwards = None
         if self._is_closed or not self._checks:
             return
         found = self._sums.found()
@@ -135,7 +152,7 @@ class Look:
         distillation, label, of_teacher = (
             _by_path(loss, seen.student, self._names) for loss in self._losses
         )
-        taken: dict[tuple[str, Path], list[tuple[Any, Kind]]] = {}
+        subjects: dict[tuple[str, Path, int], list[Taker]] = {}
         for whose, losses, kind_of in (
             ("teacher", distillation, kinds.of_teacher),
             ("student", distillation, kinds.of_student),
@@ -143,28 +160,37 @@ class Look:
             ("teacher", of_teacher, kinds.of_labels),
         ):
             for path, loss in losses.items():
-                kind = kind_of(loss)
-                # of logits that are probabilities, Keras warns itself
-                of_labels = kind_of is kinds.of_labels
-                if kind is not None and not (of_labels and kind.values == "logits"):
-                    taken.setdefault((whose, path), []).append((loss, kind))
-        outputs_of = {"teacher": seen.teacher, "student": seen.student}
-        for (whose, path), of_losses in taken.items():
-            output = outputs.found(path, outputs_of[whose])
-            if output is None or len(summed) >= _SUBJECTS:
+                output = outputs.found(path, seen.student)
+                kind = tried(kind_of, loss, _units(output, -1))
+                if kind is None or output is None:
+                    continue
+                if kind.values == "logits" and (
+                    losses is of_teacher
+                    or (losses is label and _keras_warns(loss, output, path, seen))
+                ):
+                    continue
+                subjects.setdefault((whose, path, kind.axis), []).append((loss, kind))
+        for (whose, path, axis), takers in subjects.items():
+            output = outputs.found(
+                path, seen.teacher if whose == "teacher" else seen.student
+            )
+            sums = tried(evidence.sums, output, axis)
+            if sums is None or len(summed) >= _SUBJECTS:
                 continue
-            output = _of_known_shape(output, path, seen)
-            for number, (loss, kind) in enumerate(of_losses):
-                check = _check_of_values(loss, kind, whose, output)
-                # a loss of probabilities on logits is one mistake, of both outputs
-                mistake = whose if kind.values == "logits" else "probabilities"
-                key = mistake, whose, path, number
-                self._checks[key] = len(summed), check
-                self._mistakes[key] = mistake, kinds.name_of(loss), path
-            summed.append(evidence.sums(output, of_losses[0][1].axis))
+            units = _units(outputs.found(path, seen.student), axis)
+            for number, (loss, kind) in enumerate(takers):
+                # a loss of probabilities on logits is one mistake, of both outputs;
+                # and probabilities for logits are one, whichever losses take them
+                mistake = ("probabilities", kinds.name_of(loss), path)
+                if kind.values == "logits":
+                    mistake = ("logits", whose, path)
+                key = "values", whose, path, axis, number
+                self._checks[key] = len(summed), _check_of(loss, kind, whose, units)
+                self._mistakes[key] = mistake
+            summed.append(sums)
         if self._judges_teacher and seen.labels is not None:
             for path in [path for path in distillation if path in label]:
-                sums = _chance(seen, path, distillation[path], label[path])
+                sums = tried(_chance, seen, path, distillation[path], label[path])
                 if sums is not None and len(summed) < _SUBJECTS:
                     check = _check_of_chance(label[path], path)
                     self._checks["chance", path] = len(summed), check
@@ -204,16 +230,33 @@ def _by_path(losses: Any, student: Any, names: Any) -> dict[Path, Any]:
         return {}  # losses that don't fit raise where they are computed
 
 
-def _of_known_shape(output: Any, path: Path, seen: Seen) -> Tensor:
-    """Return an output with the shape of the student's where it has none itself."""
-    student = ops.convert_to_tensor(outputs.found(path, seen.student))
-    return with_known_shape(ops.convert_to_tensor(output), student)
+def _have_the_same_rows(seen: Seen) -> Tensor:
+    """Return whether the outputs and the labels of a batch have a row of each other."""
+    leaves = [
+        outputs.found(tuple(path), structure)
+        for path, _ in tree.flatten_with_path(seen.student)
+        for structure in (seen.student, seen.teacher, seen.labels)
+    ]
+    shapes = [tf.shape(leaf)[:1] for leaf in leaves if leaf is not None]
+    rows = tf.concat(shapes, axis=0)
+    return tf.reduce_all(tf.equal(rows, rows[:1]))
 
 
-def _check_of_values(
-    loss: Any, kind: Kind, whose: str, output: Tensor
+def _units(output: Any, axis: int) -> int | None:
+    """Return how many units an output has, None where it isn't known."""
+    if output is None or output.shape.rank is None:
+        return None
+    return output.shape[axis] if len(output.shape) > 1 else 1
+
+
+def _keras_warns(loss: Any, output: Tensor, path: Path, seen: Seen) -> bool:
+    """Return whether Keras itself warns of a student's softmax, which it sees."""
+    return path not in seen.label_masks and kinds.warns_itself(loss, output)
+
+
+def _check_of(
+    loss: Any, kind: Kind, whose: str, units: int | None
 ) -> Callable[[np.ndarray], bool]:
-    units = output.shape[kind.axis] if len(output.shape) > 1 else 1
     return lambda found: evidence.Evidence(found, whose, units).check(loss, kind)
 
 
@@ -224,14 +267,13 @@ def _check_of_chance(loss: Any, path: Path) -> Callable[[np.ndarray], bool]:
 
 def _chance(seen: Seen, path: Path, distillation: Any, loss: Any) -> Any:
     """Return the sums of the teacher's label loss, None where it has none."""
+    if not (kinds.is_known(distillation) and kinds.may_be_called_again(loss)):
+        return None
     labels, teacher, student = (
         outputs.found(path, structure)
         for structure in (seen.labels, seen.teacher, seen.student)
     )
-    if labels is None or teacher is None:
-        return None
-    teacher = _of_known_shape(teacher, path, seen)
-    if teacher.shape[1:] != student.shape[1:]:
+    if labels is None or teacher is None or not _is_like(teacher, student):
         return None
     weight = seen.sample_weight
     if tree.is_nested(weight):
@@ -243,15 +285,20 @@ def _chance(seen: Seen, path: Path, distillation: Any, loss: Any) -> Any:
         getattr(teacher, "_keras_mask", None),
     ):
         counts = _both(counts, mask)
-    kind = kinds.of_labels(loss)
-    try:
-        return chance.sums(
-            loss, kind, labels, kinds.as_students(distillation, teacher), counts
-        )
-    except (ValueError, TypeError, IndexError, tf.errors.InvalidArgumentError):
-        # a loss that can't be taken of the teacher's output can't judge it, and one
-        # that can't be taken of the student's raises where it is computed
-        return None
+    kind = kinds.of_labels(loss, _units(student, -1))
+    return chance.sums(
+        loss, kind, labels, kinds.as_students(distillation, teacher), counts
+    )
+
+
+def _is_like(teacher: Tensor, student: Tensor) -> bool:
+    """Return whether a teacher's output surely has the shape of its student's.
+
+    The rows are compared in the step, where they aren't known before.
+    """
+    rows, *axes = teacher.shape
+    alike = axes == list(student.shape[1:]) and None not in axes
+    return alike and rows in (None, student.shape[0])
 
 
 def _both(one: Any, other: Any) -> Any:

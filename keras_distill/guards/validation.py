@@ -1,11 +1,12 @@
 """Validation data that evaluation can't take, found before the first epoch."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_distill import features
+from keras_distill import features, own_training
 
 tree = keras.tree
 
@@ -23,17 +24,20 @@ def check_validation_data(student: keras.Model, data: Any, labels: Any) -> None:
         return
     x, y = unpacked
     features.select(student, x)
-    if y is None:
+    if y is None and not own_training.overrides(student, "compute_loss"):
         raise ValueError(
             "Evaluation needs labels. Pass `validation_data=(x, y)`, or none where "
             "there are no labels. Received: validation_data without labels"
         )
-    if labels is not None and _ranks(y) != _ranks(labels):
-        raise ValueError(
-            "The labels of `validation_data` must have the form of the labels to train "
-            f"with. Received: validation labels of shape {_shapes(y)}, labels to train "
-            f"with of shape {_shapes(labels)}"
-        )
+    names = getattr(student, "output_names", None)
+    for one, other in _pairs(y, labels, names):
+        ranks = _rank(one), _rank(other)
+        if None not in ranks and ranks[0] != ranks[1]:
+            raise ValueError(
+                "The labels of `validation_data` must have the form of the labels to "
+                f"train with. Received: validation labels of shape {_shapes(y)}, "
+                f"labels to train with of shape {_shapes(labels)}"
+            )
 
 
 def labels_of(x: Any, y: Any) -> Any:
@@ -55,21 +59,35 @@ def _unpacked(data: Any) -> tuple[Any, Any] | None:
     return data[0], data[1] if len(data) > 1 else None
 
 
-def _ranks(labels: Any) -> Any:
-    """Return the ranks of labels by their path; axes of size 1 at the end don't count.
+def _pairs(y: Any, labels: Any, names: Any) -> list[tuple[Any, Any]]:
+    """Return the labels that surely stand for one output.
 
-    Of a list and of a dict, which Keras takes in the same order, the same.
+    Keras brings together what else it takes, such as lists that leave outputs out.
     """
-    return [_rank(tuple(shape)) for shape in tree.flatten(_shapes(labels))]
+    if not tree.is_nested(y) and not tree.is_nested(labels):
+        return [(y, labels)]
+    y, labels = _by_name(y, names), _by_name(labels, names)
+    return [(y[name], labels[name]) for name in y if name in labels]
 
 
-def _rank(shape: Any) -> int:
-    while len(shape) > 1 and shape[-1] == 1:
+def _by_name(labels: Any, names: Any) -> dict[Any, Any]:
+    if isinstance(labels, Mapping):
+        return dict(labels)
+    if isinstance(labels, list | tuple) and len(labels) == len(names or ()):
+        return dict(zip(names, labels, strict=True))
+    return {}
+
+
+def _rank(label: Any) -> int | None:
+    """Return a label's rank, but for axes of size 1 at the end; None if not known."""
+    if not isinstance(shape := getattr(label, "shape", None), tf.TensorShape | tuple):
+        return None
+    shape = tf.TensorShape(shape)
+    while shape.rank is not None and shape.rank > 1 and shape[-1] == 1:
         shape = shape[:-1]
-    return len(shape)
+    rank: int | None = shape.rank
+    return rank
 
 
 def _shapes(labels: Any) -> Any:
-    return tree.map_structure(
-        lambda x: tf.TensorShape(getattr(x, "shape", None)), labels
-    )
+    return tree.map_structure(lambda x: getattr(x, "shape", x), labels)

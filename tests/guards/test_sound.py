@@ -75,6 +75,19 @@ def two_classes() -> None:
     fitted(student(2), teacher, X, classes(teacher(X)), loss=sparse())
 
 
+def one_row_of_two_small_logits() -> None:
+    """Each is between 0 and 1, and some batch's have a sum of about 1."""
+    x, teacher = inputs(24), linear(2, scale=0.1)
+    kernel, _ = teacher.get_weights()
+    teacher.set_weights([kernel, np.array([0.5, 0.5], "float32")])
+    sums = teacher(x).numpy().sum(-1)
+    assert (abs(sums - 1.0) < 1e-2).any()
+    fitted(student(2), teacher, x, classes(teacher(x)), loss=sparse(), fit=ONE_BY_ONE)
+
+
+ONE_BY_ONE = {"batch_size": 1}
+
+
 def rare_clicks(balanced: bool = False, activation: str | None = None) -> None:
     x, teacher = inputs(2000), linear(1, activation=activation)
     kernel, _ = teacher.get_weights()
@@ -250,6 +263,7 @@ def opaque(x: tf.Tensor) -> tf.Tensor:
 SOUND: dict[str, Callable[[], None]] = {
     "four classes": lambda: of_classes(run_eagerly=False),
     "two classes": two_classes,
+    "two classes, small logits, batches of one": one_row_of_two_small_logits,
     "many classes": many_classes,
     "99 to 1": rare_clicks,
     "99 to 1, a teacher of balanced classes": lambda: rare_clicks(balanced=True),

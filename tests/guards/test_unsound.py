@@ -20,7 +20,7 @@ from tests.guards.setups import (
     student,
     warned_of,
 )
-from tests.guards.test_sound import named, of_classes, of_clicks, opaque
+from tests.guards.test_sound import fitted, named, of_classes, of_clicks, opaque
 
 X = inputs()
 TEACHER = linear(4)
@@ -151,6 +151,32 @@ VALUES: dict[str, tuple[Callable[[], None], str]] = {
         ),
         LOOKS + ".*teacher_from_logits=False",
     ),
+    "squared error of logits": (
+        lambda: of_classes(
+            teacher=probabilities, distillation_loss=kd.losses.LogitMSE()
+        ),
+        LOOKS + '.*`logit_mse` takes them.*`distillation_loss="mse"`',
+    ),
+    "squared error of logits, standardised": (
+        lambda: of_classes(
+            teacher=probabilities,
+            distillation_loss=kd.losses.Standardized(kd.losses.LogitMSE()),
+        ),
+        LOOKS,
+    ),
+    "label loss named crossentropy": (
+        lambda: of_classes(loss="crossentropy"),
+        "The student's .*logits, but `crossentropy` takes .*`from_logits=True`",
+    ),
+    "label loss by its other name": (lambda: of_classes(loss="ce"), "`crossentropy` t"),
+    "label loss named crossentropy, of one unit": (
+        lambda: of_clicks(loss="crossentropy"),
+        "The student's .*logits, but `crossentropy` takes .* in a sigmoid",
+    ),
+    "label loss named crossentropy, one-hot": (
+        lambda: one_hot(loss="crossentropy"),
+        "The student's .*logits, but `crossentropy` takes .* in a softmax",
+    ),
     "in float16": (
         lambda: of_classes(
             teacher=lambda x: tf.cast(probabilities(x), "float16"),
@@ -158,6 +184,35 @@ VALUES: dict[str, tuple[Callable[[], None], str]] = {
         LOOKS,
     ),
 }
+
+
+LAST: dict[str, Callable[[], keras.layers.Layer]] = {
+    "reshape": lambda: keras.layers.Reshape((4,)),
+    "flatten": keras.layers.Flatten,
+    "rescaling": lambda: keras.layers.Rescaling(1.0),
+    "a layer of float16": lambda: keras.layers.Activation("linear", dtype="float16"),
+    "a lambda": lambda: keras.layers.Lambda(lambda x: x + 0.0),
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_a_softmax_that_keras_does_not_see(name: str) -> None:
+    """Keras takes the logits of a softmax that ends a model, but of no other."""
+    given = {
+        "loss": sparse(),
+        "distillation_loss": "mse",
+        "run_eagerly": name not in ("reshape", "rescaling"),
+    }
+    model = keras.Sequential([student(4, "softmax"), LAST[name]()])
+    (found,) = warned_of(lambda: fitted(model, TEACHER, X, Y, **given))
+    assert "The student's output looks like probabilities, but `sparse_c" in found
+
+
+def test_of_a_softmax_that_keras_sees_keras_warns() -> None:
+    model = keras.Sequential([student(4, "softmax"), keras.layers.Activation("linear")])
+    given = {"loss": sparse(), "distillation_loss": "mse", "run_eagerly": False}
+    (found,) = warned_of(lambda: fitted(model, TEACHER, X, Y, **given))
+    assert found.startswith('"`sparse_categorical_crossentropy` received')
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -267,6 +322,24 @@ def test_swapped_models() -> None:
         lambda: kd.Distiller(large, student(4), privileged_features=["p"]),
     ]
     assert [warned_of(make) for make in sound] == [[]] * len(sound)
+
+
+def test_swapped_models_of_which_the_student_is_built_later() -> None:
+    def larger() -> keras.Model:
+        layers = [keras.layers.Dense(64), keras.layers.Dense(4)]
+        return keras.Sequential(layers, name="big")
+
+    distiller = kd.Distiller(larger(), linear(4))
+    distiller.compile("sgd", sparse(), run_eagerly=True)
+    with pytest.warns(kd.teachers.TeacherWarning, match="'big' has 708 param.*swapped"):
+        distiller.train_on_batch(X[:8], Y[:8])
+    assert warned_of(lambda: distiller.train_on_batch(X[:8], Y[:8])) == []
+    model = larger()
+    distiller = kd.Distiller(model, linear(4))
+    model.build((None, 6))
+    distiller.compile("sgd", sparse(), run_eagerly=True)
+    (found,) = warned_of(lambda: distiller.train_on_batch(X[:8], Y[:8]))
+    assert "swapped" in found
 
 
 def test_a_model_does_not_teach_itself() -> None:
