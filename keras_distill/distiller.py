@@ -69,9 +69,12 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
     so that the teacher may read features that the student never has.
 
     Args:
-        student: The model to train. `compute_loss`, `compute_metrics`, `test_step` and
-            `predict_step` that its class overrides are called; a `train_step` of its
-            own is refused by `compile`.
+        student: The model to train. `compute_loss`, `compute_metrics`, `test_step`,
+            `predict_step`, `get_metrics_result` and `reset_metrics` that its class
+            overrides are called; `compile` refuses a `train_step`, `fit` or the like of
+            its own. What its `compute_loss` returns stands for
+            `loss(y, s) + sum(student.losses)` as a whole: `1 - alpha` weighs all of it.
+            It may need no labels, as that of an autoencoder.
         teacher: A trained, built Keras model, or any callable that takes a batch of
             inputs and returns outputs like the student's, or None where it has nothing
             to say: then, as is known once the step is traced, the student learns from
@@ -377,7 +380,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             own_loss = self.compute_loss(x, y, output, sample_weight)
             student_loss = None
             if self._learns_from(y):
-                student_loss = own_loss - monitoring.additional_loss(self)
+                student_loss = monitoring.label_loss(self, self.student, own_loss)
             step = self._step(x, y, output)
             if trained is None:
                 with tape.stop_recording(), hints.of_teacher() as hinting:
@@ -421,7 +424,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         if self._compilation.teacher_logs is not None:
             not_measured |= set(self._compilation.teacher_logs.result())
         logs = {name: log for name, log in logs.items() if name not in not_measured}
-        if y is None or not logs:
+        if (y is None and not self._evaluates_itself) or not logs:
             raise ValueError(
                 "Evaluation needs labels, and a `loss` or `metrics` in `compile`. "
                 f"Received: y={y}, loss={self.loss}"
@@ -444,7 +447,8 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         training: bool = True,
     ) -> Tensor:
         """Return the student's own loss: of labels, and what its layers add."""
-        if not self._learns_from(y):
+        of_own = own_training.overrides(self.student, "compute_loss") and not training
+        if not of_own and not self._learns_from(y):
             return monitoring.additional_loss(self)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
@@ -452,11 +456,14 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Tensor]:
         """Update the compiled metrics, those of labels only where there are labels."""
-        if y is not None:
+        if y is not None or own_training.overrides(self.student, "compute_metrics"):
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        own = {"loss", *self._of_training} - {"student_loss"}
+        compiled = own_training.compiled_metrics(self)
+        of_labels = own_training.logged_names(compiled)
+        if not self._learns_from(y):
+            of_labels.add("student_loss")
         logs = self.get_metrics_result()
-        return {name: log for name, log in logs.items() if name in own}
+        return {name: log for name, log in logs.items() if name not in of_labels}
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -488,7 +495,8 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             ValueError: If the data hold no batch, of which Keras itself says little.
         """
         given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
-        if given.get("validation_data") is not None:
+        # methods of the student's own may take other labels than outputs, or none
+        if given.get("validation_data") is not None and not self._evaluates_itself:
             labels = labels_of(given.get("x"), given.get("y"))
             check_validation_data(self.student, given["validation_data"], labels)
         begin = self._updates if self.compiled else 0
@@ -664,7 +672,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
     ) -> Batch:
         """Return what the distillation term reads of a step."""
         x, labels, are_valid = step.inputs, step.labels, None
-        if y is None:
+        if y is None and not self._learns_from(y):
             self._term.check_needs_no_labels("y=None")
         targets, is_finite = lesson.targets, None
         if self._untracked.guard is not None and targets is not None:
@@ -714,7 +722,16 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             self._untracked.teacher_log.update(step.inputs, seen, names)
 
     def _learns_from(self, labels: Any) -> bool:
+        """Return whether a batch has a loss for the student beside the teacher's."""
+        if labels is None and own_training.overrides(self.student, "compute_loss"):
+            return not self._term.is_alone  # which may need no labels
         return self._has_label_loss and labels is not None
+
+    @property
+    def _evaluates_itself(self) -> bool:
+        """Whether methods of the student's own may need no labels."""
+        methods = ("compute_loss", "compute_metrics", "test_step")
+        return any(own_training.overrides(self.student, name) for name in methods)
 
     @property
     def _has_label_loss(self) -> bool:

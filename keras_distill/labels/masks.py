@@ -191,6 +191,8 @@ class LabelledModel(keras.Model):
 
     def _checked_labels(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Tensor]:
         """Return the labels, 0 where there is none, and whether all can be labels."""
+        if y is None:  # a model's own loss may need none
+            return None, ops.convert_to_tensor(True)
         return checked_probabilities(
             self.loss,
             self._label_mask.mask_labels(x, y),
@@ -226,7 +228,29 @@ class LabelledModel(keras.Model):
             return logs
         with own_training.compiled_as(model, self):
             own = model.compute_metrics(self._read(x), y, y_pred, weights)
-        return {**own, **self.get_metrics_result()}
+        return _with_own(self.get_metrics_result(), own)
+
+    def get_metrics_result(self) -> dict[str, Tensor]:
+        """Return the values of the metrics, as the model's own method has them."""
+        logs: dict[str, Tensor] = super().get_metrics_result()
+        model = self._trained_model
+        if not own_training.overrides(model, "get_metrics_result"):
+            return logs
+        with own_training.compiled_as(model, self):
+            return _with_own(logs, model.get_metrics_result())
+
+    def reset_metrics(self) -> None:
+        """Begin a new epoch; the model's own method decides on its own metrics."""
+        model = self._trained_model
+        if not own_training.overrides(model, "reset_metrics"):
+            super().reset_metrics()
+            return
+        with own_training.compiled_as(model, self):
+            model.reset_metrics()
+            of_model = {id(m) for m in own_training.all_metrics(model)}
+        for metric in self.metrics:
+            if id(metric) not in of_model or metric is self._loss_tracker:
+                metric.reset_state()
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -235,6 +259,11 @@ class LabelledModel(keras.Model):
         names = {metric.name for metric in metrics}
         own = own_training.own_metrics(self._trained_model)
         return metrics + [metric for metric in own if metric.name not in names]
+
+
+def _with_own(logs: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return logs with what a model's own method returned; `loss` stays the total."""
+    return {**logs, **own, "loss": logs["loss"]}
 
 
 def _held(x: Any, key: str | None) -> Any:
