@@ -86,8 +86,8 @@ def check_called(
     if masks and unmasked:
         raise ValueError(
             f"The {whose} has its own {_listed(unmasked)}, which can't be given a "
-            "label mask. Write it as a `keras.losses.Loss` or a `keras.metrics.Metric`, and "
-            "give these to `compile` as `loss` and `weighted_metrics`; or compile "
+            "label mask. Write it as a `keras.losses.Loss` or a `keras.metrics.Metric` "
+            "and give these to `compile` as `loss` and `weighted_metrics`; or compile "
             f"without `label_mask`. Received: {whose} of type {type(model).__name__}, "
             f"label masks {list(masks)}"
         )

@@ -9,6 +9,7 @@ from keras import ops
 from keras_distill import outputs, own_training
 from keras_distill.labels import structures, units
 from keras_distill.labels.probabilities import checked_probabilities
+from keras_distill.labels.row_values import RowValues
 from keras_distill.outputs import of_rank
 
 Tensor = Any
@@ -38,6 +39,7 @@ class LabelMask:
             )
         self._per_output = keys
         self._output_names = output_names
+        self.row_values = RowValues()
         self.keys = tuple(dict.fromkeys(key for key in flat if key is not None))
 
     def mask_predictions(self, x: Any, predictions: Any) -> Any:
@@ -177,10 +179,12 @@ class LabelledModel(keras.Model):
         y, _ = self._checked_labels(x, y, sample_weight)
         by_unit = self._masked_by_unit(x, y_pred)
         names = getattr(self, "output_names", None)
-        units.check_losses(self.loss, by_unit, names)
+        units.check_losses(self.loss, y_pred, by_unit, names=names)
         y = units.with_unit_axis(y, by_unit)
         sample_weight = units.weights_of_units(sample_weight, y_pred, by_unit)
+        masks = self._label_mask.by_path(x, y_pred)
         y_pred = self._label_mask.mask_predictions(x, y_pred)
+        self._label_mask.row_values.check(self.loss, y, y_pred, masks, names=names)
         model = self._trained_model
         if not own_training.overrides(model, "compute_loss"):
             return super().compute_loss(x, y, y_pred, sample_weight, training)

@@ -49,6 +49,24 @@ def labels_by_output(
     return tree.pack_sequence_as(predictions, [given.get(path) for path in paths])
 
 
+def loss_at(
+    path: outputs.Path, losses: Any, predictions: Any, *, names: Sequence[str] | None
+) -> Any:
+    """Return the label loss of one output, None where it has none.
+
+    Args:
+        path: The output's path.
+        losses: As `loss` in `keras.Model.compile`.
+        predictions: The outputs.
+        names: Names of the outputs in order, where the model has any.
+    """
+    if not tree.is_nested(losses):
+        return losses
+    if not path:  # a list or a dict of one loss
+        return tree.flatten(losses)[0]
+    return outputs.found(path, outputs.as_structured(losses, predictions, names))
+
+
 def weights_by_output(
     sample_weight: Any, predictions: Any, *, names: Sequence[str] | None
 ) -> Any:
