@@ -27,6 +27,7 @@ from keras_distill.hints import Hint
 from keras_distill.hints.term import HintTerm
 from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.labels.probabilities import BAD_LABELS
+from keras_distill.labels.structures import check_weights_are_read
 from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
 from keras_distill.saving import RandomStates
@@ -495,6 +496,15 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             ValueError: If the data hold no batch, of which Keras itself says little.
         """
         given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        received = "`sample_weight` without `y`"
+        check_weights_are_read(given.get("y"), given.get("sample_weight"), received)
+        if isinstance(given.get("validation_data"), tuple | list):
+            _, y, weight = keras.utils.unpack_x_y_sample_weight(
+                given["validation_data"]
+            )
+            check_weights_are_read(
+                y, weight, "`validation_data` of `(x, None, weights)`"
+            )
         # methods of the student's own may take other labels than outputs, or none
         if given.get("validation_data") is not None and not self._evaluates_itself:
             labels = labels_of(given.get("x"), given.get("y"))
@@ -517,6 +527,18 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 "empty data set, or an iterator that was read to its end before"
             )
         return history
+
+    @like(keras.Model.evaluate)
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the student; takes and returns what `keras.Model.evaluate` does.
+
+        Raises:
+            ValueError: If there are sample weights, but no labels.
+        """
+        given = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
+        received = "`sample_weight` without `y`"
+        check_weights_are_read(given.get("y"), given.get("sample_weight"), received)
+        return super().evaluate(*args, **kwargs)
 
     @like(keras.Model.export)
     def export(self, *args: Any, **kwargs: Any) -> Any:

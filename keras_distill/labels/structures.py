@@ -90,6 +90,23 @@ def weights_by_output(
     return outputs.as_structured(sample_weight, predictions, names)
 
 
+def check_weights_are_read(y: Any, sample_weight: Any, received: str) -> None:
+    """Raise ValueError for sample weights without labels, which Keras would drop.
+
+    Args:
+        y: The labels, as in `keras.Model.fit`.
+        sample_weight: As there.
+        received: What was given, as the error message calls it.
+    """
+    if y is None and sample_weight is not None:
+        raise ValueError(
+            "Keras drops the weights of arrays without labels. Pass a `tf.data.Dataset`"
+            " of `(x, None, sample_weight)`: `tf.data.Dataset.from_tensor_slices((x, "
+            "sample_weight)).batch(32).map(lambda x, weight: (x, None, weight))`. "
+            f"Received: {received}"
+        )
+
+
 def _is_flat(predictions: Any) -> bool:
     return tree.is_nested(predictions) and not any(
         tree.is_nested(item)
