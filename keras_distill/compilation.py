@@ -64,7 +64,9 @@ class Compilation:
             self.term.check_needs_no_labels("loss=None")
         self.label_mask = LabelMask(label_mask, output_names=output_names)
         check_label_mask(self.label_mask, student, metrics)
-        own_training.check_student(student, alpha=alpha, masks=self.label_mask.keys)
+        own_training.check_replaced(student, "student")
+        masks = self.label_mask.keys
+        own_training.check_called(student, "student", masks=masks, alpha=alpha)
         check_names(self.term, student)
         _warn_of_privileged_features_alone(teacher, privileged_features, self.term)
         self.training_teacher: TrainingTeacher | None = None

@@ -153,9 +153,14 @@ class DistillationTerm:
         weights = keras.tree.flatten(self.alpha)
         return max(float(w(_LATE)) if callable(w) else w for w in weights)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether the student learns from the teacher alone."""
+        return all(alpha == 1.0 for alpha in keras.tree.flatten(self.alpha))
+
     def check_needs_no_labels(self, received: str) -> None:
         """Raise ValueError unless the student learns from the teacher alone."""
-        if any(alpha != 1.0 for alpha in keras.tree.flatten(self.alpha)):
+        if not self.is_alone:
             raise ValueError(
                 "`alpha` must be 1 where there are no labels: the student learns from "
                 f"the teacher alone. Received: alpha={self.alpha}, {received}"

@@ -27,6 +27,7 @@ from keras_distill.hints import Hint
 from keras_distill.hints.term import HintTerm
 from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.labels.probabilities import BAD_LABELS
+from keras_distill.labels.structures import check_weights_are_read
 from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
 from keras_distill.saving import RandomStates
@@ -70,9 +71,12 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
     so that the teacher may read features that the student never has.
 
     Args:
-        student: The model to train. `compute_loss`, `compute_metrics`, `test_step` and
-            `predict_step` that its class overrides are called; a `train_step` of its
-            own is refused by `compile`.
+        student: The model to train. `compute_loss`, `compute_metrics`, `test_step`,
+            `predict_step`, `get_metrics_result` and `reset_metrics` that its class
+            overrides are called; `compile` refuses a `train_step`, `fit` or the like of
+            its own. What its `compute_loss` returns stands for
+            `loss(y, s) + sum(student.losses)` as a whole: `1 - alpha` weighs all of it.
+            It may need no labels, as that of an autoencoder.
         teacher: A trained, built Keras model, or any callable that takes a batch of
             inputs and returns outputs like the student's, or None where it has nothing
             to say: then, as is known once the step is traced, the student learns from
@@ -379,7 +383,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             own_loss = self.compute_loss(x, y, output, sample_weight)
             student_loss = None
             if self._learns_from(y):
-                student_loss = own_loss - monitoring.additional_loss(self)
+                student_loss = monitoring.label_loss(self, self.student, own_loss)
             step = self._step(x, y, output)
             if trained is None:
                 with tape.stop_recording(), hints.of_teacher() as hinting:
@@ -423,7 +427,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         if self._compilation.teacher_logs is not None:
             not_measured |= set(self._compilation.teacher_logs.result())
         logs = {name: log for name, log in logs.items() if name not in not_measured}
-        if y is None or not logs:
+        if (y is None and not self._evaluates_itself) or not logs:
             raise ValueError(
                 "Evaluation needs labels, and a `loss` or `metrics` in `compile`. "
                 f"Received: y={y}, loss={self.loss}"
@@ -446,7 +450,8 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         training: bool = True,
     ) -> Tensor:
         """Return the student's own loss: of labels, and what its layers add."""
-        if not self._learns_from(y):
+        of_own = own_training.overrides(self.student, "compute_loss") and not training
+        if not of_own and not self._learns_from(y):
             return monitoring.additional_loss(self)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
@@ -454,11 +459,14 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Tensor]:
         """Update the compiled metrics, those of labels only where there are labels."""
-        if y is not None:
+        if y is not None or own_training.overrides(self.student, "compute_metrics"):
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        own = {"loss", *self._of_training} - {"student_loss"}
+        compiled = own_training.compiled_metrics(self)
+        of_labels = own_training.logged_names(compiled)
+        if not self._learns_from(y):
+            of_labels.add("student_loss")
         logs = self.get_metrics_result()
-        return {name: log for name, log in logs.items() if name in own}
+        return {name: log for name, log in logs.items() if name not in of_labels}
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -490,7 +498,17 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             ValueError: If the data hold no batch, of which Keras itself says little.
         """
         given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
-        if given.get("validation_data") is not None:
+        received = "`sample_weight` without `y`"
+        check_weights_are_read(given.get("y"), given.get("sample_weight"), received)
+        if isinstance(given.get("validation_data"), tuple | list):
+            _, y, weight = keras.utils.unpack_x_y_sample_weight(
+                given["validation_data"]
+            )
+            check_weights_are_read(
+                y, weight, "`validation_data` of `(x, None, weights)`"
+            )
+        # methods of the student's own may take other labels than outputs, or none
+        if given.get("validation_data") is not None and not self._evaluates_itself:
             labels = labels_of(given.get("x"), given.get("y"))
             check_validation_data(self.student, given["validation_data"], labels)
         begin = self._updates if self.compiled else 0
@@ -511,6 +529,18 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 "empty data set, or an iterator that was read to its end before"
             )
         return history
+
+    @like(keras.Model.evaluate)
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the student; takes and returns what `keras.Model.evaluate` does.
+
+        Raises:
+            ValueError: If there are sample weights, but no labels.
+        """
+        given = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
+        received = "`sample_weight` without `y`"
+        check_weights_are_read(given.get("y"), given.get("sample_weight"), received)
+        return super().evaluate(*args, **kwargs)
 
     @like(keras.Model.export)
     def export(self, *args: Any, **kwargs: Any) -> Any:
@@ -666,7 +696,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
     ) -> Batch:
         """Return what the distillation term reads of a step."""
         x, labels, are_valid = step.inputs, step.labels, None
-        if y is None:
+        if y is None and not self._learns_from(y):
             self._term.check_needs_no_labels("y=None")
         targets, is_finite = lesson.targets, None
         if self._untracked.guard is not None and targets is not None:
@@ -725,7 +755,16 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             self._untracked.teacher_log.update(step.inputs, seen, names)
 
     def _learns_from(self, labels: Any) -> bool:
+        """Return whether a batch has a loss for the student beside the teacher's."""
+        if labels is None and own_training.overrides(self.student, "compute_loss"):
+            return not self._term.is_alone  # which may need no labels
         return self._has_label_loss and labels is not None
+
+    @property
+    def _evaluates_itself(self) -> bool:
+        """Whether methods of the student's own may need no labels."""
+        methods = ("compute_loss", "compute_metrics", "test_step")
+        return any(own_training.overrides(self.student, name) for name in methods)
 
     @property
     def _has_label_loss(self) -> bool:

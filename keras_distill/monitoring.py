@@ -7,6 +7,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_distill import own_training
+
 Tensor = Any
 
 BAD_TEACHER = (
@@ -39,6 +41,22 @@ def additional_loss(model: keras.Model) -> Tensor:
     dtype = keras.config.floatx()
     terms = [ops.cast(ops.sum(loss), dtype) for loss in model.losses]
     return sum(terms, start=ops.zeros(())) / replicas()
+
+
+def label_loss(model: keras.Model, trained: keras.Model, own_loss: Tensor) -> Tensor:
+    """Return the part of a model's own loss that `alpha` weighs against.
+
+    That is the loss of the labels, without what layers add. What a class's own
+    `compute_loss` returns is weighed whole: nothing says what it consists of.
+
+    Args:
+        model: The compiled model.
+        trained: The model that it trains, whose class may have its own `compute_loss`.
+        own_loss: What `model.compute_loss` returned.
+    """
+    if own_training.overrides(trained, "compute_loss"):
+        return own_loss
+    return own_loss - additional_loss(model)
 
 
 def replicas() -> int:

@@ -16,6 +16,26 @@ _COMPILED = (
     "_loss_tracker",
 )
 
+# What the methods of a distiller take the place of, in training and in use.
+REPLACED_IN_TRAINING = (
+    "train_step",
+    "fit",
+    "train_on_batch",
+    "make_train_function",
+    "compile",
+)
+REPLACED = (
+    *REPLACED_IN_TRAINING,
+    "evaluate",
+    "test_on_batch",
+    "make_test_function",
+    "predict",
+    "predict_on_batch",
+    "make_predict_function",
+)
+# What is called, with labels and weights but no label masks.
+_UNMASKED = ("compute_loss", "compute_metrics", "test_step")
+
 
 def overrides(model: keras.Model, name: str) -> bool:
     """Return whether a model has its own version of a method of `keras.Model`."""
@@ -23,39 +43,58 @@ def overrides(model: keras.Model, name: str) -> bool:
     return of_class or name in vars(model)
 
 
-def check_train_step(model: keras.Model, whose: str) -> None:
-    """Raise ValueError if a model has a `train_step`, which can't be honoured."""
-    if overrides(model, "train_step"):
+def check_replaced(
+    model: keras.Model, whose: str, replaced: Sequence[str] = REPLACED
+) -> None:
+    """Raise ValueError if a model has methods that the trainer around it replaces.
+
+    Args:
+        model: The model that trains.
+        whose: What it is called.
+        replaced: The methods that would not run.
+    """
+    own = [name for name in replaced if overrides(model, name)]
+    if own:
         raise ValueError(
-            f"The {whose} has its own `train_step`, which would not run: the step that "
-            "distils takes its place. Write what it computes as `compute_loss` or "
-            "`compute_metrics`, which are called; or set `train_step = "
-            "keras.Model.train_step` in a subclass to train without it. Received: "
+            f"The {whose} has its own {_listed(own)}, which would not run: the methods "
+            "of what trains it take their place. Write what `train_step` computes as "
+            "`compute_loss` or `compute_metrics`, which are called; or train the model "
+            "without them: `keras.Model(model.inputs, model.outputs)` of a functional "
+            f"model, or a subclass with `{own[0]} = keras.Model.{own[0]}`. Received: "
             f"{whose} '{model.name}' of type {type(model).__name__}"
         )
 
 
-def check_student(student: keras.Model, *, alpha: Any, masks: Sequence[str]) -> None:
-    """Raise ValueError if a student has methods that can't be honoured.
+def check_called(
+    model: keras.Model, whose: str, *, masks: Sequence[str], alpha: Any = None
+) -> None:
+    """Raise ValueError if a model has methods that can't be given what they need.
 
     Args:
-        student: The student.
-        alpha: As in `Distiller.compile`.
+        model: The model that trains.
+        whose: What it is called.
         masks: The names of the label masks.
+        alpha: As in `Distiller.compile`.
     """
-    check_train_step(student, "student")
-    if overrides(student, "compute_loss") and keras.tree.is_nested(alpha):
+    if overrides(model, "compute_loss") and keras.tree.is_nested(alpha):
         raise ValueError(
-            "The student has its own `compute_loss`, which returns one loss for all "
-            "outputs, so `alpha` must be one weight. Received: student of type "
-            f"{type(student).__name__}, alpha={alpha}"
+            f"The {whose} has its own `compute_loss`, which returns one loss for all "
+            f"outputs, so `alpha` must be one weight. Received: {whose} of type "
+            f"{type(model).__name__}, alpha={alpha}"
         )
-    if overrides(student, "test_step") and masks:
+    unmasked = [name for name in _UNMASKED if overrides(model, name)]
+    if masks and unmasked:
         raise ValueError(
-            "The student has its own `test_step`, which knows of no label mask. Write "
-            "it as `compute_metrics`, or compile without `label_mask`. Received: "
-            f"student of type {type(student).__name__}, label masks {list(masks)}"
+            f"The {whose} has its own {_listed(unmasked)}, which can't be given a "
+            "label mask. Write it as a `keras.losses.Loss` or a `keras.metrics.Metric` "
+            "and give these to `compile` as `loss` and `weighted_metrics`; or compile "
+            f"without `label_mask`. Received: {whose} of type {type(model).__name__}, "
+            f"label masks {list(masks)}"
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 @contextmanager
@@ -74,11 +113,31 @@ def compiled_as(model: keras.Model, outer: keras.Model) -> Iterator[None]:
             object.__setattr__(model, name, value)
 
 
+def all_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Return a model's metrics, those too that its class keeps to itself."""
+    metrics: list[keras.metrics.Metric] = keras.Model.metrics.fget(model)
+    return [*metrics, *model.metrics]
+
+
+def compiled_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Return the metrics that Keras made of `compile`'s arguments, but for `loss`."""
+    metrics = [] if model._compile_metrics is None else [model._compile_metrics]
+    return metrics + (model._compile_loss.metrics if model._compile_loss else [])
+
+
+def logged_names(metrics: Sequence[keras.metrics.Metric]) -> set[str]:
+    """Return the names that metrics are logged by, once they have a result."""
+    names: set[str] = set()
+    for metric in metrics:
+        if getattr(metric, "built", True):
+            result = metric.result()
+            names.update(result if isinstance(result, dict) else [metric.name])
+    return names
+
+
 def own_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
     """Return the metrics that a model's class keeps, without compiled ones."""
     if not overrides(model, "metrics"):
         return list(model._metrics)
-    compiled = [model._loss_tracker, model._compile_metrics]
-    if model._compile_loss is not None:
-        compiled += model._compile_loss.metrics
+    compiled = [model._loss_tracker, *compiled_metrics(model)]
     return [m for m in model.metrics if all(m is not other for other in compiled)]

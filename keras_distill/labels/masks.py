@@ -9,6 +9,7 @@ from keras import ops
 from keras_distill import outputs, own_training, tracing
 from keras_distill.labels import structures, units
 from keras_distill.labels.probabilities import checked_probabilities
+from keras_distill.labels.row_values import RowValues
 from keras_distill.outputs import of_rank
 from keras_distill.signatures import like
 
@@ -39,6 +40,7 @@ class LabelMask:
             )
         self._per_output = keys
         self._output_names = output_names
+        self.row_values = RowValues()
         self.keys = tuple(dict.fromkeys(key for key in flat if key is not None))
 
     def mask_predictions(self, x: Any, predictions: Any) -> Any:
@@ -184,10 +186,12 @@ class LabelledModel(keras.Model):
         y, _ = self._checked_labels(x, y, sample_weight)
         by_unit = self._masked_by_unit(x, y_pred)
         names = getattr(self, "output_names", None)
-        units.check_losses(self.loss, by_unit, names)
+        units.check_losses(self.loss, y_pred, by_unit, names=names)
         y = units.with_unit_axis(y, by_unit)
         sample_weight = units.weights_of_units(sample_weight, y_pred, by_unit)
+        masks = self._label_mask.by_path(x, y_pred)
         y_pred = self._label_mask.mask_predictions(x, y_pred)
+        self._label_mask.row_values.check(self.loss, y, y_pred, masks, names=names)
         model = self._trained_model
         if not own_training.overrides(model, "compute_loss"):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -198,6 +202,8 @@ class LabelledModel(keras.Model):
 
     def _checked_labels(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Tensor]:
         """Return the labels, 0 where there is none, and whether all can be labels."""
+        if y is None:  # a model's own loss may need none
+            return None, ops.convert_to_tensor(True)
         return checked_probabilities(
             self.loss,
             self._label_mask.mask_labels(x, y),
@@ -233,7 +239,29 @@ class LabelledModel(keras.Model):
             return logs
         with own_training.compiled_as(model, self):
             own = model.compute_metrics(self._read(x), y, y_pred, weights)
-        return {**own, **self.get_metrics_result()}
+        return _with_own(self.get_metrics_result(), own)
+
+    def get_metrics_result(self) -> dict[str, Tensor]:
+        """Return the values of the metrics, as the model's own method has them."""
+        logs: dict[str, Tensor] = super().get_metrics_result()
+        model = self._trained_model
+        if not own_training.overrides(model, "get_metrics_result"):
+            return logs
+        with own_training.compiled_as(model, self):
+            return _with_own(logs, model.get_metrics_result())
+
+    def reset_metrics(self) -> None:
+        """Begin a new epoch; the model's own method decides on its own metrics."""
+        model = self._trained_model
+        if not own_training.overrides(model, "reset_metrics"):
+            super().reset_metrics()
+            return
+        with own_training.compiled_as(model, self):
+            model.reset_metrics()
+            of_model = {id(m) for m in own_training.all_metrics(model)}
+        for metric in self.metrics:
+            if id(metric) not in of_model or metric is self._loss_tracker:
+                metric.reset_state()
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -242,6 +270,11 @@ class LabelledModel(keras.Model):
         names = {metric.name for metric in metrics}
         own = own_training.own_metrics(self._trained_model)
         return metrics + [metric for metric in own if metric.name not in names]
+
+
+def _with_own(logs: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return logs with what a model's own method returned; `loss` stays the total."""
+    return {**logs, **own, "loss": logs["loss"]}
 
 
 def _held(x: Any, key: str | None) -> Any:

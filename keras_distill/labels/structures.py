@@ -49,6 +49,24 @@ def labels_by_output(
     return tree.pack_sequence_as(predictions, [given.get(path) for path in paths])
 
 
+def loss_at(
+    path: outputs.Path, losses: Any, predictions: Any, *, names: Sequence[str] | None
+) -> Any:
+    """Return the label loss of one output, None where it has none.
+
+    Args:
+        path: The output's path.
+        losses: As `loss` in `keras.Model.compile`.
+        predictions: The outputs.
+        names: Names of the outputs in order, where the model has any.
+    """
+    if not tree.is_nested(losses):
+        return losses
+    if not path:  # a list or a dict of one loss
+        return tree.flatten(losses)[0]
+    return outputs.found(path, outputs.as_structured(losses, predictions, names))
+
+
 def weights_by_output(
     sample_weight: Any, predictions: Any, *, names: Sequence[str] | None
 ) -> Any:
@@ -70,6 +88,23 @@ def weights_by_output(
     if by_name:
         return {key: sample_weight.get(key) for key in known}
     return outputs.as_structured(sample_weight, predictions, names)
+
+
+def check_weights_are_read(y: Any, sample_weight: Any, received: str) -> None:
+    """Raise ValueError for sample weights without labels, which Keras would drop.
+
+    Args:
+        y: The labels, as in `keras.Model.fit`.
+        sample_weight: As there.
+        received: What was given, as the error message calls it.
+    """
+    if y is None and sample_weight is not None:
+        raise ValueError(
+            "Keras drops the weights of arrays without labels. Pass a `tf.data.Dataset`"
+            " of `(x, None, sample_weight)`: `tf.data.Dataset.from_tensor_slices((x, "
+            "sample_weight)).batch(32).map(lambda x, weight: (x, None, weight))`. "
+            f"Received: {received}"
+        )
 
 
 def _is_flat(predictions: Any) -> bool:

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_distill import outputs
+from keras_distill.labels import structures
 from keras_distill.outputs import Path, of_rank
 
 Tensor = Any
@@ -55,16 +56,12 @@ def masked_by_unit(masks: Mapping[Path, Tensor], predictions: Any) -> list[Path]
     ]
 
 
-def check_losses(losses: Any, paths: Collection[Path], names: Any) -> None:
+def check_losses(
+    losses: Any, predictions: Any, paths: Collection[Path], *, names: Any
+) -> None:
     """Raise ValueError if a loss of these outputs has no value for each unit."""
     for path in paths:
-        loss = losses
-        if tree.is_nested(losses):
-            loss = outputs.found(path, losses)
-            if isinstance(losses, Mapping) and path and not isinstance(path[0], str):
-                loss = losses.get((names or ())[path[0]])
-            if not path:  # a list or a dict of one loss
-                loss = tree.flatten(losses)[0]
+        loss = structures.loss_at(path, losses, predictions, names=names)
         if loss is not None and not _has_units(loss):
             raise ValueError(
                 f"The label mask of output {list(path)} holds a value for each unit, "

@@ -15,6 +15,13 @@ Tensor = Any
 _OF_IDS = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CTC)
 _FUNCTIONS_OF_IDS = (keras.losses.sparse_categorical_crossentropy, keras.losses.ctc)
 
+_DIFFERENT = (
+    "The teacher's and the student's output must have the same shape, but for a last "
+    "dimension of 1; integer ids of classes come without the axis of the classes. "
+    "Reshape the teacher's output, e.g. with `teacher=lambda x: "
+    "keras.ops.reshape(model(x), ...)`. Received:"
+)
+
 _SCOPE = re.compile(r"[A-Za-z0-9_.\\>-]*")  # within another
 _ROOT_SCOPE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\>-]*")  # what TensorFlow takes
 
@@ -71,8 +78,8 @@ def call_loss(
     if isinstance(loss, ChecksShapes) or _reads_ids(loss):
         return loss(teacher, student, sample_weight)
     teacher, student = of_one_rank(teacher, student)
-    if keras.backend.is_float_dtype(keras.backend.standardize_dtype(teacher.dtype)):
-        _check_no_broadcast(teacher, student)  # integers may be ids
+    if not _may_be_ids(loss, teacher, student):
+        _check_no_broadcast(teacher, student)
     try:
         return loss(teacher, student, sample_weight)
     except Exception as error:
@@ -101,18 +108,35 @@ def with_known_shape(teacher: Tensor, student: Tensor) -> Tensor:
     """Return the teacher's output with what the student's tells of its shape.
 
     An output of `tf.py_function` has no static shape, which losses need. Where the
-    shapes differ when the step runs, TensorFlow raises an error.
+    shapes differ when the step runs by more than a last dimension of 1, TensorFlow
+    raises an error.
     """
     if keras.backend.backend() != "tensorflow":
         return teacher
     import tensorflow as tf
 
     if teacher.shape.rank is None:
-        return tf.ensure_shape(teacher, student.shape)
+        return _shaped_as(teacher, student)
     is_open = None in tuple(teacher.shape)[1:]
     if is_open and may_have_shape(teacher, student.shape):
         return tf.ensure_shape(teacher, student.shape)
     return teacher
+
+
+def _shaped_as(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return an output of unknown rank in the student's shape, once the step runs."""
+    import tensorflow as tf
+
+    shapes = tf.shape(teacher), tf.shape(student)
+    # as text, because shapes of different ranks can't be compared as numbers
+    t, s = (
+        tf.strings.reduce_join(tf.strings.as_string(shape), separator=",")
+        for shape in shapes
+    )
+    fits = (t == s) | (t + ",1" == s) | (t == s + ",1")
+    message = _DIFFERENT + " outputs of shape"
+    with tf.control_dependencies([tf.debugging.Assert(fits, [message, *shapes])]):
+        return tf.ensure_shape(tf.reshape(teacher, shapes[1]), student.shape)
 
 
 def _of_students_rank(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,10 +159,8 @@ def _check_no_broadcast(teacher: Tensor, student: Tensor) -> None:
 
 def _different(teacher: Tensor, student: Tensor) -> str:
     return (
-        "The teacher's and the student's output must have the same shape, but for a "
-        "last dimension of 1. Reshape the teacher's output, e.g. with "
-        "`teacher=lambda x: keras.ops.reshape(model(x), ...)`. Received: teacher "
-        f"output {tuple(teacher.shape)}, student output {tuple(student.shape)}"
+        f"{_DIFFERENT} teacher output {tuple(teacher.shape)}, student output "
+        f"{tuple(student.shape)}"
     )
 
 
@@ -153,6 +175,28 @@ def _reads_ids(loss: keras.losses.Loss) -> bool:
     if isinstance(loss, FunctionLoss):
         return loss.function in _FUNCTIONS_OF_IDS
     return isinstance(loss, _OF_IDS)
+
+
+def _may_be_ids(loss: keras.losses.Loss, teacher: Tensor, student: Tensor) -> bool:
+    """Return whether a teacher's output may be ids of classes, which a loss reads.
+
+    Ids are integers without the axis of the classes. Keras' losses say which of them
+    read ids; what other losses do with them is theirs to say.
+    """
+    dtype = keras.backend.standardize_dtype(teacher.dtype)
+    if keras.backend.is_float_dtype(dtype):
+        return False
+    if isinstance(loss, FunctionLoss) and loss.function is crossentropy:
+        return True  # shapes decide what it reads
+    has_no_classes = len(student.shape) == len(teacher.shape) + 1
+    return has_no_classes and not _is_of_keras(loss)
+
+
+def _is_of_keras(loss: keras.losses.Loss) -> bool:
+    computed: Any = type(loss)
+    if isinstance(loss, FunctionLoss):
+        computed = getattr(loss.function, "func", loss.function)  # of a partial
+    return str(getattr(computed, "__module__", "")).partition(".")[0] == "keras"
 
 
 def _with_scope_name(loss: keras.losses.Loss) -> keras.losses.Loss:

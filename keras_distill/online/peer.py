@@ -11,7 +11,7 @@ from keras_distill import features, monitoring, own_training
 from keras_distill.distillation import Batch, DistillationTerm
 from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.losses.calling import check_scope_names
-from keras_distill.monitoring import BAD_LOSS, TeacherGuard, additional_loss
+from keras_distill.monitoring import BAD_LOSS, TeacherGuard
 
 Tensor = Any
 
@@ -50,11 +50,12 @@ class Peer(LabelledModel):
         alpha: Any,
     ) -> None:
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
-        own_training.check_train_step(model, "peer")
+        own_training.check_replaced(model, "peer")
         check_scope_names(loss)
         self.model = model
         self.built = True
         self._mask = LabelMask(label_mask, output_names=self.output_names)
+        own_training.check_called(model, "peer", masks=self._mask.keys, alpha=alpha)
         self.compile(
             None,  # the optimiser is that of all peers
             loss,
@@ -136,7 +137,8 @@ class Peer(LabelledModel):
             masked_output=self._mask.mask_predictions(x, output),
             step=step,
         )
-        return self.term.add_to(own_loss, own_loss - additional_loss(self), batch)
+        student_loss = monitoring.label_loss(self, self.model, own_loss)
+        return self.term.add_to(own_loss, student_loss, batch)
 
     def logs(self) -> dict[str, Tensor]:
         """Return the model's loss, its metrics and its distillation loss."""

@@ -58,7 +58,9 @@ class TrainingTeacher(RandomStates, LabelledModel):
                 "or train one `keras.Model` that holds them. Received: teacher="
                 f"{teacher!r}"
             )
-        own_training.check_train_step(teacher, "teacher that trains")
+        whose = "teacher that trains"
+        own_training.check_replaced(teacher, whose, own_training.REPLACED_IN_TRAINING)
+        own_training.check_called(teacher, whose, masks=label_mask.keys)
         if optimizer is student_optimizer:
             raise ValueError(
                 "An optimizer keeps the state of one model. Give the teacher another, "

@@ -166,15 +166,36 @@ def test_members_of_an_ensemble_may_differ_by_a_last_1() -> None:
         (lambda x: x[:, :1], (24, 1)),
     ],
 )
-def test_other_shapes_are_refused(teacher: Any, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "int32", "bool"])
+def test_other_shapes_are_refused(
+    teacher: Any, shape: tuple[int, ...], dtype: str
+) -> None:
     for loss in (squared, "mse", _PrivateLoss(), kd.losses.ForwardKL()):
-        distiller = kd.Distiller(mlp(), teacher)
+        distiller = kd.Distiller(mlp(), lambda x: tf.cast(teacher(x), dtype))
         distiller.compile("sgd", crossentropy(), distillation_loss=loss)
         distiller.run_eagerly = True
         with pytest.raises(ValueError) as error:
             distiller.train_on_batch(X, Y)
         assert str(shape) in str(error.value)
         assert "(24, 3)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "loss", ["mse", squared, _PrivateLoss()], ids=["name", "function", "object"]
+)
+def test_integers_teach_as_floats_do(loss: Any) -> None:
+    student = mlp()
+    seen = []
+    for dtype in ("int32", "float32"):
+        distiller = kd.Distiller(student, lambda x, to=dtype: tf.cast(x[:, :3] > 0, to))
+        distiller.compile(
+            keras.optimizers.SGD(0.0),
+            distillation_loss=loss,
+            alpha=1.0,
+            run_eagerly=True,
+        )
+        seen.append(distiller.train_on_batch(X, return_dict=True)["loss"])
+    assert seen[0] == seen[1]
 
 
 def test_class_ids_may_teach() -> None:
@@ -184,6 +205,34 @@ def test_class_ids_may_teach() -> None:
     distiller.compile("sgd", distillation_loss=crossentropy(), alpha=1.0)
     distiller.run_eagerly = True
     expected = label_loss(ids, student(X)).mean()
+    got = distiller.train_on_batch(X, return_dict=True)["loss"]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def of_ids(ids: Any, probabilities: Any) -> Any:
+    return keras.losses.sparse_categorical_crossentropy(ids, probabilities)
+
+
+@pytest.mark.parametrize(
+    "loss, shape",
+    [
+        (of_ids, (24,)),
+        (functools.partial(of_ids), (24,)),
+        (keras.losses.SparseCategoricalCrossentropy(), (24, 1)),
+        ("sparse_categorical_crossentropy", (24, 1)),
+        ("crossentropy", (24,)),
+        ("crossentropy", (24, 1)),
+    ],
+    ids=["function", "partial", "object", "name", "vector", "column"],
+)
+def test_ids_teach_whatever_loss_reads_them(loss: Any, shape: tuple[int, ...]) -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((FEATURES,))
+    student = keras.Model(inputs, layers.Dense(CLASSES, "softmax")(inputs))
+    ids = np.arange(24) % CLASSES
+    expected = label_loss(ids, np.log(student(X))).mean()
+    distiller = kd.Distiller(student, lambda x: tf.constant(ids.reshape(shape)))
+    distiller.compile("sgd", distillation_loss=loss, alpha=1.0, run_eagerly=True)
     got = distiller.train_on_batch(X, return_dict=True)["loss"]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
@@ -204,6 +253,32 @@ def test_a_teacher_without_a_static_shape_takes_the_students() -> None:
     with pytest.raises(ValueError, match="`tf.ensure_shape`.*unknown"):
         distiller.teacher = kd.teachers.Ensemble([opaque, opaque])
         distiller.train_on_batch(X, Y)
+
+
+@pytest.mark.parametrize("student_has", ["less", "more"])
+def test_a_rank_that_is_not_known_may_differ_by_a_last_1(student_has: str) -> None:
+    """Found out when the step runs, as for ranks that are known."""
+    student = ranked(student_has, None)
+    said = np.squeeze(student(X).numpy())
+    shape = [-1, 1] if student_has == "less" else [-1]
+
+    def opaque(x: Any) -> Any:
+        return tf.py_function(lambda x: tf.reshape(column(x), shape), [x], tf.float32)
+
+    distiller = kd.Distiller(student, opaque)
+    distiller.compile(
+        keras.optimizers.SGD(0.0),
+        distillation_loss=[squared, "mse"][student_has == "more"],
+        alpha=1.0,
+    )
+    got = distiller.train_on_batch(X, return_dict=True)["loss"]
+    expected = np.square(said - column(X)[:, 0]).mean()
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    shape[:] = [12, 2]  # as many values, but others
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"must have the same shape.*\[12 2\]"
+    ):
+        distiller.train_on_batch(X)
 
 
 # A student's own methods.

@@ -397,6 +397,80 @@ def test_training_needs_the_mask(batch: Any) -> None:
 # Who is shown the mask.
 
 
+class MeanError(keras.losses.Loss):
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return keras.ops.mean(keras.ops.abs(y_true - y_pred))
+
+
+@pytest.mark.parametrize("form", ["alone", "list", "dict"])
+@pytest.mark.parametrize(
+    "loss, shape",
+    [
+        (lambda y, p: keras.ops.mean(keras.ops.square(y - p)), r"\(\)"),
+        (MeanError(), r"\(\)"),
+        ("dice", r"\(\)"),
+        (lambda y, p: keras.ops.square(y - p), r"\(24, 3\)"),
+    ],
+    ids=["function", "class", "name", "value by unit"],
+)
+def test_losses_without_a_value_for_each_row_are_refused(
+    loss: Any, shape: str, form: str
+) -> None:
+    forms = {"alone": loss, "list": [loss], "dict": {"click": loss}}
+    labels = np.eye(3)[KIND]
+    masked = compiled(head(units=3), lambda x: x["x"][:, :3], loss=forms[form])
+    with pytest.raises(ValueError, match=f"value for each row.*of shape {shape}"):
+        masked.train_on_batch(BATCH, labels)
+
+
+def test_each_of_several_losses_has_a_value_for_each_row() -> None:
+    inputs = keras.Input((FEATURES,), name="x")
+    heads = {name: layers.Dense(1, name=name)(inputs) for name in ("b", "a")}
+    masked = compiled(
+        keras.Model(inputs, heads),
+        lambda x: {"a": x["x"][:, :1], "b": x["x"][:, :1]},
+        loss={"b": "mse", "a": MeanError()},
+        label_mask={"b": "labelled", "a": None},
+    )
+    labels = {"b": CLICK, "a": CLICK}
+    masked.train_on_batch(BATCH, labels)
+    masked.compile(
+        "sgd",
+        masked.loss,
+        distillation_loss="mse",
+        label_mask={"a": "labelled"},
+        run_eagerly=True,
+    )
+    with pytest.raises(
+        ValueError, match=r"output \['a'\] must have a value.*MeanError"
+    ):
+        masked.train_on_batch(BATCH, labels)
+
+
+@pytest.mark.parametrize("trains", ["teacher", "peers"])
+def test_losses_of_teachers_and_peers_have_values_for_each_row(trains: str) -> None:
+    if trains == "teacher":
+        model: keras.Model = compiled(teacher_loss=MeanError())
+    else:
+        model = kd.online.MutualLearning([head(0), head(1)])
+        model.compile("sgd", MeanError(), label_mask="labelled", run_eagerly=True)
+    with pytest.raises(ValueError, match="value for each row.*MeanError"):
+        model.train_on_batch(BATCH, CLICK)
+
+
+def test_a_column_of_values_is_a_value_for_each_row() -> None:
+    """Keras brings mask and values together."""
+    student = head()
+    elementwise = compiled(
+        student,
+        optimizer=keras.optimizers.SGD(0.0),
+        loss=lambda y, p: keras.ops.square(y - p),
+    )
+    logs = elementwise.train_on_batch(BATCH, CLICK, return_dict=True)
+    errors = np.square(CLICK - student(X).numpy())[LABELLED]
+    np.testing.assert_allclose(logs["student_loss"], errors.mean(), rtol=1e-6)
+
+
 def test_a_student_must_not_declare_the_mask() -> None:
     with pytest.raises(ValueError, match=r"declares label masks as inputs: \['x'\]"):
         compiled(label_mask="x")

@@ -85,6 +85,38 @@ def test_sample_weights_act_without_labels() -> None:
     np.testing.assert_allclose(loss, (weights * forward_kl(t, s)).mean(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("given", ["sample_weight", "validation_data"])
+def test_sample_weights_that_keras_would_drop_are_refused(given: str) -> None:
+    distiller, weights = compiled(), np.ones(24)
+    forms = {
+        "sample_weight": {"sample_weight": weights},
+        "validation_data": {"y": Y, "validation_data": (X, None, weights)},
+    }
+    with pytest.raises(ValueError, match=f"drops the weights.*Received: `{given}`"):
+        distiller.fit(X, **forms[given], verbose=0)
+    assert int(distiller.optimizer.iterations) == 0
+    with pytest.raises(
+        ValueError, match="drops the weights.*Received: `sample_weight`"
+    ):
+        distiller.evaluate(X, sample_weight=weights, verbose=0)
+
+
+def test_datasets_of_weights_without_labels() -> None:
+    """What the error above advises."""
+    weights = np.linspace(0.0, 2.0, 24).astype("float32")
+    batches = tf.data.Dataset.from_tensor_slices((X, weights)).batch(24)
+    seen = []
+    for given in ((X, None, weights), None):
+        distiller = compiled(run_eagerly=True)
+        if given is None:
+            data = batches.map(lambda x, weight: (x, None, weight))
+            loss = distiller.fit(data, shuffle=False, verbose=0).history["loss"][0]
+        else:
+            loss = distiller.train_on_batch(*given, return_dict=True)["loss"]
+        seen.append(loss)
+    assert seen[0] == seen[1]
+
+
 def test_datasets_of_inputs_alone() -> None:
     arrays, dataset = compiled(), compiled()
     arrays.fit(X, batch_size=8, shuffle=False, verbose=0)
