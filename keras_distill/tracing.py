@@ -1,4 +1,4 @@
-"""Steps that are traced once, and again after an error in their first trace."""
+"""Steps that can be traced again after an error in their first trace."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_distill.building import compiled_parts
 from keras_distill.scopes import scopes_kept
 
 # How Keras learns that the data have ended.
@@ -50,7 +51,7 @@ class Retraceable(keras.Model):
         if step is earlier:
             return
         models = [self, *self._compiled_within]
-        unbuilt = [part for part in _compiled_parts(models) if not part.built]
+        unbuilt = [part for part in compiled_parts(models) if not part.built]
         has_run = False
 
         def checked_step(data: Any) -> Any:
@@ -70,36 +71,6 @@ class Retraceable(keras.Model):
             return outputs
 
         setattr(self, name, checked_step)
-
-
-def build_outside(model: keras.Model) -> None:
-    """Let Keras build a compiled model's losses and metrics outside of the step.
-
-    Keras builds them from the first batch, while the step is traced. TensorFlow traces
-    a function a second time if its first trace creates variables, and training would
-    begin half as fast.
-    """
-    for part in _compiled_parts([model]):
-        object.__setattr__(part, "build", _outside(part.build))
-
-
-def _outside(build: Callable[..., None]) -> Callable[..., None]:
-    def build_outside_of_a_trace(*args: Any, **kwargs: Any) -> None:
-        with tf.init_scope(), tf.variable_creator_scope(_at_once):
-            build(*args, **kwargs)
-
-    return build_outside_of_a_trace
-
-
-def _at_once(create: Callable[..., tf.Variable], **kwargs: Any) -> tf.Variable:
-    """Create a variable with its value, not one that the function traced fills."""
-    return create(**{**kwargs, "experimental_enable_variable_lifting": False})
-
-
-def _compiled_parts(models: Sequence[keras.Model]) -> list[Any]:
-    """Return the losses and metrics that Keras builds from the first batch."""
-    parts = [(model._compile_loss, model._compile_metrics) for model in models]
-    return [part for pair in parts for part in pair if part is not None]
 
 
 def _unbuild(parts: Sequence[Any]) -> None:

@@ -13,6 +13,7 @@ PACKAGE = Path(keras_distill.__file__).parent
 FLOORS = {
     "version": 1,
     "arguments": 0,
+    "building": 0,
     "cautions": 0,
     "files": 0,
     "installing": 0,

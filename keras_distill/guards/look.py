@@ -174,6 +174,8 @@ class Look:
             output = outputs.found(
                 path, seen.teacher if whose == "teacher" else seen.student
             )
+            if _are_ids(output):
+                continue
             sums = tried(evidence.sums, output, axis)
             if sums is None or len(summed) >= _SUBJECTS:
                 continue
@@ -240,6 +242,12 @@ def _have_the_same_rows(seen: Seen) -> Tensor:
     shapes = [tf.shape(leaf)[:1] for leaf in leaves if leaf is not None]
     rows = tf.concat(shapes, axis=0)
     return tf.reduce_all(tf.equal(rows, rows[:1]))
+
+
+def _are_ids(output: Any) -> bool:
+    """Return whether an output holds integers: neither logits nor probabilities."""
+    dtype = keras.backend.standardize_dtype(getattr(output, "dtype", "float32"))
+    return not keras.backend.is_float_dtype(dtype)
 
 
 def _units(output: Any, axis: int) -> int | None:

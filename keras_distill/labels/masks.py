@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import outputs, own_training, tracing
+from keras_distill import building, outputs, own_training
 from keras_distill.labels import structures, units
 from keras_distill.labels.probabilities import checked_probabilities
 from keras_distill.labels.row_values import RowValues
@@ -171,7 +171,7 @@ class LabelledModel(keras.Model):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Configure training, as `keras.Model.compile` does."""
         super().compile(*args, **kwargs)
-        tracing.build_outside(self)
+        building.build_outside(self)
 
     def compute_loss(
         self,

@@ -248,3 +248,36 @@ def test_another_teacher_may_take_over() -> None:
     distiller.teacher = lambda x: distiller.student(x, training=False)
     second = distiller.train_on_batch(X, Y, return_dict=True)["distillation_loss"]
     assert abs(second) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        {"loss": crossentropy()},
+        {
+            "loss": crossentropy(),
+            "metrics": ["accuracy"],
+            "weighted_metrics": ["accuracy"],
+        },
+        {"loss": crossentropy(), "teacher_loss": crossentropy()},
+        {"loss": crossentropy(), "jit_compile": True, "metrics": ["accuracy"]},
+    ],
+    ids=["plain", "metrics", "a teacher that trains", "XLA"],
+)
+def test_a_step_is_traced_once(compiled: dict[str, Any]) -> None:
+    traced = []
+
+    class Counted(kd.Distiller):
+        def train_step(self, data: Any) -> Any:
+            traced.append("train")
+            return super().train_step(data)
+
+        def test_step(self, data: Any) -> Any:
+            traced.append("test")
+            return super().test_step(data)
+
+    x, y = data()
+    distiller = Counted(mlp(0), mlp(1))
+    distiller.compile("adam", **compiled)
+    distiller.fit(x, y, batch_size=8, epochs=2, validation_data=(x, y), verbose=0)
+    assert traced == ["train", "test"]
