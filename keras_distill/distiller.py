@@ -286,9 +286,9 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 a class that the teacher rules out; `ForwardKL` and `SoftTargets` bear
                 it. Defaults to True.
             log_teacher: Whether to log the label loss of a fixed teacher's outputs as
-                `teacher_loss`, weighted and masked as the student's. It costs another
-                loss a step. Defaults to False; a teacher with a `teacher_loss` logs
-                that.
+                `teacher_loss`, weighted and masked as the student's. The loss is called
+                another time a step, so one that keeps a variable or a seed is refused.
+                Defaults to False; a teacher with a `teacher_loss` logs that.
             loss_weights: As in `keras.Model.compile`; of `loss` alone.
             metrics: As in `keras.Model.compile`.
             **kwargs: `weighted_metrics`, `run_eagerly`, `steps_per_execution`,
@@ -322,7 +322,6 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             self.privileged_features,
             optimizer=optimizer,
             loss=loss,
-            loss_weights=loss_weights,
             metrics=metrics,
             alpha=alpha,
             auto_scale_loss=kwargs.get("auto_scale_loss", True),
@@ -339,6 +338,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         )
         untracked = self._untracked
         untracked.compilation = compilation
+        compilation.term.record(self._compile_loss)
         untracked.guard = TeacherGuard(xla=self.jit_compile) if check_teacher else None
         untracked.teacher_log = teacher_log
         untracked.compile_config = {

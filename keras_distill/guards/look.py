@@ -222,6 +222,7 @@ def _by_path(losses: Any, student: Any, names: Any) -> dict[Path, Any]:
     if losses is None:
         return {}
     try:
+        losses = outputs.as_structured(losses, student, names)
         found = tree.map_structure(as_loss, losses)
         return outputs.by_path(
             found, student, names=names, what="the losses", partial=True
