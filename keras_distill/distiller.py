@@ -20,7 +20,7 @@ from keras_distill.compilation import Compilation, check_names, check_not_shared
 from keras_distill.distillation import Batch, DistillationTerm
 from keras_distill.guards.look import Look, Seen
 from keras_distill.guards.models import check_two, warn_if_swapped
-from keras_distill.guards.planned_steps import warn_of_idle
+from keras_distill.guards.planned_steps import updates_of, warn_of_idle
 from keras_distill.guards.teacher_loss import TeacherLabelLoss
 from keras_distill.guards.validation import check_validation_data, labels_of
 from keras_distill.hints import Hint
@@ -751,11 +751,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
 
     @property
     def _updates(self) -> int:
-        """How many updates the optimizer has made, on one device or several."""
-        # a tensor while gradients are accumulated, else a variable of each device
-        return int(
-            tf.convert_to_tensor(ops.convert_to_tensor(self.optimizer.iterations))
-        )
+        return updates_of(self.optimizer)
 
     @property
     def _scheduled(self) -> dict[str, Any]:
