@@ -38,7 +38,6 @@ class Compilation:
         *,
         optimizer: keras.optimizers.Optimizer,
         loss: Any,
-        loss_weights: Any,
         metrics: Any,
         distillation_loss: Any,
         alpha: Any,
@@ -56,7 +55,6 @@ class Compilation:
             distillation_loss,
             alpha,
             label_losses=loss,
-            loss_weights=loss_weights,
             output_names=output_names,
             members=logged_members(teacher),
         )

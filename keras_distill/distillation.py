@@ -7,11 +7,7 @@ import keras
 from keras import ops
 
 from keras_distill import outputs
-from keras_distill.labels.units import (
-    masked_by_unit,
-    weights_of_units,
-    with_unit_axis,
-)
+from keras_distill.labels.recorded import RecordedLosses
 from keras_distill.losses.per_output import PerOutputLoss
 from keras_distill.monitoring import (
     BAD_LOSS,
@@ -53,7 +49,6 @@ class DistillationTerm:
         losses: As `distillation_loss` in `Distiller.compile`.
         alpha: As in `Distiller.compile`.
         label_losses: As `loss` in `keras.Model.compile`, which `alpha` weighs against.
-        loss_weights: As in `keras.Model.compile`, of the label losses.
         output_names: Names of the student's outputs, where it declares any.
         members: Names of the teacher's members whose losses are logged.
     """
@@ -64,13 +59,12 @@ class DistillationTerm:
         alpha: Alpha | Mapping[str, Alpha],
         *,
         label_losses: Any,
-        loss_weights: Any,
         output_names: Sequence[str] | None,
         members: Sequence[str] = (),
     ) -> None:
         self._output_names = output_names
         self._losses = PerOutputLoss(losses, output_names=output_names)
-        self._label_losses, self._loss_weights = None, loss_weights
+        self._label_losses: RecordedLosses | None = None
         self._undistilled = _undistilled(losses, output_names or ())
         alpha = _without_none(alpha, self._undistilled, output_names or ())
         if isinstance(alpha, Mapping):
@@ -82,10 +76,6 @@ class DistillationTerm:
             self._alpha: Any = {
                 name: _weight(f"{name}_alpha", value) for name, value in alpha.items()
             }
-            if label_losses is not None:
-                self._label_losses = PerOutputLoss(
-                    label_losses, output_names=output_names, of_labels=True
-                )
         else:
             self._alpha = _weight("alpha", alpha)
         self.without_labels = label_losses is None
@@ -98,6 +88,15 @@ class DistillationTerm:
             },
         }
         self.log_members(members)
+
+    def record(self, compile_loss: Any) -> None:
+        """Weigh the label losses that Keras computes, where `alpha` is by output.
+
+        Args:
+            compile_loss: What `keras.Model.compile` makes of `loss`, None without one.
+        """
+        if compile_loss is not None and isinstance(self._alpha, dict):
+            self._label_losses = RecordedLosses(compile_loss)
 
     def log_members(self, names: Sequence[str]) -> None:
         """Log the loss against each of a teacher's members from the next step on."""
@@ -256,23 +255,7 @@ class DistillationTerm:
         """Return each output's part of the label loss."""
         if self._label_losses is None:
             return {}
-        labels, sample_weight, loss_weights = (
-            self._structured(structure, batch)
-            for structure in (batch.labels, batch.sample_weight, self._loss_weights)
-        )
-        by_unit = masked_by_unit(batch.label_masks, batch.student_output)
-        losses = self._label_losses(
-            with_unit_axis(labels, by_unit),
-            batch.masked_output,
-            weights_of_units(sample_weight, batch.student_output, by_unit),
-        )
-        weights = outputs.by_path(
-            1.0 if loss_weights is None else loss_weights,
-            batch.student_output,
-            names=self._output_names,
-            what="`loss_weights`",
-        )
-        return {path: weights.get(path, 1.0) * loss for path, loss in losses.items()}
+        return self._label_losses.taken(batch.student_output, self._output_names)
 
     def _structured(self, structure: Any, batch: Batch) -> Any:
         """Return what is given per output in the structure of the outputs."""

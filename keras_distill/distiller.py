@@ -20,7 +20,7 @@ from keras_distill.compilation import Compilation, check_names, check_not_shared
 from keras_distill.distillation import Batch, DistillationTerm
 from keras_distill.guards.look import Look, Seen
 from keras_distill.guards.models import check_two, warn_if_swapped
-from keras_distill.guards.planned_steps import warn_of_idle
+from keras_distill.guards.planned_steps import updates_of, warn_of_idle
 from keras_distill.guards.teacher_loss import TeacherLabelLoss
 from keras_distill.guards.validation import check_validation_data, labels_of
 from keras_distill.hints import Hint
@@ -290,9 +290,9 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 a class that the teacher rules out; `ForwardKL` and `SoftTargets` bear
                 it. Defaults to True.
             log_teacher: Whether to log the label loss of a fixed teacher's outputs as
-                `teacher_loss`, weighted and masked as the student's. It costs another
-                loss a step. Defaults to False; a teacher with a `teacher_loss` logs
-                that.
+                `teacher_loss`, weighted and masked as the student's. The loss is called
+                another time a step, so one that keeps a variable or a seed is refused.
+                Defaults to False; a teacher with a `teacher_loss` logs that.
             loss_weights: As in `keras.Model.compile`; of `loss` alone.
             metrics: As in `keras.Model.compile`.
             **kwargs: `weighted_metrics`, `run_eagerly`, `steps_per_execution`,
@@ -326,7 +326,6 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
             self.privileged_features,
             optimizer=optimizer,
             loss=loss,
-            loss_weights=loss_weights,
             metrics=metrics,
             alpha=alpha,
             auto_scale_loss=kwargs.get("auto_scale_loss", True),
@@ -343,6 +342,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         )
         untracked = self._untracked
         untracked.compilation = compilation
+        compilation.term.record(self._compile_loss)
         untracked.guard = TeacherGuard(xla=self.jit_compile) if check_teacher else None
         untracked.teacher_log = teacher_log
         untracked.compile_config = {
@@ -790,11 +790,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
 
     @property
     def _updates(self) -> int:
-        """How many updates the optimizer has made, on one device or several."""
-        # a tensor while gradients are accumulated, else a variable of each device
-        return int(
-            tf.convert_to_tensor(ops.convert_to_tensor(self.optimizer.iterations))
-        )
+        return updates_of(self.optimizer)
 
     @property
     def _scheduled(self) -> dict[str, Any]:

@@ -109,7 +109,8 @@ def _count(truths: Tensor) -> Tensor:
 def _warn_of_probabilities(loss: Any, kind: Kind, whose: str) -> None:
     ours = tempered(loss)
     if ours is not None:
-        ours.warn_of_probabilities(whose)
+        # it may have warned before, where it saw a softmax; it knows no names of peers
+        ours.warn_of_probabilities("teacher" if whose == "teacher" else "student")
         return
     warnings.warn(
         f"The {whose}'s output looks like probabilities, but `{name_of(loss)}` takes "

@@ -1,6 +1,7 @@
 """Which values a loss takes: logits, probabilities, or any."""
 
 import functools
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import keras
@@ -98,6 +99,21 @@ def of_labels(loss: Any, units: int | None = None) -> Kind | None:
         return Kind("logits", per_unit, axis, _OF_LOGITS.format(activation))
     values = "positive" if name in _NORMALIZING else "probabilities"
     return Kind(values, per_unit, axis, _FROM_LOGITS.format(activation))
+
+
+def of_combination(combine: str, activation: str) -> list[tuple[Any, Kind]]:
+    """Return what the mean of several outputs takes each of them for.
+
+    Args:
+        combine: What the mean is taken of, `"logits"`, which may be anything, or
+            `"probabilities"`.
+        activation: What makes probabilities of outputs.
+    """
+    if combine != "probabilities":
+        return []
+    hint = f'Remove the model\'s final {activation}, or pass `combine="logits"`.'
+    taker = SimpleNamespace(name='combine="probabilities"')
+    return [(taker, Kind("logits", activation == "sigmoid", -1, hint))]
 
 
 def is_known(loss: Any) -> bool:

@@ -1,6 +1,6 @@
 """A look at the values of the first batches: summed up in the step, read after it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -68,6 +68,9 @@ class Look:
         teacher_loss: As there.
         output_names: The names of the student's outputs in order, where it has any.
         judges_teacher: Whether the teacher is compared to chance.
+        peer: The name of a peer, which stands in the student's place; what teaches it
+            is then looked at by the looks at the other peers.
+        takers: What else takes the student's outputs, and for what.
         afterwards: Called once after the first step, when all models are built.
     """
 
@@ -79,11 +82,14 @@ class Look:
         teacher_loss: Any = None,
         output_names: Any = None,
         judges_teacher: bool = True,
+        peer: str | None = None,
+        takers: Sequence[Taker] = (),
         afterwards: Callable[[], Any] | None = None,
     ) -> None:
         self._losses = distillation_loss, label_loss, teacher_loss
         self._names = output_names
         self._judges_teacher = judges_teacher and label_loss is not None
+        self._peer, self._takers = peer, takers
         self._afterwards = afterwards
         self._sums = _Sums()
         # read in the step, and assigned between steps
@@ -159,6 +165,8 @@ class Look:
             ("student", label, kinds.of_labels),
             ("teacher", of_teacher, kinds.of_labels),
         ):
+            if whose == "teacher" and self._peer is not None:
+                continue
             for path, loss in losses.items():
                 output = outputs.found(path, seen.student)
                 kind = tried(kind_of, loss, _units(output, -1))
@@ -170,6 +178,10 @@ class Look:
                 ):
                     continue
                 subjects.setdefault((whose, path, kind.axis), []).append((loss, kind))
+        for path in distillation:
+            for loss, kind in self._takers:
+                key = "student", path, kind.axis
+                subjects.setdefault(key, []).append((loss, kind))
         for (whose, path, axis), takers in subjects.items():
             output = outputs.found(
                 path, seen.teacher if whose == "teacher" else seen.student
@@ -180,15 +192,16 @@ class Look:
             if sums is None or len(summed) >= _SUBJECTS:
                 continue
             units = _units(outputs.found(path, seen.student), axis)
+            name = f"peer {self._peer}" if self._peer is not None else whose
             for number, (loss, kind) in enumerate(takers):
                 # a loss of probabilities on logits is one mistake, of both outputs;
                 # and probabilities for logits are one, whichever losses take them
                 mistake = ("probabilities", kinds.name_of(loss), path)
                 if kind.values == "logits":
                     mistake = ("logits", whose, path)
-                key = "values", whose, path, axis, number
-                self._checks[key] = len(summed), _check_of(loss, kind, whose, units)
-                self._mistakes[key] = mistake
+                use = "values", whose, path, axis, number
+                self._checks[use] = len(summed), _check_of(loss, kind, name, units)
+                self._mistakes[use] = mistake
             summed.append(sums)
         if self._judges_teacher and seen.labels is not None:
             for path in [path for path in distillation if path in label]:
@@ -224,6 +237,7 @@ def _by_path(losses: Any, student: Any, names: Any) -> dict[Path, Any]:
     if losses is None:
         return {}
     try:
+        losses = outputs.as_structured(losses, student, names)
         found = tree.map_structure(as_loss, losses)
         return outputs.by_path(
             found, student, names=names, what="the losses", partial=True

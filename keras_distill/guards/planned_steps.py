@@ -3,7 +3,10 @@
 import warnings
 from collections.abc import Mapping
 
+import keras
 import numpy as np
+import tensorflow as tf
+from keras import ops
 
 from keras_distill.schedules import Hyperparameter
 
@@ -43,6 +46,12 @@ def warn_of_idle(values: Mapping[str, Hyperparameter], begin: int, end: int) -> 
                 stacklevel=3,
             )
     return warned
+
+
+def updates_of(optimizer: keras.optimizers.Optimizer) -> int:
+    """Return how many updates an optimizer has made, on one device or several."""
+    # a tensor while gradients are accumulated, else a variable of each device
+    return int(tf.convert_to_tensor(ops.convert_to_tensor(optimizer.iterations)))
 
 
 def _constant(value: Hyperparameter, begin: int, end: int) -> float | None:

@@ -1,15 +1,29 @@
 """The label loss of a fixed teacher, logged."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_distill import outputs
 from keras_distill.guards.look import Seen
 from keras_distill.labels import LabelMask
+from keras_distill.labels.units import (
+    masked_by_unit,
+    weights_of_units,
+    with_unit_axis,
+)
+from keras_distill.losses.calling import with_known_shape
 from keras_distill.losses.per_output import PerOutputLoss
 from keras_distill.monitoring import replicas
+
+tree = keras.tree
+
+# Operations that write variables, such as those of Keras' and TensorFlow's seeds.
+_CHANGING = re.compile("Assign|ResourceScatter|Rng")
 
 
 class TeacherLabelLoss:
@@ -34,6 +48,7 @@ class TeacherLabelLoss:
             )
         self._losses, self._loss_weights = losses, loss_weights
         self._label_mask = label_mask
+        self._is_checked = False
         self.metric = keras.metrics.Mean("teacher_loss")
 
     def update(self, inputs: Any, seen: Seen, names: Any = None) -> None:
@@ -46,19 +61,61 @@ class TeacherLabelLoss:
         """
         if seen.teacher is None or seen.labels is None:
             return
-        of_outputs = PerOutputLoss(self._losses, output_names=names)
-        masked = self._label_mask.mask_predictions(inputs, seen.teacher)
-        losses = of_outputs(seen.labels, masked, seen.sample_weight)
+        losses, weights = (
+            outputs.as_structured(each, seen.student, names)
+            for each in (self._losses, self._loss_weights)
+        )
+        by_unit = masked_by_unit(seen.label_masks, seen.student)
+        given = (
+            with_unit_axis(seen.labels, by_unit),
+            self._label_mask.mask_predictions(inputs, _shaped(seen)),
+            weights_of_units(seen.sample_weight, seen.student, by_unit),
+        )
+        of_outputs = PerOutputLoss(losses, output_names=names, of_labels=True)
+        if not self._is_checked:
+            self._is_checked = True
+            _check_keeps_nothing(losses, lambda: of_outputs(*given))
+        found = of_outputs(*given)
         weights = outputs.by_path(
-            1.0 if self._loss_weights is None else self._loss_weights,
-            seen.teacher,
+            1.0 if weights is None else weights,
+            seen.student,
             names=names,
             what="`loss_weights`",
             partial=True,
         )
         total = sum(
-            (weights.get(path, 1.0) * loss for path, loss in losses.items()),
+            (weights.get(path, 1.0) * loss for path, loss in found.items()),
             start=ops.zeros(()),
         )
-        rows = ops.shape(keras.tree.flatten(seen.student)[0])[0]
+        rows = ops.shape(tree.flatten(seen.student)[0])[0]
         self.metric.update_state(total * replicas(), sample_weight=rows)
+
+
+def _shaped(seen: Seen) -> Any:
+    """Return the teacher's outputs with what the student's tell of their shapes."""
+    shaped = [
+        with_known_shape(
+            outputs.at(tuple(path), seen.teacher, "the teacher's output"), student
+        )
+        for path, student in tree.flatten_with_path(seen.student)
+    ]
+    return tree.pack_sequence_as(seen.student, shaped)
+
+
+def _check_keeps_nothing(losses: Any, call: Callable[[], Any]) -> None:
+    """Raise ValueError if a call of losses changes what another call returns.
+
+    They are called in a graph that never runs.
+    """
+    graph = tf.__internal__.FuncGraph("called_again")
+    with graph.as_default():
+        call()
+    traced = graph.as_graph_def()
+    nodes = [*traced.node, *(n for f in traced.library.function for n in f.node_def)]
+    changing = {node.op for node in nodes if _CHANGING.search(node.op)}
+    if changing:
+        raise ValueError(
+            "`log_teacher=True` calls the label loss another time, but this one keeps "
+            "a variable or a seed, which the call would change. Compile without "
+            f"`log_teacher`. Received: loss={losses}, which runs {sorted(changing)}"
+        )

@@ -100,5 +100,5 @@ class PerOutputLoss:
             self._losses,
             student_output,
             names=self._output_names,
-            what="`distillation_loss`",
+            what="`loss`" if self._of_labels else "`distillation_loss`",
         )

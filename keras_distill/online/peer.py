@@ -67,9 +67,9 @@ class Peer(LabelledModel):
             distillation_loss,
             alpha,
             label_losses=loss,
-            loss_weights=loss_weights,
             output_names=self.output_names,
         )
+        self.term.record(self._compile_loss)
 
     @property
     def output_names(self) -> Sequence[str] | None:

@@ -1,13 +1,18 @@
 """Models that train together in one `fit`, each taught by the mean of the others."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_distill import features, monitoring
+from keras_distill import features, monitoring, own_training
 from keras_distill.compilation import check_label_mask
+from keras_distill.guards import kinds
+from keras_distill.guards.look import Look, Seen
+from keras_distill.guards.planned_steps import updates_of, warn_of_idle
+from keras_distill.guards.validation import check_validation_data, labels_of
 from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
@@ -16,6 +21,7 @@ from keras_distill.online import checks
 from keras_distill.online.peer import BAD_PEER, Peer, PeerLogs, refresh
 from keras_distill.outputs import as_floats
 from keras_distill.saving import RandomStates
+from keras_distill.signatures import like
 from keras_distill.teachers.base import as_targets
 from keras_distill.teachers.combining import check_combination, mean_outputs
 from keras_distill.tracing import Retraceable
@@ -30,6 +36,8 @@ class _Untracked:
         self.peers: list[Peer] = []
         self.metrics: list[keras.metrics.Metric] = []
         self.guard: TeacherGuard | None = None
+        self.looks: list[Look] = []
+        self.warned_of_idle = False
         self.config: dict[str, Any] = {}
 
 
@@ -205,6 +213,19 @@ class MutualLearning(Retraceable, RandomStates):
         untracked.guard = None
         if check_peers:
             untracked.guard = TeacherGuard(xla=self.jit_compile, message=BAD_PEER)
+        takers = kinds.of_combination(self.combine, self.activation)
+        untracked.looks = [
+            Look(
+                distillation_loss,
+                loss,
+                output_names=peer.output_names,
+                judges_teacher=False,
+                peer=peer.name,
+                takers=takers,
+            )
+            for peer in trained
+        ]
+        untracked.warned_of_idle = False
         untracked.config = {**ours, "check_peers": check_peers}
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -255,7 +276,11 @@ class MutualLearning(Retraceable, RandomStates):
         # the loss holds the check of what peers say, which updates would overtake
         with tf.control_dependencies([loss]):
             self.optimizer.apply_gradients(pairs)
-        for peer, output in zip(peers, outputs, strict=True):
+        looks = self._untracked.looks
+        for peer, output, look in zip(peers, outputs, looks, strict=True):
+            look.at(
+                Seen(output, output, label_masks=peer._label_mask.by_path(x, output))
+            )
             peer.compute_metrics(x, y, output, sample_weight)
         logs: dict[str, Tensor] = self.get_metrics_result()
         return logs
@@ -286,14 +311,41 @@ class MutualLearning(Retraceable, RandomStates):
         if self.train_function is not None and not force:
             return
         super().make_train_function(force=force)
+        step: Any = self.train_function
+        for look in self._untracked.looks:
+            step = look.watching(step)
         if self.jit_compile:
             messages = {}
             for peer in self._compiled_peers:
                 messages[f"{peer.name}_loss"] = BAD_LABELS + " values that aren't"
                 messages[f"{peer.name}_distillation_loss"] = BAD_PEER
-            self.train_function: Any = monitoring.stopping(
-                self.train_function, messages
-            )
+            step = monitoring.stopping(step, messages)
+        self.train_function: Any = step
+
+    @like(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Train the peers; takes and returns what `keras.Model.fit` does.
+
+        Raises:
+            ValueError: If the peers can't be evaluated on the validation data.
+        """
+        given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        if given.get("validation_data") is not None:
+            labels = labels_of(given.get("x"), given.get("y"))
+            for peer in self.peers:
+                # whose own methods may take other labels than outputs
+                if not own_training.overrides(peer, "compute_loss"):
+                    check_validation_data(peer, given["validation_data"], labels)
+        begin = updates_of(self.optimizer) if self.compiled else 0
+        history = super().fit(*args, **kwargs)
+        untracked = self._untracked
+        for look in untracked.looks:
+            look.conclude()
+        if not untracked.warned_of_idle:
+            scheduled = self._compiled_peers[0].term.hyperparameters
+            end = updates_of(self.optimizer)
+            untracked.warned_of_idle = warn_of_idle(scheduled, begin, end)
+        return history
 
     def serving_model(self) -> keras.Model:
         """Raise, as peers serve one by one: `keras_distill.export` asks for one model.

@@ -150,6 +150,60 @@ def test_no_other_loss_than_keras_own_is_called_again(make: Any, eagerly: bool) 
     assert len(PRINTED) == 2 * calls
 
 
+@pytest.mark.parametrize("eagerly", [False, True], ids=["graph", "eager"])
+@pytest.mark.parametrize("make", [Counting, Noisy])
+def test_a_loss_with_a_state_is_not_logged_of_the_teacher(
+    make: Any, eagerly: bool
+) -> None:
+    distiller = kd.Distiller(small(), linear(4))
+    distiller.compile("sgd", make(), log_teacher=True, run_eagerly=eagerly)
+    with pytest.raises(ValueError, match=rf"keeps a variable .*{make.__name__}.*Ass"):
+        distiller.fit(X, Y, batch_size=BATCH, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"alpha": {"n": 0.5}, "loss_weights": [2.0]}], ids=["", "by output"]
+)
+def test_a_list_of_one_loss(given: dict[str, Any]) -> None:
+    """It stands for the single output, to the log and to the guards too."""
+
+    def logs(loss: Any) -> Any:
+        keras.utils.set_random_seed(0)
+        read = keras.Input((6,))
+        model = keras.Model(read, keras.layers.Dense(4, name="n")(read))
+        distiller = kd.Distiller(model, linear(4))
+        distiller.compile("sgd", loss, log_teacher=True, run_eagerly=True, **given)
+        with pytest.warns(UserWarning, match="The student's output looks like logits"):
+            return distiller.fit(X[:8], Y[:8], verbose=0).history
+
+    loss = "sparse_categorical_crossentropy"
+    assert logs([loss]) == logs(loss)
+
+
+@pytest.mark.parametrize(
+    ("as_dict", "eagerly"),
+    [(False, False), (True, True)],
+    ids=["list in a graph", "dict, eager"],
+)
+def test_alpha_by_output_calls_no_loss_again(as_dict: bool, eagerly: bool) -> None:
+    """Nor does the order of weights by name matter, but that of Keras."""
+
+    def losses() -> Any:
+        made = [Counting(), Noisy()]
+        return dict(zip("za", made, strict=True)) if as_dict else made
+
+    alone, taught = two_outputs(student, 4), two_outputs(student, 4)
+    distiller = kd.Distiller(taught, two_outputs(linear, 4))
+    given = {"loss_weights": {"z": 3.0, "a": 0.5}, "run_eagerly": eagerly}
+    alone.compile("sgd", losses(), **given)
+    expected = alone.fit(X, [Y, Y], batch_size=BATCH, shuffle=False, verbose=0)
+    distiller.compile("sgd", losses(), alpha={"z": 0.0, "a": 0.0}, **given)
+    logs = distiller.fit(X, [Y, Y], batch_size=BATCH, shuffle=False, verbose=0)
+    for weight, other in zip(taught.get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, other, atol=1e-7)
+    assert logs.history["student_loss"] == pytest.approx(expected.history["loss"])
+
+
 def squared(teacher: Any, student: Any) -> Any:
     """A distillation loss that takes any shape of a teacher's."""
     return ops.mean((ops.mean(teacher) - student) ** 2, axis=-1)
@@ -188,10 +242,10 @@ def test_a_teacher_that_a_guard_cannot_compare(name: str) -> None:
     assert np.isfinite(logs["distillation_loss"]).all()
 
 
-def two_outputs(make: Any) -> keras.Model:
+def two_outputs(make: Any, units: int = 1) -> keras.Model:
     """The order of its outputs isn't that of their names."""
     given = keras.Input((6,))
-    found = make(4)(given), make(1)(given)
+    found = make(4)(given), make(units)(given)
     named = [
         keras.layers.Identity(name=name)(tensor)
         for name, tensor in zip("za", found, strict=True)

@@ -155,7 +155,7 @@ VALUES: dict[str, tuple[Callable[[], None], str]] = {
         lambda: of_classes(
             teacher=probabilities, distillation_loss=kd.losses.LogitMSE()
         ),
-        LOOKS + '.*`logit_mse` takes them.*`distillation_loss="mse"`',
+        LOOKS + r'.*`logit_mse\w*` takes them.*`distillation_loss="mse"`',
     ),
     "squared error of logits, standardised": (
         lambda: of_classes(
