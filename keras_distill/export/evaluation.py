@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_distill.export import parity
-from keras_distill.export.batches import Arrays, pieces, size_of
+from keras_distill.export.batches import Arrays, pieces, size_of, taken
 from keras_distill.export.formats import Loaded, Target
 from keras_distill.export.parity import ParityError
 from keras_distill.export.serving import Served
@@ -111,8 +111,8 @@ class Evaluation:
         sizes = [len(array) for array in keras.tree.flatten(arrays)]
         if len(set(sizes)) > 1:
             raise ValueError(
-                "`data` of the evaluation must have as many labels and weights as "
-                f"inputs. Received: arrays of {sizes} examples."
+                "`data` must have as many labels and weights as inputs. Received: "
+                f"arrays of {sizes} examples."
             )
         total = sizes[0]
         for begin in range(0, total, self.batch_size):
@@ -120,9 +120,12 @@ class Evaluation:
             yield keras.utils.unpack_x_y_sample_weight(_cut(arrays, part))
 
     def selecting(self, select: Callable[[Any], Any]) -> "Evaluation":
-        """Return this evaluation of the part of its inputs that `select` returns."""
-        selecting = copy.copy(self)
-        selecting._select = select
+        """Return this evaluation of the part of its inputs that `select` returns.
+
+        What this evaluation selects already is what `select` is given.
+        """
+        selecting, earlier = copy.copy(self), self._select
+        selecting._select = lambda inputs: select(earlier(inputs))
         return selecting
 
 
@@ -195,9 +198,10 @@ class Judge:
             outputs=list(served.outputs),
             batch_size=served.batch_size,
         )
-        self._expected = [
-            parity.call(served, batch) for batch in self._held_out.inputs()
-        ]
+        with taken("evaluation"):
+            self._expected = [
+                parity.call(served, batch) for batch in self._held_out.inputs()
+            ]
         self._keras = self._held_out.metric(self._expected)
         if self._keras == 0 and evaluation.mode == "max":
             raise ValueError(
@@ -284,7 +288,7 @@ def _check_sizes(examples: int, labels_and_weights: Any) -> None:
     sizes = [len(array) for array in given]
     if set(sizes) - {examples}:
         raise ValueError(
-            "`data` of the evaluation must have as many labels and weights as inputs. "
+            "`data` must have as many labels and weights as inputs. "
             f"Received: {sizes} for a batch of {examples}."
         )
 
@@ -308,7 +312,7 @@ def _output(evaluation: Evaluation, names: Sequence[str]) -> str:
     output = evaluation.output or only
     if output is None or output not in names:
         raise ValueError(
-            f"`output` of the evaluation must be one of the model's {list(names)}. "
+            f"`output` must be one of the model's {list(names)}. "
             f"Received: output={evaluation.output!r}."
         )
     return output

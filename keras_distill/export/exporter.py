@@ -19,7 +19,7 @@ from keras_distill.export import (
     saved_model,
     state,
 )
-from keras_distill.export.batches import Arrays, pieces, size_of
+from keras_distill.export.batches import Arrays, pieces, size_of, taken
 from keras_distill.export.blame import Examiner
 from keras_distill.export.evaluation import Evaluation, Judge
 from keras_distill.export.formats import (
@@ -277,7 +277,11 @@ def _calibration(served: Served, data: Any) -> list[Arrays]:
     """Cut calibration data to single examples, or to batches of the fixed size."""
     if data is None:
         return []
-    arrays = served.arrays(data, "calibration_data")
+    with taken("calibration_data"):
+        arrays = served.arrays(data, "calibration_data")
+        # Runtimes would blame the model for what a value of these is at fault for.
+        for piece, _ in pieces(arrays, served.batch_size or examples.COUNT):
+            parity.call(served, piece)
     return [piece for piece, _ in pieces(arrays, served.batch_size or 1)]
 
 
