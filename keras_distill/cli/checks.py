@@ -1,5 +1,6 @@
 """The types of options: what can be checked before anything is imported."""
 
+import errno
 import json
 import os
 import stat
@@ -70,8 +71,11 @@ def file(text: str) -> str:
 def place(text: str) -> str:
     """Check that a directory can be called so."""
     try:
-        usable = bool(text) and "\0" not in text and text.encode("utf-8")
-    except UnicodeEncodeError:
+        text.encode("utf-8")
+        usable = bool(os.lstat(text)) if text else False
+    except OSError as error:
+        usable = error.errno != errno.ENAMETOOLONG
+    except ValueError:  # a NUL, or what is no text
         usable = False
     if not usable:
         raise ArgumentTypeError(f"must be the path of a directory, not {_shown(text)}")

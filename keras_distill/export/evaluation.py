@@ -312,7 +312,7 @@ def _output(evaluation: Evaluation, names: Sequence[str]) -> str:
     output = evaluation.output or only
     if output is None or output not in names:
         raise ValueError(
-            f"`output` must be one of the model's {list(names)}. "
+            f"`output` of the evaluation must be one of the model's {list(names)}. "
             f"Received: output={evaluation.output!r}."
         )
     return output
