@@ -32,6 +32,7 @@ from keras_distill.export.loading import load_served
 from keras_distill.export.manifest import Artefact, Manifest
 from keras_distill.export.parity import ParityError, Reference
 from keras_distill.export.publish import publishing
+from keras_distill.export.quiet import no_remarks
 from keras_distill.export.rows import Dependence
 from keras_distill.export.serving import Served, serve
 
@@ -163,6 +164,7 @@ def export(
     model, select = load_served(model)
     example_batch = select(example_batch)
     with (
+        no_remarks(),
         state.untouched(model, preprocessing),
         publishing(Path(os.path.realpath(directory)), version) as (goal, scratch),
     ):

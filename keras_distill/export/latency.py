@@ -15,6 +15,7 @@ from keras_distill.export.examples import Examples
 from keras_distill.export.loading import load_model
 from keras_distill.export.manifest import Manifest
 from keras_distill.export.portability import is_graph
+from keras_distill.export.quiet import no_remarks
 from keras_distill.export.serving import serve, tensors_of
 from keras_distill.export.verification import check_files
 
@@ -94,7 +95,8 @@ def measure(
     if model is not None:
         model = load_model(model)
         given = _read_by(model, answers)
-        of_keras = _keras(model, given, answers["outputs"], described)
+        with no_remarks():
+            of_keras = _keras(model, given, answers["outputs"], described)
         examples_of |= dict.fromkeys(of_keras, given)
         sides |= of_keras
     fixed = described.get("batch_size")
@@ -107,7 +109,8 @@ def measure(
             }
             for side, kept in examples_of.items()
         }
-        timed = _interleaved(sides, batches, calls, seconds)
+        with no_remarks():
+            timed = _interleaved(sides, batches, calls, seconds)
         predict = timed.get(KERAS_PREDICT)
         rows += [_row(name, batch_size, t, predict) for name, t in timed.items()]
     return rows

@@ -15,6 +15,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_distill.export.quiet import no_remarks
+
 # What may lie where a `.keras` file is expected, as words for an error.
 _SAVED_MODEL = "the directory of a SavedModel"
 _EXPORT = "the directory of an export"
@@ -112,7 +114,8 @@ def _served(model: Any) -> tuple[Any, list[Callable[[Any], Any]]]:
 def _load_file(path: Path) -> keras.Model:
     _check_file(path)
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with no_remarks():
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         damage = _damage(path)
         reason, remedy = _reason(error), _CODE
