@@ -113,6 +113,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         distillation and privileged information", https://arxiv.org/abs/1511.03643.
     """
 
+    @arguments.explained
     def __init__(
         self,
         student: keras.Model,
@@ -159,7 +160,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         )
         if teacher is not None:
             self._untracked.hints.attach(teacher)
-            warn_if_swapped(student, teacher, privileged_features)
+            warn_if_swapped(student, teacher, privileged_features, stacklevel=4)
         self.projectors = self._untracked.hints.projectors
         # all of a distiller's weights are its student's and its projectors'
         self.built = student.built
@@ -228,6 +229,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         # Keras saves what dir() lists; the teacher isn't ours to save
         return [name for name in super().__dir__() if name != "teacher"]
 
+    @arguments.explained
     def compile(
         self,
         optimizer: Any = "rmsprop",
@@ -487,6 +489,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         Raises:
             ValueError: If the data hold no batch, of which Keras itself says little.
         """
+        arguments.check_known("fit", kwargs, arguments.parameters(keras.Model.fit))
         given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
         if given.get("validation_data") is not None:
             labels = labels_of(given.get("x"), given.get("y"))
