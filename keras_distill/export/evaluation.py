@@ -16,6 +16,16 @@ from keras_distill.export.formats import Loaded, Target
 from keras_distill.export.parity import ParityError
 from keras_distill.export.serving import Served
 
+# Of one unit, which is the largest and all of the sum, they measure nothing.
+_OF_CLASSES = (
+    keras.metrics.CategoricalAccuracy,
+    keras.metrics.CategoricalCrossentropy,
+    keras.metrics.SparseCategoricalAccuracy,
+    keras.metrics.SparseCategoricalCrossentropy,
+    keras.metrics.SparseTopKCategoricalAccuracy,
+    keras.metrics.TopKCategoricalAccuracy,
+)
+
 
 class Evaluation:
     """Held-out data, a task metric and how much of it an artefact may lose.
@@ -261,11 +271,20 @@ def check_drop(
     # Keras' metrics are float32: the same values in another order differ by this.
     rounding = 1e-6 * max(1.0, abs(before))
     if not drop <= evaluation.max_drop + rounding:
+        remedy = (
+            "Leave its precision out, give more or more typical `calibration_data`, or "
+            "raise `max_drop`."
+        )
+        if np.isnan(before):
+            remedy = (
+                "NaN can't be compared, and is no fault of the artefact: look for NaN "
+                "among the labels and weights, for weights that are all 0, and at the "
+                "metric itself."
+            )
         raise ParityError(
             f"The {artefact} artefact may lose at most {evaluation.max_drop:g} of the "
             f"model's {evaluation.metric.name}. Received: {after:.6g} where Keras has "
-            f"{before:.6g}, a loss of {drop:.6g}. Leave its precision out, give more "
-            "or more typical `calibration_data`, or raise `max_drop`."
+            f"{before:.6g}, a loss of {drop:.6g}. {remedy}"
         )
 
 
@@ -296,6 +315,13 @@ def _check_sizes(examples: int, labels_and_weights: Any) -> None:
 def _update(
     metric: keras.metrics.Metric, labels: Any, predictions: Any, weight: Any
 ) -> None:
+    if isinstance(metric, _OF_CLASSES) and np.shape(predictions)[-1:] == (1,):
+        raise ValueError(
+            "`metric` must be one of a single unit, such as BinaryAccuracy (of logits "
+            f"with threshold 0) or AUC. Received: {type(metric).__name__}, which "
+            "compares classes, and outputs of one unit, of shape "
+            f"{np.shape(predictions)}."
+        )
     try:
         metric.update_state(labels, predictions, sample_weight=weight)
     except Exception as error:
