@@ -163,12 +163,14 @@ def _check(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from keras_distill.export import export, split_preprocessing
     from keras_distill.export.loading import load_served
+    from keras_distill.export.quiet import no_remarks
 
     before = _peak_memory()
     model, select = load_served(arguments.model)
     preprocessing = None
     if arguments.split_preprocessing:
-        preprocessing, model = split_preprocessing(model, arguments.to)
+        with no_remarks():
+            preprocessing, model = split_preprocessing(model, arguments.to)
     calibration = arguments.calibrate
     evaluation = data.evaluation(arguments)
     manifest = export(

@@ -20,7 +20,6 @@ from keras_distill.export.portability import (
     unportable_layers,
     unportable_within,
 )
-from keras_distill.export.quiet import no_remarks
 
 
 def split_preprocessing(
@@ -88,9 +87,7 @@ def split_preprocessing(
     structure = model.outputs[0] if _is_sequential(model) else model.output
     outputs = signature.name_outputs(model, structure, specs)
     nested = _Nested(tuple(formats))
-    named = _named_inputs(model, list(specs))
-    with no_remarks():
-        cut = _cut(model, named, {*specs, *outputs}, nested)
+    cut = _cut(model, _named_inputs(model, list(specs)), {*specs, *outputs}, nested)
     if not cut.before:
         raise ValueError(
             f"`model` must hold layers that {_listed(formats)} lacks operators for; "
@@ -103,10 +100,10 @@ def split_preprocessing(
             f"Received: {model.name!r} of {described(model.layers)}. Leave "
             f"{_listed(formats)} out of the formats."
         )
-    name = f"{model.name}_preprocessing"
-    with no_remarks():
-        preprocessing = _preprocessing(cut, cut.inputs, cut.straight, name=name)
-        return preprocessing, _core(cut, preprocessing, structure, name=model.name)
+    preprocessing = _preprocessing(
+        cut, cut.inputs, cut.straight, name=f"{model.name}_preprocessing"
+    )
+    return preprocessing, _core(cut, preprocessing, structure, name=model.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -419,8 +419,8 @@ def test_nan_among_the_labels_is_no_fault_of_an_artefact(task, tmp_path):
 )
 def test_metrics_of_classes_measure_nothing_of_one_unit(name, activation, tmp_path):
     layer = layers.Dense(1, activation=activation, name="y")
-    model = keras.Sequential([keras.Input((3,), name="x"), layer])
-    x, labels = np.ones((6, 3), "float32"), np.zeros((6, 1))
+    model = keras.Sequential([keras.Input((16,), name="x"), layer])
+    x, labels = np.ones((6, 16), "float32"), np.zeros((6, 1))
     metric = getattr(keras.metrics, name)()
     with pytest.raises(ValueError, match=f"BinaryAccuracy .*Received: {name}, which"):
         evaluated(
