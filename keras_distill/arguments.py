@@ -4,9 +4,11 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Names from `keras.distillation`, from the keras.io example, and common in PyTorch.
 _ALIASES = {
@@ -69,6 +71,12 @@ _NOTES = {
     "teachers": "Several are one: `kd.teachers.Ensemble(models)`.",
     "learning_rate": "Pass an optimizer: `keras.optimizers.Adam(learning_rate)`.",
     "lr": "Pass an optimizer: `keras.optimizers.Adam(learning_rate)`.",
+}
+# Where else than by name what is given by position may belong.
+_BY_PLACE = {
+    "Distiller": (
+        " Losses go into `distiller.compile(loss=..., distillation_loss=...)`."
+    ),
 }
 # The names of each call, and how the call is written with an argument of that name.
 _CALLS = {
@@ -150,22 +158,40 @@ def parameters(*functions: Callable[..., Any]) -> list[str]:
     ]
 
 
-def explained(init: Callable[..., None]) -> Callable[..., None]:
-    """Return a constructor whose error for an unknown argument names its place."""
-    open_ended = any(
-        p.kind is inspect.Parameter.VAR_KEYWORD
-        for p in inspect.signature(init).parameters.values()
-    )
-    if open_ended:
-        return init
-    names = parameters(init)
+def explained(function: Function) -> Function:
+    """Return a constructor or method whose errors for wrong arguments lead on.
 
-    @functools.wraps(init)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        check_known(type(self).__name__, kwargs, names)
-        init(self, *args, **kwargs)
+    They name the place of an argument of a name that isn't taken, unless `function`
+    takes any name, and the arguments that have to be given by name.
+    """
+    kinds = {
+        parameter.name: parameter.kind
+        for parameter in inspect.signature(function).parameters.values()
+    }
+    open_ended = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    by_name = [n for n, k in kinds.items() if k is inspect.Parameter.KEYWORD_ONLY]
+    by_place = [
+        n for n, k in kinds.items() if k is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
+    names = parameters(function)
 
-    return checked
+    @functools.wraps(function)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = function.__name__
+        if call == "__init__":
+            call = type(self).__name__
+        left_over = args[len(by_place) - 1 :]  # without `self`
+        if left_over:
+            raise TypeError(
+                f"`{call}` takes {_listed(by_place) or 'nothing'} by position, and by "
+                f"name {_listed(by_name) or 'nothing else'}.{_BY_PLACE.get(call, '')} "
+                f"Received: {len(args)} by position, the last of them {args[-1]!r}"
+            )
+        if not open_ended:
+            check_known(call, kwargs, names)
+        return function(self, *args, **kwargs)
+
+    return checked  # type: ignore[return-value]
 
 
 def check_distillation_loss(loss: Any) -> None:

@@ -136,7 +136,7 @@ def _warn_of_privileged_features_alone(
             "what the student can't predict of them is noise to it, and it may end "
             "below a student without a teacher. Let the teacher read the student's "
             "features too, or lower alpha.",
-            stacklevel=4,  # where `Distiller.compile` is called
+            stacklevel=5,  # where `Distiller.compile` is called
         )
 
 

@@ -118,6 +118,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         distillation and privileged information", https://arxiv.org/abs/1511.03643.
     """
 
+    @arguments.explained
     def __init__(
         self,
         student: keras.Model,
@@ -164,7 +165,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         )
         if teacher is not None:
             self._untracked.hints.attach(teacher)
-            self._compare_sizes()
+            self._compare_sizes(stacklevel=5)
         self.projectors = self._untracked.hints.projectors
         # all of a distiller's weights are its student's and its projectors'
         self.built = student.built
@@ -234,6 +235,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         # Keras saves what dir() lists; the teacher isn't ours to save
         return [name for name in super().__dir__() if name != "teacher"]
 
+    @arguments.explained
     def compile(
         self,
         optimizer: Any = "rmsprop",
@@ -497,6 +499,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         Raises:
             ValueError: If the data hold no batch, of which Keras itself says little.
         """
+        arguments.check_known("fit", kwargs, arguments.parameters(keras.Model.fit))
         given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
         received = "`sample_weight` without `y`"
         check_weights_are_read(given.get("y"), given.get("sample_weight"), received)

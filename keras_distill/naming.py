@@ -1,6 +1,14 @@
 """Names that logs and files tell things apart by."""
 
+import re
 from collections.abc import Sequence
+
+# What every server takes as a directory, in a URL and in its configuration.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+NAMES = (
+    "letters, digits, '_', '-' and '.', and begin with a letter, a digit or '_', as it "
+    "becomes a directory and part of a URL"
+)
 
 
 def distinct(names: Sequence[str]) -> list[str]:

@@ -17,6 +17,8 @@ from keras.optimizers.schedules import (
     PolynomialDecay,
 )
 
+from keras_distill import arguments
+
 __all__ = ["LateStart", "LinearWarmup", "TeacherAnnealing"]
 
 # Where a schedule is looked at before training: its start, its end, some between.
@@ -62,6 +64,7 @@ class LateStart(PiecewiseConstantDecay):
         Recommendations", https://arxiv.org/abs/1907.05171, section 3.3.
     """
 
+    @arguments.explained
     def __init__(
         self, steps: int, value: float = 1.0, *, name: str = "LateStart"
     ) -> None:
@@ -92,6 +95,7 @@ class LinearWarmup(PolynomialDecay):
         (0.0, 0.25, 0.5)
     """
 
+    @arguments.explained
     def __init__(
         self, steps: int, value: float = 1.0, *, name: str = "LinearWarmup"
     ) -> None:
@@ -126,6 +130,7 @@ class TeacherAnnealing(PolynomialDecay):
         https://arxiv.org/abs/1907.04829, section 3.2.
     """
 
+    @arguments.explained
     def __init__(self, steps: int, *, name: str = "TeacherAnnealing") -> None:
         self.steps = _check_steps(steps, minimum=1)
         super().__init__(1.0, self.steps, 0.0, name=name)

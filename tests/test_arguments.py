@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 
 import keras_distill as kd
@@ -98,6 +99,58 @@ def test_all_of_a_call_are_named(distiller: kd.Distiller) -> None:
 def test_of_a_loss(loss: Any, given: dict[str, Any], place: str) -> None:
     with pytest.raises(TypeError, match=f"`{loss.__name__}` doesn't .*{place}"):
         loss(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"alpha": 0.5}, r"`alpha` goes into `distiller.compile\(alpha=0.5\)`"),
+        ({"temperature": 3.0}, r"ForwardKL\(temperature=3.0\)"),
+        ({"loss": "mse"}, r"`distiller.compile\(loss='mse'\)`"),
+        ({"teacher": None}, r"`kd.Distiller\(student, teacher\)`"),
+        ({"epoch": 3}, "Did you mean `epochs`?"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_of_fit(distiller: kd.Distiller, given: dict[str, Any], place: str) -> None:
+    with pytest.raises(TypeError, match=f"`fit` doesn't take .*{place}"):
+        distiller.fit(np.ones((2, 8)), np.ones(2), **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"temperature": 3.0}, r"ForwardKL\(temperature=3.0\)"),
+        ({"layers": "a"}, "The arguments are `guided`, `hint`, `loss`, `projector`"),
+        ({"wieght": 3.0}, "Did you mean `weight`?"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_of_a_hint(given: dict[str, Any], place: str) -> None:
+    with pytest.raises(TypeError, match=f"`Hint` doesn't take .*{place}"):
+        kd.hints.Hint("guided", "hint", **given)
+
+
+def test_what_has_to_be_given_by_name(distiller: kd.Distiller) -> None:
+    """Losses after the teacher, and a third loss, are common guesses."""
+    calls: dict[str, Any] = {
+        "`Distiller` takes `student`, `teacher` by position, and by name `privileged_f"
+        "eatures`, .*distillation_loss=.*Received: 3 by position, the last of them"
+        r" \['mse'\]": lambda: kd.Distiller(mlp(), mlp(1), ["mse"]),  # type: ignore
+        "`compile` takes `optimizer`, `loss` by position, and by name `distillation_l"
+        "oss`": lambda: distiller.compile("sgd", "mse", "mse"),  # type: ignore
+        "`Hint` takes `guided`, `hint` by position, and by name `loss`, `projector`.*"
+        "the last of them 'mse'": lambda: kd.hints.Hint("a", "b", "mse"),  # type: ignore
+        "`ForwardKL` takes `temperature` by position, and by name": lambda: (
+            kd.losses.ForwardKL(4.0, True)  # type: ignore
+        ),
+        "`LateStart` takes `steps`, `value` by position": lambda: (
+            kd.schedules.LateStart(1, 1.0, "late")  # type: ignore
+        ),
+    }
+    for words, call in calls.items():
+        with pytest.raises(TypeError, match=words):
+            call()
 
 
 def test_a_loss_of_a_users_own_is_explained_too() -> None:

@@ -57,7 +57,7 @@ def add(commands: Commands) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     checks.require_input(arguments.export, "EXPORT")
-    if arguments.model:
+    if arguments.model is not None:
         checks.require_input(arguments.model, "--model")
 
 

@@ -1,10 +1,18 @@
 """The types of options: what can be checked before anything is imported."""
 
+import errno
 import json
+import os
+import stat
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from keras_distill.naming import NAME, NAMES
+
+# How much of what was typed an error repeats.
+_SHOWN = 200
 
 
 def whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
@@ -53,35 +61,104 @@ def version(text: str) -> int | str:
 
 
 def file(text: str) -> str:
-    """Check that there is a file."""
-    if not Path(text).is_file():
-        raise ArgumentTypeError(f"must be a file, but there is none at {text!r}")
+    """Check that there is a file that can be read."""
+    found = _found(text)
+    if found:
+        raise ArgumentTypeError(f"must be a file, but {found} at {_shown(text)}")
+    return text
+
+
+def place(text: str) -> str:
+    """Check that a directory can be called so."""
+    try:
+        text.encode("utf-8")
+        usable = bool(os.lstat(text)) if text else False
+    except OSError as error:
+        usable = error.errno != errno.ENAMETOOLONG
+    except ValueError:  # a NUL, or what is no text
+        usable = False
+    if not usable:
+        raise ArgumentTypeError(f"must be the path of a directory, not {_shown(text)}")
+    return text
+
+
+def absolute(text: str) -> str:
+    """Check that a path is absolute."""
+    if not os.path.isabs(place(text)):
+        raise ArgumentTypeError(f"must be an absolute path, not {_shown(text)}")
+    return text
+
+
+def server_name(text: str) -> str:
+    """Check that a server can call a model so."""
+    if not NAME.fullmatch(text):
+        raise ArgumentTypeError(f"must be {NAMES}, not {_shown(text)}")
     return text
 
 
 def json_object(text: str) -> dict[str, Any]:
     """Parse a JSON object."""
     try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ArgumentTypeError(f"must be JSON in braces, not {text!r}")
-    return value
+        return _object(text)
+    except (ValueError, RecursionError) as error:
+        raise ArgumentTypeError(
+            f"must be JSON in braces, not {_shown(text)} ({error})"
+        ) from None
 
 
-def json_file(text: str) -> Any:
-    """Read a JSON file."""
+def json_file(text: str) -> dict[str, Any]:
+    """Read a file that holds a JSON object."""
     try:
-        return json.loads(Path(file(text)).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArgumentTypeError(f"must be a JSON file: {text!r} ({error})") from None
+        return _object(Path(file(text)).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ArgumentTypeError(
+            f"must be a JSON file of an object in braces: {_shown(text)} ({error})"
+        ) from None
+
+
+def _object(text: str) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    value = json.loads(text, parse_constant=refuse)
+    if not isinstance(value, dict):
+        raise ValueError(f"it is of type {type(value).__name__}")
+    return value
 
 
 def require_input(path: str, what: str) -> None:
     """Raise where a command's model or export isn't there."""
-    if not Path(path).exists():
-        wanted = "nothing" if what == "EXPORT" else "no file"
+    found = _found(path, directories=True)
+    if found == _NOTHING:
+        found = "there is nothing" if what == "EXPORT" else "there is no file"
+    if found:
         raise FileNotFoundError(
-            f"`{what}` must be there. Received: {path!r}, where there is {wanted}."
+            f"`{what}` must be there. Received: {_shown(path)}, where {found}."
         )
+
+
+_NOTHING = "there is none"
+
+
+def _found(text: str, *, directories: bool = False) -> str | None:
+    """Return what keeps a path from being read, in words; None where nothing does."""
+    try:
+        mode = os.stat(text).st_mode if text else None
+    except (OSError, ValueError) as error:
+        if os.path.islink(text):
+            return "there is a link to nothing"
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError)
+        # Paths that are too long, with a NUL, or below a directory that is closed.
+        reason = getattr(error, "strerror", None) or str(error)
+        return _NOTHING if absent else f"there can be none ({reason})"
+    if mode is None:
+        return _NOTHING
+    if not os.access(text, os.R_OK):
+        return "this process may not read what is there"
+    if stat.S_ISDIR(mode):
+        return None if directories else "there is a directory"
+    return None if stat.S_ISREG(mode) else "there is no regular file"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")

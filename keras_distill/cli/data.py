@@ -86,7 +86,7 @@ def evaluation(arguments: argparse.Namespace) -> "Evaluation | None":
 
     if arguments.evaluate is None:
         return None
-    arrays = load_arrays(arguments.evaluate)
+    arrays = load_arrays(arguments.evaluate, "evaluation")
     if arguments.labels not in arrays:
         raise ValueError(
             f"`--labels` must name an array of {arguments.evaluate}, which has "
@@ -102,11 +102,17 @@ def evaluation(arguments: argparse.Namespace) -> "Evaluation | None":
     )
 
 
-def inputs(path: str, labels: str | None = None) -> Any:
-    """Read inputs by name, without the labels."""
+def inputs(path: str, argument: str, labels: str) -> Any:
+    """Read inputs by name, without the labels.
+
+    Args:
+        path: An `.npz` file.
+        argument: What the library calls them, for errors.
+        labels: The array that is left out, where there is one of that name.
+    """
     from keras_distill.export.loading import load_arrays
 
-    arrays = load_arrays(path)
+    arrays = load_arrays(path, argument)
     return inputs_of({name: arrays[name] for name in arrays if name != labels})
 
 

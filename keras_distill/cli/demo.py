@@ -33,6 +33,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--out",
+        type=checks.place,
         default="demo-output",
         metavar="DIRECTORY",
         help="where the files go; an earlier demo there is replaced "

@@ -74,6 +74,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--out",
+        type=checks.place,
         required=True,
         metavar="DIRECTORY",
         help="an earlier export there is replaced as a whole",
@@ -162,12 +163,14 @@ def _check(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from keras_distill.export import export, split_preprocessing
     from keras_distill.export.loading import load_served
+    from keras_distill.export.quiet import no_remarks
 
     before = _peak_memory()
     model, select = load_served(arguments.model)
     preprocessing = None
     if arguments.split_preprocessing:
-        preprocessing, model = split_preprocessing(model, arguments.to)
+        with no_remarks():
+            preprocessing, model = split_preprocessing(model, arguments.to)
     calibration = arguments.calibrate
     evaluation = data.evaluation(arguments)
     manifest = export(
@@ -178,7 +181,7 @@ def _run(arguments: argparse.Namespace) -> None:
         quantize=arguments.quantize,
         calibration_data=None
         if calibration is None
-        else select(data.inputs(calibration)),
+        else select(data.inputs(calibration, "calibration_data", arguments.labels)),
         evaluation=None if evaluation is None else evaluation.selecting(select),
         preprocessing=preprocessing,
         batch_size=arguments.batch_size,
@@ -212,7 +215,7 @@ def _example_batch(arguments: argparse.Namespace) -> Any:
     import keras
 
     path = arguments.examples or arguments.calibrate or arguments.evaluate
-    batch = data.inputs(path, arguments.labels)
+    batch = data.inputs(path, "example_batch", arguments.labels)
     return keras.tree.map_structure(lambda array: array[:32], batch)
 
 

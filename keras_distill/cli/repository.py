@@ -1,6 +1,7 @@
 """`keras-distill repository`."""
 
 import argparse
+import os
 from pathlib import Path
 
 from keras_distill.cli import checks
@@ -45,6 +46,9 @@ _MLSERVER_EXAMPLES = """\
   keras-distill repository mlserver student/3 --out models --artefact onnx_int8
 """
 
+# Triton's, for ONNX on a GPU.
+_ACCELERATORS = ("tensorrt", "cuda")
+
 
 def add(commands: Commands) -> None:
     """Add the subcommand, which has one of its own for every server."""
@@ -68,7 +72,7 @@ def _add_triton(servers: Commands) -> None:
         help="NVIDIA Triton Inference Server",
         description=_TRITON,
         examples=_TRITON_EXAMPLES,
-        check=_check,
+        check=_check_triton,
     )
     _add_common(parser)
     _add_artefact(parser, "an ONNX artefact or saved_model")
@@ -126,6 +130,7 @@ def _add_tensorflow_serving(servers: Commands) -> None:
     _add_common(parser)
     parser.add_argument(
         "--base-path",
+        type=checks.absolute,
         metavar="DIRECTORY",
         help="where the server sees the repository (default: where it lies)",
     )
@@ -161,10 +166,16 @@ def _add_mlserver(servers: Commands) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("export", metavar="EXPORT", help="an export's directory")
     parser.add_argument(
-        "--out", required=True, metavar="REPOSITORY", help="the repository's directory"
+        "--out",
+        type=checks.place,
+        required=True,
+        metavar="REPOSITORY",
+        help="the repository's directory",
     )
     parser.add_argument(
-        "--name", help="the model's name in the server (default: the Keras model's)"
+        "--name",
+        type=checks.server_name,
+        help="the model's name in the server (default: the Keras model's)",
     )
     parser.add_argument(
         "--version",
@@ -183,6 +194,33 @@ def _add_artefact(parser: argparse.ArgumentParser, what: str) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     checks.require_input(arguments.export, "EXPORT")
+    out, export = (os.path.realpath(it) for it in (arguments.out, arguments.export))
+    if Path(out).is_relative_to(export):
+        arguments.parser.error(
+            f"--out must be elsewhere than EXPORT, not {arguments.out!r} in "
+            f"{arguments.export!r}"
+        )
+
+
+def _check_triton(arguments: argparse.Namespace) -> None:
+    error, largest = arguments.parser.error, arguments.max_batch_size
+    preferred, delay = arguments.preferred_batch_size, arguments.max_queue_delay
+    for accelerator, *pairs in arguments.accelerator:
+        if accelerator not in _ACCELERATORS:
+            error(f"--accelerator must be tensorrt or cuda, not {accelerator!r}")
+        for pair in pairs:
+            if "=" not in pair:
+                error(f"--accelerator takes parameters as KEY=VALUE, not {pair!r}")
+        if arguments.device != "gpu":
+            error("--accelerator needs --device gpu")
+    if largest is not None and max(preferred, default=0) > largest:
+        error(
+            f"--preferred-batch-size must be at most --max-batch-size {largest}, not "
+            f"{max(preferred)}"
+        )
+    if delay and largest is not None and largest < 2:
+        error(f"--max-queue-delay needs a --max-batch-size above 1, not {largest}")
+    _check(arguments)
 
 
 def _triton(arguments: argparse.Namespace) -> None:
@@ -200,7 +238,8 @@ def _triton(arguments: argparse.Namespace) -> None:
         instances=arguments.instances,
         device=arguments.device,
         accelerators={
-            name: _parameters(pairs) for name, *pairs in arguments.accelerator
+            name: dict(pair.split("=", 1) for pair in pairs)
+            for name, *pairs in arguments.accelerator
         },
     )
     _report(directory, "tritonserver --model-repository={}")
@@ -237,19 +276,6 @@ def _mlserver(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
     )
     _report(directory, "mlserver start {}")
-
-
-def _parameters(pairs: list[str]) -> dict[str, str]:
-    split = [pair.partition("=") for pair in pairs]
-    wrong = [
-        pair for pair, (_, equals, _) in zip(pairs, split, strict=True) if not equals
-    ]
-    if wrong:
-        raise ValueError(
-            "Parameters of `--accelerator` must be KEY=VALUE. "
-            f"Received: {', '.join(wrong)}."
-        )
-    return {key: value for key, _, value in split}
 
 
 def _report(directory: Path, command: str) -> None:

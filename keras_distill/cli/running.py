@@ -11,13 +11,12 @@ from keras_distill import standard_error
 from keras_distill.cli import bench, demo, export, repository, serve, verify
 from keras_distill.cli.interrupts import INTERRUPTED, Interrupts
 from keras_distill.cli.parsing import Parser, WrongArguments, print_json
-from keras_distill.cli.wording import in_options, options
+from keras_distill.cli.wording import explained
 from keras_distill.version import __version__
 
 _COMMANDS = (demo, export, verify, bench, repository, serve)
 # All whose classes a Keras file may name, and what the subcommands call.
 _ROOMS = ("distiller", "export", "hints", "metrics", "online", "schedules", "teachers")
-_EXPECTED = (ImportError, OSError, RuntimeError, TypeError, ValueError)
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 
@@ -38,8 +37,6 @@ def run(argv: Sequence[str] | None) -> int:
         except Exception as error:
             if interrupts.seen:  # in a library that made another error of it
                 return INTERRUPTED
-            if not isinstance(error, _EXPECTED):
-                raise
             return _failed(error, arguments)
 
 
@@ -80,7 +77,7 @@ def _import() -> None:
 
 
 def _failed(error: Exception, arguments: argparse.Namespace) -> int:
-    message = in_options(str(error), options(arguments.parser))
+    message = explained(error, arguments)
     print(f"keras-distill: error: {message}", file=sys.stderr)
     if arguments.json:
         print_json({"error": message})

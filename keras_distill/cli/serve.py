@@ -40,7 +40,9 @@ def add(commands: Commands) -> None:
         "--grpc-port", type=_port, default=8081, help="for gRPC (default: %(default)s)"
     )
     parser.add_argument(
-        "--name", help="the model's name in the service (default: the Keras model's)"
+        "--name",
+        type=checks.server_name,
+        help="the model's name in the service (default: the Keras model's)",
     )
     parser.add_argument(
         "--artefact",

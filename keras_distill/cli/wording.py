@@ -1,18 +1,21 @@
 """The library's errors in the words of the command line."""
 
 import argparse
+import os
 import re
+import textwrap
 from collections.abc import Mapping
+from typing import Any
 
 # The library's arguments whose options have other names, and these options: the first
-# one that the command has is meant.
+# one that was given is meant, or else the first that the command has.
 _OTHERWISE = {
     "accelerators": ("--accelerator",),
     "calibration_data": ("--calibrate",),
     "data": ("--evaluate",),
     "directory": ("EXPORT", "--out"),
     "evaluation": ("--evaluate",),
-    "example_batch": ("--examples",),
+    "example_batch": ("--examples", "--calibrate", "--evaluate"),
     "formats": ("--to",),
     "max_queue_delay_microseconds": ("--max-queue-delay",),
     "preferred_batch_sizes": ("--preferred-batch-size",),
@@ -22,21 +25,67 @@ _OTHERWISE = {
 }
 
 
-def options(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """Return what users type for the arguments of the library."""
-    own = {
-        action.dest: action.option_strings[-1]
-        if action.option_strings
-        else str(action.metavar)
-        for action in parser._actions
-    }
+def options(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return what users type for the arguments of the library.
+
+    Args:
+        arguments: What was parsed, with its `parser`.
+    """
+    actions = arguments.parser._actions
+    own = {action.dest: _typed(action) for action in actions}
+    given = [_typed(action) for action in actions if _value(action, arguments)]
     others = {
         name: typed
         for name, candidates in _OTHERWISE.items()
+        for known in (own.values(), given)
         for typed in reversed(candidates)
-        if typed in own.values()
+        if typed in known
     }
     return {**own, **others}
+
+
+def explained(error: Exception, arguments: argparse.Namespace) -> str:
+    """Return the one line that tells of an error."""
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        # Without its number; of the system's own errors, with what it is about.
+        message = error.strerror
+        if error.filename is not None:
+            message = _of_file(error, arguments)
+    elif not message or not isinstance(error, _WORDED):
+        message = textwrap.shorten(f"{type(error).__name__}: {message}", 300)
+        message += (
+            ". This isn't foreseen: the same call of `keras_distill.export` in Python "
+            "shows where it comes from."
+        )
+    return in_options(" ".join(message.split()), options(arguments))
+
+
+# Those that the library raises with words of its own.
+_WORDED = (ImportError, OSError, RuntimeError, TypeError, ValueError)
+
+
+def _of_file(error: OSError, arguments: argparse.Namespace) -> str:
+    """Return an error of the system, with the option that its file was given by."""
+    path = os.path.realpath(os.fsdecode(error.filename))
+    what = "A file"
+    for action in arguments.parser._actions:
+        value = _value(action, arguments)
+        if isinstance(value, str) and path.startswith(os.path.realpath(value)):
+            what = f"`{_typed(action)}`"
+    return (
+        f"{what} must be one that this process can use. Received: "
+        f"{os.fsdecode(error.filename)!r} ({error.strerror})."
+    )
+
+
+def _typed(action: argparse.Action) -> str:
+    strings = action.option_strings
+    return strings[-1] if strings else str(action.metavar)
+
+
+def _value(action: argparse.Action, arguments: argparse.Namespace) -> Any:
+    return getattr(arguments, action.dest, None)
 
 
 def in_options(message: str, options: Mapping[str, str]) -> str:

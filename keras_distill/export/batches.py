@@ -1,8 +1,10 @@
 """Batches: from what the caller passes to named NumPy arrays, whole or in pieces."""
 
 import os
+import re
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,10 @@ import numpy.typing as npt
 import tensorflow as tf
 
 Arrays = dict[str, npt.NDArray[Any]]
+# Colours of a terminal, names of nodes and all arguments, in errors of Keras.
+_NOISE = re.compile(
+    r"\x1b\[[0-9;]*m|\[?\{\{.*?\}\}\]?|\[Op:.*?\]|Arguments received by.*", re.DOTALL
+)
 
 
 def to_arrays(
@@ -107,6 +113,24 @@ def by_name(batch: Any, names: list[str], argument: str) -> dict[str, Any]:
             f"{names}. Received: {len(values)} of type {type(batch).__name__}.{remedy}"
         )
     return dict(zip(names, values, strict=True))
+
+
+@contextmanager
+def taken(argument: str, errors: type[Exception] = tf.errors.OpError) -> Iterator[None]:
+    """Raise ValueError for values that a model can't compute with, and name them.
+
+    Args:
+        argument: What the caller calls these values.
+        errors: What a runtime raises for such values.
+    """
+    try:
+        yield
+    except errors as error:
+        reason = textwrap.shorten(_NOISE.sub("", str(error)), 300)
+        raise ValueError(
+            f"`{argument}` must hold values that the model can compute with, such as "
+            f"ids below the number of rows of their Embedding. Received: {reason}"
+        ) from error
 
 
 def as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

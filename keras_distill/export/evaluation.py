@@ -12,11 +12,21 @@ import keras
 import numpy as np
 
 from keras_distill.export import parity
-from keras_distill.export.batches import Arrays, pieces, size_of
+from keras_distill.export.batches import Arrays, pieces, size_of, taken
 from keras_distill.export.formats import Loaded, Target
 from keras_distill.export.parity import ParityError
 from keras_distill.export.serving import Served
 from keras_distill.export.values import as_float, as_int
+
+# Of one unit, which is the largest and all of the sum, they measure nothing.
+_OF_CLASSES = (
+    keras.metrics.CategoricalAccuracy,
+    keras.metrics.CategoricalCrossentropy,
+    keras.metrics.SparseCategoricalAccuracy,
+    keras.metrics.SparseCategoricalCrossentropy,
+    keras.metrics.SparseTopKCategoricalAccuracy,
+    keras.metrics.TopKCategoricalAccuracy,
+)
 
 
 class Evaluation:
@@ -124,8 +134,8 @@ class Evaluation:
         sizes = [len(array) for array in keras.tree.flatten(arrays)]
         if len(set(sizes)) > 1:
             raise ValueError(
-                "`data` of the evaluation must have as many labels and weights as "
-                f"inputs. Received: arrays of {sizes} examples."
+                "`data` must have as many labels and weights as inputs. Received: "
+                f"arrays of {sizes} examples."
             )
         total = sizes[0]
         for begin in range(0, total, self.batch_size):
@@ -133,9 +143,12 @@ class Evaluation:
             yield keras.utils.unpack_x_y_sample_weight(_cut(arrays, part))
 
     def selecting(self, select: Callable[[Any], Any]) -> "Evaluation":
-        """Return this evaluation of the part of its inputs that `select` returns."""
-        selecting = copy.copy(self)
-        selecting._select = select
+        """Return this evaluation of the part of its inputs that `select` returns.
+
+        What this evaluation selects already is what `select` is given.
+        """
+        selecting, earlier = copy.copy(self), self._select
+        selecting._select = lambda inputs: select(earlier(inputs))
         return selecting
 
 
@@ -208,9 +221,10 @@ class Judge:
             outputs=list(served.outputs),
             batch_size=served.batch_size,
         )
-        self._expected = [
-            parity.call(served, batch) for batch in self._held_out.inputs()
-        ]
+        with taken("evaluation"):
+            self._expected = [
+                parity.call(served, batch) for batch in self._held_out.inputs()
+            ]
         self._keras = self._held_out.metric(self._expected)
         if self._keras == 0 and evaluation.mode == "max":
             raise ValueError(
@@ -270,11 +284,20 @@ def check_drop(
     # Keras' metrics are float32: the same values in another order differ by this.
     rounding = 1e-6 * max(1.0, abs(before))
     if not drop <= evaluation.max_drop + rounding:
+        remedy = (
+            "Leave its precision out, give more or more typical `calibration_data`, or "
+            "raise `max_drop`."
+        )
+        if np.isnan(before):
+            remedy = (
+                "NaN can't be compared, and is no fault of the artefact: look for NaN "
+                "among the labels and weights, for weights that are all 0, and at the "
+                "metric itself."
+            )
         raise ParityError(
             f"The {artefact} artefact may lose at most {evaluation.max_drop:g} of the "
             f"model's {evaluation.metric.name}. Received: {after:.6g} where Keras has "
-            f"{before:.6g}, a loss of {drop:.6g}. Leave its precision out, give more "
-            "or more typical `calibration_data`, or raise `max_drop`."
+            f"{before:.6g}, a loss of {drop:.6g}. {remedy}"
         )
 
 
@@ -297,7 +320,7 @@ def _check_sizes(examples: int, labels_and_weights: Any) -> None:
     sizes = [len(array) for array in given]
     if set(sizes) - {examples}:
         raise ValueError(
-            "`data` of the evaluation must have as many labels and weights as inputs. "
+            "`data` must have as many labels and weights as inputs. "
             f"Received: {sizes} for a batch of {examples}."
         )
 
@@ -305,6 +328,13 @@ def _check_sizes(examples: int, labels_and_weights: Any) -> None:
 def _update(
     metric: keras.metrics.Metric, labels: Any, predictions: Any, weight: Any
 ) -> None:
+    if isinstance(metric, _OF_CLASSES) and np.shape(predictions)[-1:] == (1,):
+        raise ValueError(
+            "`metric` must be one of a single unit, such as BinaryAccuracy (of logits "
+            f"with threshold 0) or AUC. Received: {type(metric).__name__}, which "
+            "compares classes, and outputs of one unit, of shape "
+            f"{np.shape(predictions)}."
+        )
     try:
         metric.update_state(labels, predictions, sample_weight=weight)
     except Exception as error:

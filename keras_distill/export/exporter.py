@@ -19,7 +19,7 @@ from keras_distill.export import (
     saved_model,
     state,
 )
-from keras_distill.export.batches import Arrays, pieces, size_of
+from keras_distill.export.batches import Arrays, pieces, size_of, taken
 from keras_distill.export.blame import Examiner
 from keras_distill.export.evaluation import Evaluation, Judge
 from keras_distill.export.formats import (
@@ -32,6 +32,7 @@ from keras_distill.export.loading import load_served
 from keras_distill.export.manifest import Artefact, Manifest
 from keras_distill.export.parity import ParityError, Reference
 from keras_distill.export.publish import publishing
+from keras_distill.export.quiet import no_remarks
 from keras_distill.export.rows import Dependence
 from keras_distill.export.serving import Served, serve
 
@@ -164,6 +165,7 @@ def export(
     model, select = load_served(model)
     example_batch = select(example_batch)
     with (
+        no_remarks(),
         state.untouched(model, preprocessing),
         publishing(Path(os.path.realpath(directory)), version) as (goal, scratch),
     ):
@@ -278,7 +280,11 @@ def _calibration(served: Served, data: Any) -> list[Arrays]:
     """Cut calibration data to single examples, or to batches of the fixed size."""
     if data is None:
         return []
-    arrays = served.arrays(data, "calibration_data")
+    with taken("calibration_data"):
+        arrays = served.arrays(data, "calibration_data")
+        # Runtimes would blame the model for what a value of these is at fault for.
+        for piece, _ in pieces(arrays, served.batch_size or examples.COUNT):
+            parity.call(served, piece)
     return [piece for piece, _ in pieces(arrays, served.batch_size or 1)]
 
 

@@ -10,12 +10,21 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_distill.export import arguments, examples, manifest, parity, state
+from keras_distill.export import (
+    arguments,
+    examples,
+    manifest,
+    parity,
+    signature,
+    state,
+)
 from keras_distill.export.batches import Arrays
 from keras_distill.export.examples import Examples
 from keras_distill.export.loading import load_model
 from keras_distill.export.manifest import Manifest
 from keras_distill.export.names import any_name
+from keras_distill.export.portability import is_graph
+from keras_distill.export.quiet import no_remarks
 from keras_distill.export.serving import serve, tensors_of
 from keras_distill.export.values import as_float, as_int
 from keras_distill.export.verification import check_files
@@ -46,7 +55,8 @@ def measure(
     Args:
         directory: An export.
         model: The Keras model that it was made from, or its `.keras` file; timed as
-            `predict` and inside a `tf.function`.
+            `predict` and inside a `tf.function`. Of an export with a preprocessing,
+            the core or the whole model, which is timed on the raw features.
         batch_sizes: How many examples a call has; made of the export's examples. An
             export of a fixed batch size is timed at that alone.
         calls: How often a side is called for each batch size.
@@ -106,20 +116,26 @@ def measure(
     check_files(directory, described)
     answers = examples.read(directory)
     manifest.check_examples(answers, described)
-    kept = answers["inputs"]
     sides = _artefacts(directory, described, threads)
+    examples_of = dict.fromkeys(sides, answers["inputs"])
     loaded = None if model is None else load_model(model)
     fixed = described.get("batch_size")
     rows = []
-    with _as_it_was(loaded):
+    with _as_it_was(loaded), no_remarks():
         if loaded is not None:
-            sides |= _keras(loaded, answers, described)
+            given = _read_by(loaded, answers)
+            of_keras = _keras(loaded, given, answers["outputs"], described)
+            examples_of |= dict.fromkeys(of_keras, given)
+            sides |= of_keras
         for batch_size in [fixed] if fixed else sizes:
-            batch = {
-                name: np.resize(array, (batch_size, *array.shape[1:]))
-                for name, array in kept.items()
+            batches = {
+                side: {
+                    name: np.resize(array, (batch_size, *array.shape[1:]))
+                    for name, array in kept.items()
+                }
+                for side, kept in examples_of.items()
             }
-            timed = _interleaved(sides, batch, calls, limit)
+            timed = _interleaved(sides, batches, calls, limit)
             predict = timed.get(KERAS_PREDICT)
             rows += [_row(name, batch_size, t, predict) for name, t in timed.items()]
     return rows
@@ -158,30 +174,40 @@ def _artefacts(
     return sides
 
 
+def _read_by(model: keras.Model, answers: Examples) -> Arrays:
+    """Return the raw features for a model that reads these, else its core's inputs."""
+    raw = answers.get("raw")
+    if raw and is_graph(model) and set(raw) == set(signature.input_specs(model, None)):
+        return raw
+    return answers["inputs"]
+
+
 def _keras(
-    model: keras.Model, answers: Examples, described: Manifest
+    model: keras.Model, kept: Arrays, outputs: Arrays, described: Manifest
 ) -> dict[str, Callable[[Arrays], Any]]:
-    kept = answers["inputs"]
     served = serve(
         model,
         kept if len(kept) > 1 else next(iter(kept.values())),
         batch_size=described.get("batch_size"),
     )
     names = [*served.inputs], [*served.outputs]
-    if tuple(map(set, names)) != (set(kept), set(answers["outputs"])):
+    if tuple(map(set, names)) != (set(kept), set(outputs)):
         raise ValueError(
             "`model` must be the one that the export was made from. Received: a model "
             f"with the inputs and outputs {names}, where the export has "
-            f"{[*kept]}, {[*answers['outputs']]}."
+            f"{[*kept]}, {[*outputs]}."
         )
-    _check_answers(parity.call(served, kept), answers["outputs"], described["scales"])
+    _check_answers(parity.call(served, kept), outputs, described["scales"])
 
     def function(batch: Arrays) -> Arrays:
         outputs = served.function(tensors_of(batch))
         return {name: tensor.numpy() for name, tensor in outputs.items()}
 
     def predict(batch: Arrays) -> Any:
-        packed = served.pack({name: batch[name] for name in served.inputs})
+        # Keras takes text as tensors alone.
+        arrays = {name: batch[name] for name in served.inputs}
+        texts = {name: it for name, it in arrays.items() if it.dtype == object}
+        packed = served.pack({**arrays, **tensors_of(texts)})
         size = len(next(iter(batch.values())))
         with any_name():
             return model.predict(packed, batch_size=size, verbose=0)
@@ -200,12 +226,15 @@ def _check_answers(given: Arrays, wanted: Arrays, scales: dict[str, float]) -> N
 
 
 def _interleaved(
-    sides: dict[str, Callable[[Arrays], Any]], batch: Arrays, calls: int, seconds: float
+    sides: dict[str, Callable[[Arrays], Any]],
+    batches: dict[str, Arrays],
+    calls: int,
+    seconds: float,
 ) -> dict[str, list[float]]:
     """Call the sides in turn; return the milliseconds of each call."""
-    for call in sides.values():
+    for name, call in sides.items():
         for _ in range(_WARM_UPS):
-            call(batch)
+            call(batches[name])
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(_ROUNDS):
         for name, call in sides.items():
@@ -214,7 +243,7 @@ def _interleaved(
                 begin = time.perf_counter()
                 if begin > end and number >= 2:
                     break
-                call(batch)
+                call(batches[name])
                 times[name].append(1e3 * (time.perf_counter() - begin))
     return times
 

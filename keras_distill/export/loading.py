@@ -1,5 +1,7 @@
 """Models and data from files, neither of which may bring code along."""
 
+import io
+import json
 import os
 import re
 import textwrap
@@ -8,21 +10,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import h5py  # type: ignore[import-untyped]
 import keras
 import numpy as np
+import numpy.typing as npt
+
+from keras_distill.export.quiet import no_remarks
 
 # What may lie where a `.keras` file is expected, as words for an error.
 _SAVED_MODEL = "the directory of a SavedModel"
 _EXPORT = "the directory of an export"
 _DIRECTORY = "a directory"
 _HDF5 = "an HDF5 file"
-_ARCHIVE = "an archive of Keras"
+_WEIGHTS = "a file of weights alone"
+_ARRAY = "a single array, as `numpy.save` writes it"
+_ARCHIVE = "an archive"
 _SAVE = "Save the model with"
+_CODE = (
+    "Load it in Python, with the code of its custom layers imported, and pass the "
+    "model."
+)
 _REMEDIES = {
     _SAVED_MODEL: "A SavedModel holds no Keras model; save the Keras model with",
     _EXPORT: "An export holds no Keras model; save the Keras model with",
     _HDF5: "Load it in Python with `keras.saving.load_model`, and save it with",
+    _WEIGHTS: "Build the model in Python, load them with `load_weights`, save it with",
 }
+_HDF5_BEGINS = b"\x89HDF\r\n\x1a\n"
 # What Keras writes into each, beside the weights.
 _MEMBERS = ("metadata.json", "config.json")
 
@@ -100,14 +114,17 @@ def _served(model: Any) -> tuple[Any, list[Callable[[Any], Any]]]:
 def _load_file(path: Path) -> keras.Model:
     _check_file(path)
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except OSError:
-        raise
+        with no_remarks():
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
+        damage = _damage(path)
+        reason, remedy = _reason(error), _CODE
+        if damage:
+            reason = damage
+            remedy = "Copy it again, or save the model again."
         raise ValueError(
             f"`model` can't be loaded in safe mode. Received: {str(path)!r} "
-            f"({_reason(path, error)}). Load it in Python, with the code of its "
-            "custom layers imported, and pass the model."
+            f"({reason}). {remedy}"
         ) from error
 
 
@@ -121,18 +138,27 @@ def _check_file(path: Path) -> None:
         )
     kind = _kind(path)
     # Other suffixes are HDF5 and SavedModels to Keras, which safe mode doesn't cover.
-    if path.suffix != ".keras" or kind in (_SAVED_MODEL, _EXPORT, _DIRECTORY, _HDF5):
+    if path.suffix != ".keras" or kind in _REMEDIES or kind == _DIRECTORY:
         raise ValueError(
             "`model` must be the path of a `.keras` file, which is loaded in safe "
             f"mode. {received}, which is {kind}. {_REMEDIES.get(kind, _SAVE)} "
-            f"`model.save('{path.stem or 'model'}.keras')`."
+            f"`model.save('{_stem(path)}.keras')`."
         )
-    if kind != _ARCHIVE:
-        raise ValueError(
-            "`model` must be a whole `.keras` file, which is loaded in safe mode. "
-            f"{received}, which is {kind}. Copy it again, or save the model again "
-            f"with `model.save('{path.name}')`."
-        )
+    if kind == _ARCHIVE:
+        with zipfile.ZipFile(path) as archive:
+            missing = [name for name in _MEMBERS if name not in archive.namelist()]
+        if not missing:
+            return
+        kind = f"an archive without {', '.join(missing)}"
+    raise ValueError(
+        "`model` must be a whole `.keras` file, which is loaded in safe mode. "
+        f"{received}, which is {kind}. Copy it again, or save the model again "
+        f"with `model.save('{path.name}')`."
+    )
+
+
+def _stem(path: Path) -> str:
+    return path.name.partition(".")[0] or "model"
 
 
 def _kind(path: Path) -> str:
@@ -145,45 +171,95 @@ def _kind(path: Path) -> str:
         begin = file.read(8)
     if not begin:
         return "empty"
-    if begin == b"\x89HDF\r\n\x1a\n":
-        return _HDF5
+    if begin == _HDF5_BEGINS:
+        return _kind_of_hdf5(path)
+    if begin[:6] == b"\x93NUMPY":
+        return _ARRAY
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            missing = [name for name in _MEMBERS if name not in archive.namelist()]
-        return f"an archive without {', '.join(missing)}" if missing else _ARCHIVE
+        return _ARCHIVE
     return "cut short" if begin[:2] == b"PK" else "a file of another kind"
 
 
-def _reason(path: Path, error: Exception) -> str:
-    """Return why Keras couldn't load an archive, in few words."""
+def _kind_of_hdf5(path: Path) -> str:
+    try:
+        with h5py.File(path) as file:
+            return _HDF5 if "model_config" in file.attrs else _WEIGHTS
+    except OSError:
+        return "an HDF5 file that is cut short or damaged"
+
+
+def _damage(path: Path) -> str | None:
+    """Return what is damaged in an archive of Keras, if anything."""
     with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged:
-        return f"{damaged!r} in it is damaged"
+        names = archive.namelist()
+        if not any(name.startswith("model.weights") for name in names):
+            return "it holds no weights"
+        for name in names:
+            try:
+                _check_member(name, archive.read(name))
+            except Exception as error:  # of zip, zlib, JSON and HDF5, in any version
+                reason = textwrap.shorten(str(error) or type(error).__name__, 200)
+                return f"{name!r} in it is damaged: {reason}"
+    return None
+
+
+def _check_member(name: str, data: bytes) -> None:
+    if name in _MEMBERS and not isinstance(json.loads(data), dict):
+        raise ValueError("it must be a JSON object")
+    if name.endswith(".h5"):
+        with h5py.File(io.BytesIO(data)) as file:
+            file.visititems(lambda _, it: it[()] if hasattr(it, "dtype") else None)
+
+
+def _reason(error: Exception) -> str:
+    """Return why Keras couldn't load a whole archive, in few words."""
     missing = re.search(r"Could not locate (class|function) '([^']+)'", str(error))
     if missing:  # Keras adds the whole config
         return f"its {missing[1]} {missing[2]!r} isn't registered in this process"
     return textwrap.shorten(f"{type(error).__name__}: {error}", 600)
 
 
-def load_arrays(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_arrays(
+    path: str | os.PathLike[str], argument: str = "data"
+) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of an `.npz` file by name; pickled ones are refused.
 
     Text is returned as objects, as TensorFlow takes it.
+
+    Args:
+        path: Where the file is.
+        argument: What the caller calls it, for errors.
     """
-    try:
+    path = Path(path)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    problem = None
+    if (kind := _kind(path)) != _ARCHIVE:
+        problem = f"which is {kind}"
+    else:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        # Of another zip archive NumPy gives the bytes of the members.
-        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise ValueError("another kind of archive")
-    except (ValueError, AttributeError, TypeError) as error:
+            for name in file.files:
+                try:
+                    arrays[name] = _checked_array(file[name])
+                # Of zip, zlib, NumPy's headers and memory, in any version of them.
+                except Exception as error:
+                    reason = textwrap.shorten(str(error) or type(error).__name__, 200)
+                    problem = f"whose {name!r} can't be read ({reason})"
+                    break
+        if not arrays and problem is None:
+            problem = "which holds none"
+    if problem:
         raise ValueError(
-            "Data must be an .npz file of arrays by input name, as `numpy.savez` "
-            "writes it; text as fixed-width strings. "
-            f"Received: {str(path)!r} ({error})."
-        ) from error
-    return {
-        name: array.astype(object) if array.dtype.kind in "US" else array
-        for name, array in arrays.items()
-    }
+            f"`{argument}` must be an .npz file of arrays by input name, as "
+            "`numpy.savez(path, x=array)` writes it, with one row an example and text "
+            f"as fixed-width strings. Received: {str(path)!r}, {problem}."
+        )
+    return arrays
+
+
+def _checked_array(array: Any) -> npt.NDArray[Any]:
+    # Of another zip archive NumPy gives the bytes of the members.
+    if not isinstance(array, np.ndarray):
+        raise TypeError("it is no array")
+    if array.ndim == 0:
+        raise ValueError("it is a single value without rows")
+    return array.astype(object) if array.dtype.kind in "US" else array

@@ -15,6 +15,7 @@ from keras_distill.export.batches import (
     other_size,
     pieces,
     size_of,
+    taken,
     to_arrays,
 )
 from keras_distill.export.formats import FULL, Diagnosis, Examine, Loaded, Target
@@ -87,8 +88,9 @@ def reference(served: Served, example_batch: Any) -> Reference:
     given = to_arrays(example_batch, (served.raw or served).inputs)
     raw = _batches(given, served.batch_size)
     # Each batch is preprocessed by itself, as rows may depend on those beside them.
-    batches = [served.prepare(batch) for batch in raw]
-    outputs = [call(served, batch) for batch in batches]
+    with taken("example_batch"):
+        batches = [served.prepare(batch) for batch in raw]
+        outputs = [call(served, batch) for batch in batches]
     return Reference(
         cases=list(zip(batches, outputs, strict=True)),
         raw_cases=list(zip(raw, outputs, strict=True)) if served.raw else [],

@@ -1,4 +1,4 @@
-"""Converters that talk less, with what they report as errors kept."""
+"""Converters and calls that talk less, with what they report as errors kept."""
 
 import logging
 import warnings
@@ -38,3 +38,28 @@ def quiet(*names: str) -> Iterator[list[str]]:
             logger.setLevel(level)
             logger.propagate = propagate
             logger.handlers = handlers
+
+
+@contextmanager
+def no_remarks() -> Iterator[None]:
+    """Hold back what Keras and TensorFlow remark on a model that is only called.
+
+    Who made the model has read of masks that a layer drops when it was made. Functions
+    that are traced again, as Keras' grouped convolutions are, are no fault of a caller.
+    """
+    logger = logging.getLogger("tensorflow")
+    retraced = _Retraced()
+    logger.addFilter(retraced)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", r"Layer .* was passed an input with a mask attached to it"
+            )
+            yield
+    finally:
+        logger.removeFilter(retraced)
+
+
+class _Retraced(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "triggered tf.function retracing" not in record.getMessage()

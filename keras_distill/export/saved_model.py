@@ -1,5 +1,6 @@
 """SavedModel: TensorFlow Serving, and the source of the LiteRT file."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import keras
@@ -18,6 +19,8 @@ RAW_SIGNATURE = "serving_raw"
 def write(conversion: Conversion, path: Path) -> None:
     """Write the endpoint `serve`, which is `serving_default` too."""
     served = conversion.served
+    for inputs in (served.inputs, served.raw.inputs if served.raw else {}):
+        _check_case(inputs)
     archive = keras.export.ExportArchive()
     # The archive finds the variables that the function uses by itself. Tracking the
     # model would store every weight a second time, and its metrics with them.
@@ -32,6 +35,19 @@ def write(conversion: Conversion, path: Path) -> None:
             archive.track(table)
     with quiet("tensorflow", "absl"), any_name():
         archive.write_out(str(path), verbose=False)
+
+
+def _check_case(names: Iterable[str]) -> None:
+    """Refuse names that TensorFlow's signatures, in lower case inside, don't tell."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            raise Refusal(
+                f"its inputs {other!r} and {name!r} differ only in case, and "
+                "TensorFlow takes them for one",
+                remedy=f"rename the input {name!r} of the Keras model",
+            )
 
 
 def load(path: Path, threads: int | None = None) -> Loaded:

@@ -5,13 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_distill.export import arguments, examples, manifest, parity, saved_model
-from keras_distill.export.batches import Arrays, other_size, to_arrays
+from keras_distill.export.batches import Arrays, other_size, taken, to_arrays
 from keras_distill.export.evaluation import Evaluation, HeldOut, check_drop
 from keras_distill.export.examples import Examples
-from keras_distill.export.formats import Target
+from keras_distill.export.formats import Loaded, Target
 from keras_distill.export.manifest import Manifest
 from keras_distill.export.parity import ParityError
 from keras_distill.export.signature import Specs
@@ -136,13 +138,23 @@ def _checks(
             difference |= parity.compare(target, raw, cases, scales, tolerance)
         measured = {"max_abs_difference": difference.absolute}
         if evaluation is not None and held_out is not None:
-            metric = held_out.metric(map(loaded.run, held_out.inputs()))
+            metric = held_out.metric(map(_running(loaded), held_out.inputs()))
             before = described["evaluation"]["keras"]
             check_drop(evaluation, target.name, before=before, after=metric)
             measured["metric"] = metric
         return measured
 
     return check
+
+
+def _running(loaded: Loaded) -> Callable[[Arrays], Arrays]:
+    """Return what runs held-out data, whose values may be at fault."""
+
+    def run(batch: Arrays) -> Arrays:
+        with taken("evaluation", Exception):
+            return loaded.run(batch)
+
+    return run
 
 
 def _cases(
@@ -167,13 +179,9 @@ def _held_out(evaluation: Evaluation, described: Manifest) -> HeldOut:
             "`evaluation` must be the one that the export was made with. "
             f"Received: {evaluation.metric.name}, and an export made without any."
         )
-    specs = {
-        spec["name"]: tf.TensorSpec(spec["shape"], spec["dtype"])
-        for spec in described["signature"]["inputs"]
-    }
     held_out = HeldOut(
         evaluation,
-        lambda batch, argument: to_arrays(_taken(batch, specs), specs, argument),
+        _arrays_of(described),
         outputs=[spec["name"] for spec in described["signature"]["outputs"]],
         batch_size=described.get("batch_size"),
     )
@@ -192,6 +200,39 @@ def _taken(batch: Any, specs: Specs) -> Any:
     if isinstance(batch, dict) and set(specs) <= set(batch):
         return {name: batch[name] for name in specs}
     return batch
+
+
+def _arrays_of(described: Manifest) -> Callable[[Any, str], Arrays]:
+    """Return what brings held-out data to the inputs of the artefacts."""
+    inputs, raw = (
+        {
+            spec["name"]: tf.TensorSpec(spec["shape"], spec["dtype"])
+            for spec in described["signature"].get(group, [])
+        }
+        for group in ("inputs", "raw_inputs")
+    )
+
+    def arrays(batch: Any, argument: str) -> Arrays:
+        try:
+            return to_arrays(_taken(batch, inputs), inputs, argument)
+        except ValueError as error:
+            if not raw:
+                raise
+            raise ValueError(
+                f"`{argument}` must hold {sorted(inputs)}, as the preprocessing makes "
+                f"them of {sorted(raw)}: the artefacts begin behind it, and the export "
+                "doesn't hold it by itself. Make them in Python, with the first model "
+                "that `split_preprocessing` returns: `numpy.savez('prepared.npz', "
+                f"labels=y, **preprocessing(x))`. Received: {_described(batch)}."
+            ) from error
+
+    return arrays
+
+
+def _described(batch: Any) -> Any:
+    return keras.tree.map_structure(
+        lambda values: f"{np.asarray(values).dtype}{np.shape(values)}", batch
+    )
 
 
 def _unlisted(target: Target, listed: list[dict[str, Any]]) -> list[str]:

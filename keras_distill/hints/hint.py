@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_distill import arguments
 from keras_distill.hints.layers import Where
 from keras_distill.losses.calling import as_loss
 from keras_distill.schedules import Hyperparameter
@@ -65,6 +66,7 @@ class Hint:
         https://arxiv.org/abs/1412.6550, equation 3.
     """
 
+    @arguments.explained
     def __init__(
         self,
         guided: Where,
@@ -127,7 +129,7 @@ class Hint:
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        arguments = {
+        given = {
             "guided": self.guided,
             "hint": self.hint,
             "loss": self.loss,
@@ -137,7 +139,7 @@ class Hint:
         return {
             **{
                 name: keras.saving.serialize_keras_object(value)
-                for name, value in arguments.items()
+                for name, value in given.items()
             },
             "name": self.name,
         }

@@ -28,6 +28,7 @@ def folder(tmp_path_factory):
 
 
 EXPORT = "export m.keras --out o --examples d.npz"
+TRITON = "repository triton export --out o"
 WRONG = {
     # what is missing
     "export m.keras --out o": "one of --examples, --calibrate, --evaluate",
@@ -68,6 +69,15 @@ WRONG = {
     "repository triton export --out o --version 0": "--version: must be a whole number",
     "repository triton export --out o --instances 0": "--instances: must be a whole",
     "repository mlserver export --out o --threads -1": "--threads: must be a whole",
+    "repository triton export --out o --name a/b": "--name: must be letters, digits",
+    "repository mlserver export --out o --name .x": "--name: must be letters, digits",
+    "serve export --name a/b": "--name: must be letters, digits",
+    "repository tensorflow-serving export --out o --base-path models": "an absolute pa",
+    f"{TRITON} --device gpu --accelerator tensorrt FP16": "as KEY=VALUE, not 'FP16'",
+    f"{TRITON} --device gpu --accelerator xla": "must be tensorrt or cuda, not 'xla'",
+    f"{TRITON} --accelerator cuda": "--accelerator needs --device gpu",
+    f"{TRITON} --max-batch-size 4 --preferred-batch-size 8": "at most --max-batch-siz",
+    f"{TRITON} --max-batch-size 1 --max-queue-delay 5": "needs a --max-batch-size abo",
     # what was meant
     "exprt": "Did you mean export?",
     "repository tritn": "Did you mean triton?",

@@ -9,9 +9,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
+import keras_distill as kd
 from keras_distill.cli import main
+from keras_distill.export import split_preprocessing
 
 COMMAND = str(Path(sys.executable).with_name("keras-distill"))
 
@@ -209,14 +212,116 @@ def test_split_preprocessing(folder, tmp_path):
     out = tmp_path / "out"
     data = ["--examples", folder / "words.npz", "--out", out, "--split-preprocessing"]
     assert call("export", folder / "words.keras", *data) == 0
-    import tensorflow as tf
-
     saved = tf.saved_model.load(str(out / "saved_model"))
     words = tf.constant(["a", "zebra"])
     got = saved.signatures["serving_raw"](word=words)["y"]
     model = keras.saving.load_model(folder / "words.keras")
     np.testing.assert_allclose(got, model(words), atol=1e-6)
     assert call("verify", out) == 0
+
+
+def test_raw_data_of_an_export_that_was_split(folder, tmp_path, capsys):
+    """`export` takes it; artefacts begin behind the preprocessing."""
+    words = np.array(["a", "b", "c"])
+    model = keras.saving.load_model(folder / "words.keras")
+    labels = np.argmax(model(tf.constant(words)), -1)
+    np.savez(tmp_path / "raw.npz", word=words, labels=labels)
+    preprocessing, _ = split_preprocessing(model, ["onnx"])
+    prepared = preprocessing({"word": tf.constant(words)})
+    np.savez(tmp_path / "prepared.npz", labels=labels, **prepared)
+    out = tmp_path / "out"
+    line = ["export", folder / "words.keras", "--to", "onnx", "--out", out]
+    evaluate = ["--evaluate", tmp_path / "raw.npz"]
+    assert call(*line, *evaluate, "--split-preprocessing") == 0
+    assert call("verify", out, "--evaluate", tmp_path / "prepared.npz") == 0
+    bench = ["bench", out, "--calls", "1", "--batch-sizes", "2", "--model"]
+    assert call(*bench, folder / "words.keras") == 0
+    assert "keras predict" in capsys.readouterr().out
+    assert call("verify", out, *evaluate) == 1
+    error = capsys.readouterr().err
+    assert "`--evaluate` must hold ['string_lookup'], as the preprocessing" in error
+    assert "numpy.savez('prepared.npz', labels=y, **preprocessing(x))" in error
+
+
+@pytest.fixture(scope="module")
+def ids(tmp_path_factory):
+    """A model that looks up ids from 0 to 9, given as integers or as floats."""
+    folder = tmp_path_factory.mktemp("ids")
+    for dtype in ("int32", "float32"):
+        x = keras.Input((3,), dtype=dtype, name="ids")
+        y = layers.Flatten()(layers.Embedding(10, 2)(x))
+        keras.Model(x, layers.Dense(2, name="y")(y)).save(folder / f"{dtype}.keras")
+        rows = np.array([[9, 1, 3], [2, 9, 9]], dtype)
+        np.savez(folder / f"{dtype}.npz", ids=rows, labels=[0, 1])
+        np.savez(folder / f"{dtype}_one.npz", ids=rows[:1])
+        np.savez(folder / f"{dtype}_beyond.npz", ids=rows + 90, labels=[0, 1])
+        np.savez(folder / f"{dtype}_long.npz", ids=np.ones((2, 5), dtype))
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_one_row_of_ids(dtype, ids, tmp_path):
+    """Others that stand beside it must be ids too."""
+    data = ["--examples", ids / f"{dtype}_one.npz", "--out", tmp_path / "out"]
+    assert call("export", ids / f"{dtype}.keras", "--to", "onnx", *data) == 0
+
+
+OPTIONS = {
+    "--examples": ["--examples", "{}"],
+    "--calibrate": ["--quantize", "int8", "--calibrate", "{}"],
+    "--evaluate": ["--evaluate", "{}"],
+    "--calibrate beside": [
+        *("--examples", "int32.npz", "--quantize", "int8", "--calibrate", "{}"),
+    ],
+    "--evaluate beside": ["--examples", "int32.npz", "--evaluate", "{}"],
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_option_whose_file_is_wrong_is_named(
+    option, ids, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(ids)
+    for name, words in {
+        "int32_beyond.npz": r"must hold values that.*\[0,0\] = 99 is not in \[0, 10\)",
+        "float32.npz": "must hold int32 for the input 'ids'",
+    }.items():
+        data = [it.format(name) for it in OPTIONS[option]]
+        line = ["export", "int32.keras", "--to", "onnx", "--out", tmp_path / "out"]
+        assert call(*line, *data) == 1
+        error = capsys.readouterr().err
+        assert re.search(f": error: `{option.split()[0]}` {words}", error), error
+        assert error.count("\n") == 1
+
+
+def test_ids_beyond_an_embedding_in_what_is_verified(ids, tmp_path, capfd):
+    out = tmp_path / "out"
+    line = ["export", ids / "int32.keras", "--to", "onnx", "litert", "--out", out]
+    assert call(*line, "--evaluate", ids / "int32.npz") == 0
+    capfd.readouterr()
+    assert call("verify", out, "--evaluate", ids / "int32_beyond.npz") == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert ": error: `--evaluate` must hold values that the model can" in error
+
+
+def test_data_of_a_distiller_and_its_labels(tmp_path, capsys):
+    """Of its file; every option takes the keys of training, and the labels."""
+    item, dwell = keras.Input((4,), name="item"), keras.Input((1,), name="dwell")
+    both = layers.Concatenate()([item, dwell])
+    distiller = kd.Distiller(
+        keras.Model({"item": item}, layers.Dense(3, name="scores")(item)),
+        keras.Model({"item": item, "dwell": dwell}, layers.Dense(3)(both)),
+        privileged_features=["dwell"],
+    )
+    distiller.save(tmp_path / "d.keras")
+    x = np.eye(4, dtype="float32")
+    labels = np.argmax(distiller.student({"item": x}), -1)
+    np.savez(tmp_path / "b.npz", item=x, dwell=np.ones((4, 1)), labels=labels)
+    data = ["--calibrate", tmp_path / "b.npz", "--evaluate", tmp_path / "b.npz"]
+    line = ["export", tmp_path / "d.keras", "--to", "onnx", "--quantize", "int8"]
+    assert call(*line, *data, "--max-drop", "1", "--out", tmp_path / "out") == 0
+    assert call("verify", tmp_path / "out", *data[2:], "--max-drop", "1") == 0
+    assert "Keras 1.0000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["export", "verify", "bench"])

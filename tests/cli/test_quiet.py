@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -14,6 +15,7 @@ from keras import layers
 
 import keras_distill as kd
 from keras_distill import standard_error
+from keras_distill.cli import main
 
 COMMAND = str(Path(sys.executable).with_name("keras-distill"))
 # As in a shell of somebody who knows nothing of these.
@@ -32,6 +34,8 @@ def folder(tmp_path_factory):
         [
             keras.Input((6, 6, 1), name="image"),
             layers.Conv2D(4, 3, activation="relu"),
+            # Keras makes a function for each call of these.
+            layers.Conv2D(4, 3, groups=2, padding="same"),
             layers.BatchNormalization(),
             layers.Flatten(),
             layers.Dense(64, "relu"),
@@ -84,6 +88,24 @@ def test_a_checkpoint_of_fit_is_its_student(folder):
     signature = manifest["signature"]
     names = [[spec["name"] for spec in signature[key]] for key in ("inputs", "outputs")]
     assert names == [["item"], ["scores"]]
+
+
+def test_masks_that_a_layer_drops(tmp_path, capfd):
+    """Keras remarks on them when the model is made, which is whose business it is."""
+    words = keras.Input((4,), dtype="string", name="words")
+    ids = layers.StringLookup(vocabulary=["a", "b"], name="ids")(words)
+    embedded = layers.Embedding(4, 3, mask_zero=True)(ids)
+    with pytest.warns(UserWarning, match="with a mask attached"):
+        pooled = layers.Dense(2, name="y")(layers.Flatten()(embedded))
+    keras.Model(words, pooled).save(tmp_path / "m.keras")
+    np.savez(tmp_path / "x.npz", words=np.array([["a", "b", "c", "a"]] * 3))
+    line = "export m.keras --to onnx --examples x.npz --split-preprocessing --out o"
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.chdir(tmp_path)
+        assert main(line.split()) == 0
+        assert main("bench o --model m.keras --calls 1 --batch-sizes 1".split()) == 0
+    assert capfd.readouterr().err == ""
 
 
 LINES = [

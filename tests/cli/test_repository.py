@@ -104,12 +104,16 @@ def test_options_of_the_others(exported, tmp_path, capsys):
     assert extra == {"providers": providers, "threads": 2}
 
 
-def test_accelerators_are_pairs(exported, tmp_path, capsys):
-    arguments = ["repository", "triton", exported, "--out", str(tmp_path)]
-    arguments += ["--device", "gpu", "--accelerator", "tensorrt", "FP16"]
-    assert main(arguments) == 1
+def test_a_server_finds_no_artefact_that_it_reads(exported, tmp_path, capsys):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    export(model, tmp_path / "x", ["onnx"], example_batch=np.ones((2, 4), "float32"))
+    out = ["--out", str(tmp_path / "models")]
+    line = ["repository", "tensorflow-serving", str(tmp_path / "x")]
+    assert main([*line, *out]) == 1
     error = capsys.readouterr().err
-    assert "must be KEY=VALUE. Received: FP16." in error
+    assert "`EXPORT` must hold an artefact" in error and "(saved_model)" in error
+    assert main(["repository", "triton", exported, *out, "--artefact", "x"]) == 1
+    assert "`--artefact` must be one of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["triton"], ["kserve", "x", "--out", "y"]])

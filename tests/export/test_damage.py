@@ -6,6 +6,7 @@ import re
 import shutil
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -310,7 +311,8 @@ def test_directories_and_other_files_given_for_a_model(published, tmp_path):
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
     (tmp_path / "best.keras").mkdir()
-    (tmp_path / "old.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file.attrs["model_config"] = "{}"
     for path, words in {
         tmp_path / "saved": "the directory of a SavedModel. A SavedModel holds",
         published / "models" / "9": "the directory of an export",

@@ -399,6 +399,43 @@ def test_a_metric_of_nan_is_a_loss(task, tmp_path):
         )
 
 
+def test_nan_among_the_labels_is_no_fault_of_an_artefact(task, tmp_path):
+    model, x, labels = task
+    labels = np.where(np.arange(len(x)) == 7, np.nan, labels)[:, None] * np.ones(4)
+    metric = keras.metrics.MeanSquaredError()
+    with pytest.raises(ParityError, match="is no fault of the artefact: look for NaN"):
+        evaluated(model, tmp_path / "out", Evaluation((x, labels), metric, max_drop=1))
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SparseCategoricalAccuracy",
+        "CategoricalAccuracy",
+        "SparseTopKCategoricalAccuracy",
+        "CategoricalCrossentropy",
+    ],
+)
+def test_metrics_of_classes_measure_nothing_of_one_unit(name, activation, tmp_path):
+    layer = layers.Dense(1, activation=activation, name="y")
+    model = keras.Sequential([keras.Input((16,), name="x"), layer])
+    x, labels = np.ones((6, 16), "float32"), np.zeros((6, 1))
+    metric = getattr(keras.metrics, name)()
+    with pytest.raises(ValueError, match=f"BinaryAccuracy .*Received: {name}, which"):
+        evaluated(
+            model, tmp_path / "out", Evaluation((x, labels), metric, max_drop=0.1)
+        )
+
+
+def test_selections_of_inputs_add_up(task):
+    _, x, labels = task
+    batch = {"a": {"x": x}, "b": x}
+    evaluation = evaluation_of([(batch, labels)])
+    selecting = evaluation.selecting(lambda it: it["a"]).selecting(lambda it: it["x"])
+    assert selecting._select(batch) is x and evaluation._select(batch) is batch
+
+
 def test_an_iterator_can_be_read_once_only(task):
     _, x, labels = task
     for data in (iter([(x, labels)]), ((x, labels) for _ in range(2))):

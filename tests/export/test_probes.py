@@ -310,3 +310,18 @@ def test_probes_are_made_of_one_row():
     expected = reference(serve(model, batch), batch)
     sizes = [[len(x["x"]) for x, _ in probe.cases] for probe in expected.probes]
     assert sizes == [[1], [1], [5]]
+
+
+def test_a_row_by_itself_stands_between_values_that_the_model_takes():
+    """Ids may be floats, beside others that are none, or come of them."""
+    x = keras.Input((3,), name="x")
+    ids = layers.Embedding(10, 2)(x[:, :1])
+    apart = keras.Model(x, layers.Dense(2)(layers.Flatten()(ids)))
+    buckets = layers.Embedding(10, 2)(ops.cast(ops.floor(10 * x), "int32"))
+    within = keras.Model(x, layers.Dense(2)(layers.Flatten()(buckets)))
+    row = np.array([[9.0, 0.25, 0.75]], "float32")
+    for model, batch in ((apart, row), (within, row % 1)):
+        assert dependence(serve(model, batch), {"x": batch}, None) is None
+    scaled = keras.Model(x, x / ops.max(ops.abs(x)))
+    found = dependence(serve(scaled, row), {"x": row}, None)
+    assert found is not None and "rows of a batch change" in str(found)

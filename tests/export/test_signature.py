@@ -83,6 +83,19 @@ def test_names_that_formats_would_change_are_refused(name):
         serve(model, {name: np.ones((2, 3))})
 
 
+@pytest.mark.parametrize("format", ["saved_model", "litert"])
+def test_names_that_differ_only_in_case(format, tmp_path):
+    """TensorFlow's signatures take them for one; ONNX tells them apart."""
+    inputs = [keras.Input((1,), name=name) for name in ("Age", "age")]
+    model = keras.Model(inputs, keras.layers.Subtract(name="y")(inputs))
+    batch = [np.ones((2, 1), "float32"), np.zeros((2, 1), "float32")]
+    message = "'Age' and 'age' differ only in case.* rename the input 'age'"
+    with pytest.raises(RuntimeError, match=message):
+        export(model, tmp_path / "out", [format], example_batch=batch)
+    onnx = export(model, tmp_path / "out", ["onnx"], example_batch=batch)
+    assert [spec["name"] for spec in onnx["signature"]["inputs"]] == ["Age", "age"]
+
+
 def test_nested_outputs_are_refused():
     x = keras.Input((3,), name="x")
     model = keras.Model(x, {"a": [layers.ReLU()(x)]})

@@ -25,6 +25,13 @@ class Export:
         """Return the files of an artefact that has to be of one of `formats`."""
         artefacts = self.manifest["artefacts"]
         usable = [name for name, it in artefacts.items() if it["format"] in formats]
+        if not usable:
+            raise ValueError(
+                "`export` must hold an artefact in a format that the server reads "
+                f"({', '.join(formats)}). Received: export={str(self.directory)!r}, "
+                f"which holds {', '.join(artefacts)}. Export the model again, with one "
+                "of these `formats`."
+            )
         if artefact not in usable:
             raise ValueError(
                 f"`artefact` must be one of {usable}, which the export holds in a "

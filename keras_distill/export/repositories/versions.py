@@ -9,9 +9,8 @@ from pathlib import Path
 
 from keras_distill.export.publish import replacing
 from keras_distill.export.repositories.source import Export
+from keras_distill.naming import NAME, NAMES
 
-# What every server takes as a directory, in a URL and in its configuration.
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _NUMBER = re.compile(r"[1-9][0-9]*")
 
 
@@ -34,8 +33,15 @@ def new_version(
     name = _checked_name(export.manifest["model"] if name is None else name)
     _check_version(version)
     root = Path(os.path.realpath(repository))
+    model = root / name
+    if model.is_relative_to(export.directory):
+        raise ValueError(
+            "`repository` must be elsewhere than the export, which holds what its "
+            f"manifest lists alone. Received: repository={str(root)!r}, where the "
+            f"model {name!r} would lie in {str(export.directory)!r}. Choose another "
+            "`repository`, or another `name`."
+        )
     with _locked(root):
-        model = root / name
         model.mkdir(exist_ok=True)
         try:
             yield model / str(_number(export, model) if version is None else version)
@@ -72,12 +78,8 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            "`name` must be letters, digits, '_', '-' and '.', and begin with a "
-            "letter, a digit or '_', as it becomes a directory and part of a URL. "
-            f"Received: name={name!r}."
-        )
+    if not NAME.fullmatch(name):
+        raise ValueError(f"`name` must be {NAMES}. Received: name={name!r}.")
     return name
 
 
