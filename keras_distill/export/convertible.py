@@ -14,7 +14,7 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def convertible() -> Iterator[None]:
-    """Let Keras and TensorFlow trace what ONNX or LiteRT gets wrong as other operations.
+    """Trace what ONNX or LiteRT lack or get wrong as other operations.
 
     The values are the same. Keras and TensorFlow are as they were afterwards.
     """

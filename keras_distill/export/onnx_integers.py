@@ -40,9 +40,14 @@ def floor_mod(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
 
 
 def comparison(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
-    """Compare integers as they are, which tf2onnx rounds to float32."""
-    nodes = Nodes(graph, node)
-    nodes.finish(nodes.make(node.type, *_computed(graph, nodes, node.input)))
+    """Compare integers as they are, which tf2onnx rounds to float32.
+
+    Its counters of loops are int64, whatever it takes them for.
+    """
+    nodes, tensors = Nodes(graph, node), list(node.input)
+    if np.issubdtype(dtype_of(graph, tensors[0]), np.integer):
+        tensors = [nodes.cast(tensor, np.int64) for tensor in tensors]
+    nodes.finish(nodes.make(node.type, *tensors))
 
 
 def top_k(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
@@ -133,7 +138,9 @@ def shift(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
     is_negative = nodes.make("Less", x, nodes.constant(0))
 
     def folded(tensor: str) -> str:
-        return nodes.make("Where", is_negative, nodes.make("BitwiseNot", tensor), tensor)
+        return nodes.make(
+            "Where", is_negative, nodes.make("BitwiseNot", tensor), tensor
+        )
 
     positive = nodes.cast(folded(x), np.uint64)
     moved = nodes.make("BitShift", positive, count, direction="RIGHT")

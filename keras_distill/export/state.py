@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_distill.export import seeds
+
 _ASSIGNMENTS = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
 _TABLE_UPDATES = {"LookupTableInsertV2", "LookupTableImportV2", "LookupTableRemoveV2"}
 # Of `tf.random.Generator`.
@@ -36,6 +38,22 @@ def refuse_stateful(model: keras.layers.Layer) -> None:
             raise ValueError(_message(_named(layer), "its state", _RECURRENT))
 
 
+def refuse_random(
+    drawing: Sequence[keras.random.SeedGenerator], models: Sequence[keras.layers.Layer]
+) -> None:
+    """Raise `ValueError` where outputs of the models depend on a seed.
+
+    Args:
+        drawing: The generators whose seeds reach an output.
+        models: The models that were called.
+    """
+    for generator in drawing:
+        layers = (layer for model in models for layer in model._flatten_layers())
+        owners = [it for it in layers if generator in it._seed_generators]
+        owner = _named(owners[0]) if owners else f"the seeds {generator.name!r}"
+        raise ValueError(_message(owner, generator.state.path, _RANDOM))
+
+
 def refuse_updates(function: Any, models: Sequence[keras.layers.Layer]) -> None:
     """Raise `ValueError` where a traced call would change state of the models.
 
@@ -62,15 +80,17 @@ def refuse_updates(function: Any, models: Sequence[keras.layers.Layer]) -> None:
 
 @contextmanager
 def untouched(*models: keras.layers.Layer | None) -> Iterator[None]:
-    """Put back what tracing leaves behind in the layers, whatever happens inside.
+    """Put back what calls leave behind in the layers, whatever happens inside.
 
     Tracing stores symbolic values of `add_loss` and `activity_regularizer` in the
-    layers. Reading `model.losses` afterwards would fail.
+    layers. Reading `model.losses` afterwards would fail. Layers of augmentation draw
+    seeds in inference too.
     """
     layers = [layer for model in models if model for layer in model._flatten_layers()]
     losses = [(list(layer._losses), set(layer._loss_ids)) for layer in layers]
     try:
-        yield
+        with seeds.kept(*models):
+            yield
     finally:
         for layer, (own, ids) in zip(layers, losses, strict=True):
             layer._losses[:] = own
