@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from keras_distill.export.graphs import nodes
+from keras_distill.export.graphs import running
 from keras_distill.export.recording import recording
 
 # Of `tf.py_function` and `tf.numpy_function`.
@@ -20,7 +20,7 @@ def refuse_callbacks(concrete: Any, trace: Callable[[], Any]) -> None:
         concrete: The concrete function of the call.
         trace: Traces the call once more.
     """
-    found = [node.name for node in nodes(concrete.graph) if node.op in _CALLBACKS]
+    found = running(concrete.graph, _CALLBACKS)
     if not found:
         return
     with recording() as recorded:

@@ -24,9 +24,22 @@ def functions(node: Any) -> Iterator[str]:
                 yield function.name
 
 
-def nodes(graph: Any) -> Iterator[Any]:
-    """Yield the nodes of a graph, and of the functions that it calls."""
+def running(graph: Any, kinds: set[str]) -> list[str]:
+    """Return the nodes of a graph that run operators of some kinds.
+
+    They may do so in the functions that they call.
+    """
     definition = graph.as_graph_def()
-    yield from definition.node
-    for function in definition.library.function:
-        yield from function.node_def
+    library = {f.signature.name: f.node_def for f in definition.library.function}
+    known: dict[str, bool] = {}
+
+    def runs(node: Any) -> bool:
+        return node.op in kinds or any(map(holds, functions(node)))
+
+    def holds(name: str) -> bool:
+        if name not in known:
+            known[name] = False  # ends where a function calls itself
+            known[name] = any(map(runs, library.get(name, ())))
+        return known[name]
+
+    return [node.name for node in definition.node if runs(node)]
