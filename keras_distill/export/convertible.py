@@ -1,8 +1,9 @@
-"""Keras operations as the converters need them traced."""
+"""Operations as the converters need them traced."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import keras
@@ -13,27 +14,50 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def convertible() -> Iterator[None]:
-    """Let Keras trace operations that neither ONNX nor LiteRT has as others.
+    """Trace what ONNX or LiteRT lack or get wrong as other operations.
 
-    The values are the same. Keras is as it was afterwards.
-
-    Keras' `argmax` and `argmin` take `-0.0` for less than `0.0`, and look for it by
-    `signbit`, in the bits of the number.
+    The values are the same. Keras and TensorFlow are as they were afterwards.
     """
-    from keras.src.backend.tensorflow import numpy as backend
-
     with _LOCK:
-        before = {name: getattr(backend, name) for name in _REPLACED}
+        before = [
+            (module, name, getattr(module, name), function)
+            for module, functions in _replaced().items()
+            for name, function in functions.items()
+        ]
         try:
-            for name, function in _REPLACED.items():
-                setattr(backend, name, function)
+            for module, name, original, function in before:
+                setattr(module, name, partial(function, original))
             yield
         finally:
-            for name, function in before.items():
-                setattr(backend, name, function)
+            for module, name, original, _ in before:
+                setattr(module, name, original)
 
 
-def _signbit(x: Any) -> Any:
+def _replaced() -> dict[Any, dict[str, Callable[..., Any]]]:
+    """Return the functions of each module. Each takes the original one first."""
+    from keras.src.backend.tensorflow import math
+    from keras.src.backend.tensorflow import numpy as backend
+    from tensorflow.python.ops import gen_array_ops, gen_math_ops, gen_nn_ops
+
+    return {
+        math: {"rsqrt": _rsqrt},
+        backend: {
+            "isinf": _isinf,
+            "isneginf": _isneginf,
+            "isposinf": _isposinf,
+            "nan_to_num": _nan_to_num,
+            "signbit": _signbit,
+        },
+        # What Keras and `tf` both call, also in layers of the caller's.
+        gen_array_ops: {"one_hot": _one_hot},
+        gen_math_ops: {"floor_div": _floor_div},
+        gen_nn_ops: {"softplus": _softplus},
+    }
+
+
+# Keras' `argmax` and `argmin` take `-0.0` for less than `0.0`, and look for it by
+# `signbit`, in the bits of the number.
+def _signbit(original: Any, x: Any) -> Any:
     """Compute the sign without a look at bits: of zeros, from their reciprocals."""
     x = tf.convert_to_tensor(x)
     if x.dtype == tf.bool:
@@ -45,16 +69,16 @@ def _signbit(x: Any) -> Any:
 
 
 # LiteRT finds no infinity by `tf.math.is_inf`, nor by equality with one.
-def _isinf(x: Any) -> Any:
-    return _isposinf(tf.abs(_number(x)))
+def _isinf(original: Any, x: Any) -> Any:
+    return _isposinf(original, tf.abs(_number(x)))
 
 
-def _isposinf(x: Any) -> Any:
+def _isposinf(original: Any, x: Any) -> Any:
     x = _number(x)
     return tf.greater(x, x.dtype.max)
 
 
-def _isneginf(x: Any) -> Any:
+def _isneginf(original: Any, x: Any) -> Any:
     x = _number(x)
     return tf.less(x, x.dtype.min)
 
@@ -65,7 +89,11 @@ def _number(x: Any) -> Any:
 
 
 def _nan_to_num(
-    x: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
+    original: Any,
+    x: Any,
+    nan: float = 0.0,
+    posinf: float | None = None,
+    neginf: float | None = None,
 ) -> Any:
     x = tf.convert_to_tensor(x)
     if not x.dtype.is_floating:
@@ -73,14 +101,49 @@ def _nan_to_num(
     largest = x.dtype.max if posinf is None else posinf
     smallest = x.dtype.min if neginf is None else neginf
     cleaned = tf.where(tf.math.is_nan(x), tf.constant(nan, x.dtype), x)
-    cleaned = tf.where(_isposinf(x), tf.constant(largest, x.dtype), cleaned)
-    return tf.where(_isneginf(x), tf.constant(smallest, x.dtype), cleaned)
+    cleaned = tf.where(_isposinf(None, x), tf.constant(largest, x.dtype), cleaned)
+    return tf.where(_isneginf(None, x), tf.constant(smallest, x.dtype), cleaned)
 
 
-_REPLACED = {
-    "isinf": _isinf,
-    "isneginf": _isneginf,
-    "isposinf": _isposinf,
-    "nan_to_num": _nan_to_num,
-    "signbit": _signbit,
-}
+def _rsqrt(original: Any, x: Any) -> Any:
+    """Give infinity for zeros, where LiteRT gives NaN."""
+    x = tf.convert_to_tensor(x)
+    if _has_epsilon(x):
+        # Converters know normalisation by this operator alone.
+        return original(x)
+    return tf.where(tf.equal(x, 0), 1 / x, original(x))
+
+
+def _has_epsilon(x: Any) -> bool:
+    """Whether a tensor is a sum with a positive constant."""
+    if not tf.is_symbolic_tensor(x) or x.op.type not in {"Add", "AddV2"}:
+        return False
+    values = [tf.get_static_value(tensor) for tensor in x.op.inputs]
+    return any(value is not None and (value > 0).all() for value in values)
+
+
+def _softplus(original: Any, features: Any, name: str | None = None) -> Any:
+    """Take no exponential of what is large: LiteRT computes log(1 + exp(x))."""
+    x = tf.convert_to_tensor(features)
+    return tf.maximum(x, 0) + tf.math.log1p(tf.exp(-tf.abs(x)))
+
+
+def _floor_div(original: Any, x: Any, y: Any, name: str | None = None) -> Any:
+    """Divide floats by zero, at which LiteRT's own operator stops."""
+    x = tf.convert_to_tensor(x)
+    return tf.floor(x / y) if x.dtype.is_floating else original(x, y, name)
+
+
+def _one_hot(
+    original: Any, indices: Any, depth: Any, *values: Any, **options: Any
+) -> Any:
+    """Bring indices beyond 0 ... depth to `depth`, which has no place in the output.
+
+    ONNX counts negative indices from the end, and LiteRT cuts them to 32 bits.
+    """
+    indices = tf.convert_to_tensor(indices)
+    if indices.dtype not in (tf.int32, tf.int64):
+        indices = tf.cast(indices, tf.int32)
+    last = tf.cast(depth, indices.dtype)
+    inside = tf.equal(indices, tf.clip_by_value(indices, 0, last))
+    return original(tf.where(inside, indices, last), depth, *values, **options)

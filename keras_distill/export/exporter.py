@@ -68,7 +68,7 @@ def export(
     Runtime or the LiteRT interpreter, and compared with Keras on `example_batch`, on a
     batch of another size, on the data of `evaluation`, and on what examples don't
     show: inputs of other sizes where sizes are open, infinities and NaN where the
-    model looks for them:
+    model looks for them, zeros, negative integers and large values:
 
         max |artefact - keras| <= tolerance * max(scale, |keras|)
 
@@ -244,7 +244,13 @@ def _checked(
             )
     # Integers stand for no infinity, and for few sizes that they weren't calibrated on.
     if target.precision not in arguments.INTEGERS:
-        parity.compare_probes(target, loaded, expected, tolerance)
+        parity.compare_probes(
+            target,
+            loaded,
+            expected,
+            tolerance,
+            lambda batch: dataclasses.replace(examine, batch=batch),
+        )
     details: dict[str, Any] = {}
     if target.precision != FULL:
         with target.explaining("looking for what became smaller", examine):

@@ -1,12 +1,12 @@
 """Where a traced model looks for infinities or NaN among its inputs."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from keras_distill.export.graphs import behind, functions
 from keras_distill.export.serving import Served
 
 # Operators that test whether a value is finite.
@@ -53,7 +53,7 @@ def find(served: Served, largest: float) -> Looks:
     ends: list[Any] = []
     for op in graph.get_operations():
         names = [f"{op.type} ({_scope(op.name)})"]
-        called = [inner.get(name, []) for name in _functions(op.node_def)]
+        called = [inner.get(name, []) for name in functions(op.node_def)]
         if any(called):
             names = sum(called, [])
         elif op.type not in _TESTS and not _is_guard(op, reached, largest):
@@ -61,10 +61,10 @@ def find(served: Served, largest: float) -> Looks:
         operators += names
         ends += op.outputs
     outputs = zip(sorted(served.outputs), graph.outputs, strict=True)
-    behind = _behind(ends)
+    dependent = behind(ends)
     return Looks(
         list(dict.fromkeys(operators)),
-        frozenset(name for name, tensor in outputs if tensor.ref() in behind),
+        frozenset(name for name, tensor in outputs if tensor.ref() in dependent),
     )
 
 
@@ -98,17 +98,10 @@ def _inner_tests(graph: Any) -> dict[str, list[str]]:
             found[name] = []  # ends where a function calls itself
             for node in library[name].node_def if name in library else ():
                 found[name] += [node.op] if node.op in _TESTS else []
-                found[name] += [t for f in _functions(node) for t in tests(f)]
+                found[name] += [t for f in functions(node) for t in tests(f)]
         return found[name]
 
     return {name: tests(name) for name in library}
-
-
-def _functions(node: Any) -> Iterator[str]:
-    for attribute in node.attr.values():
-        for function in (attribute.func, *attribute.list.func):
-            if function.name:
-                yield function.name
 
 
 def _of_inputs(graph: Any) -> set[Any]:
@@ -123,18 +116,6 @@ def _of_inputs(graph: Any) -> set[Any]:
         if op.type in _ELEMENTWISE and any(t.ref() in reached for t in op.inputs):
             reached.update(tensor.ref() for tensor in op.outputs)
     return reached
-
-
-def _behind(tensors: list[Any]) -> set[Any]:
-    """Return the tensors that are computed of some tensors, with those."""
-    found: set[Any] = set()
-    ends = list(tensors)
-    while ends:
-        tensor = ends.pop()
-        if tensor.ref() not in found:
-            found.add(tensor.ref())
-            ends += [out for user in tensor.consumers() for out in user.outputs]
-    return found
 
 
 def _selects(op: Any) -> bool:

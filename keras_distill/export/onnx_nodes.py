@@ -17,19 +17,33 @@ class Nodes:
     """
 
     def __init__(self, graph: Any, node: Any) -> None:
-        import onnx
-
         self._graph = graph
         self._node = node
-        # Of the node's output, for constants beside it.
-        self.dtype = onnx.helper.tensor_dtype_to_np_dtype(
-            graph.get_dtype(node.output[0])
-        )
+        # Of the node's first output, for constants beside it.
+        self.dtype = dtype_of(graph, node.output[0])
 
     def make(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Add a node; return its output."""
-        made = self._graph.make_node(operator, list(inputs), attributes)
-        return str(made.output[0])
+        [output] = self.several(operator, 1, *inputs, **attributes)
+        return output
+
+    def several(
+        self, operator: str, count: int, *inputs: str, **attributes: Any
+    ) -> list[str]:
+        """Add a node with `count` outputs; return them."""
+        made = self._graph.make_node(
+            operator, list(inputs), attributes, output_count=count
+        )
+        return [str(output) for output in made.output]
+
+    def cast(self, tensor: str, dtype: npt.DTypeLike) -> str:
+        """Add a cast."""
+        import onnx
+
+        to = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        output = self.make("Cast", tensor, to=to)
+        self._graph.set_dtype(output, to)
+        return output
 
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> str:
         """Add a constant."""
@@ -38,11 +52,27 @@ class Nodes:
         name = utils.make_name(f"{self._node.name}_constant")
         return str(self._graph.make_const(name, np.asarray(value, dtype)).output[0])
 
-    def finish(self, output: str) -> None:
-        """Let `output` take the place of the node's only output."""
-        [replaced] = self._node.output
-        shape, dtype = self._graph.get_shape(replaced), self._graph.get_dtype(replaced)
+    def one_axis(self) -> str:
+        """Add the shape of a vector, for `Reshape`."""
+        return self.constant([-1])
+
+    def finish(self, *outputs: str) -> None:
+        """Let `outputs` take the places of the node's outputs."""
+        replaced = list(self._node.output)
+        shapes = [self._graph.get_shape(tensor) for tensor in replaced]
+        dtypes = [self._graph.get_dtype(tensor) for tensor in replaced]
         self._graph.remove_node(self._node.name)
-        self._graph.make_node(
-            "Identity", [output], outputs=[replaced], shapes=[shape], dtypes=[dtype]
-        )
+        for output, tensor, shape, dtype in zip(
+            outputs, replaced, shapes, dtypes, strict=True
+        ):
+            self._graph.make_node(
+                "Identity", [output], outputs=[tensor], shapes=[shape], dtypes=[dtype]
+            )
+
+
+def dtype_of(graph: Any, tensor: str) -> "np.dtype[Any]":
+    """Return the dtype of a tensor in tf2onnx' graph."""
+    import onnx
+
+    found: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(graph.get_dtype(tensor))
+    return found

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill.export import onnx_convolutions
+from keras_distill.export import onnx_convolutions, onnx_integers
 from keras_distill.export.onnx_nodes import Nodes
 
 # Takes tf2onnx' graph, the node to convert, its name and no arguments.
@@ -23,9 +23,18 @@ def handlers() -> dict[str, tuple[Handler, list[Any]]]:
         "Conv3DBackpropInputV2": onnx_convolutions.transposed_convolution,
         "Erfc": _erfc,
         "Expm1": _expm1,
+        "FloorDiv": onnx_integers.floor_divide,
+        "FloorMod": onnx_integers.floor_mod,
+        "Greater": onnx_integers.comparison,
+        "LeftShift": onnx_integers.shift,
+        "Less": onnx_integers.comparison,
         "Log1p": _log1p,
+        "Pow": onnx_integers.power,
+        "RightShift": onnx_integers.shift,
         "Select": _select,
         "SelectV2": _select,
+        "Sum": onnx_integers.total,
+        "TopKV2": onnx_integers.top_k,
     }
     return {name: (handler, []) for name, handler in by_operator.items()}
 

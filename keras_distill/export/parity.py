@@ -1,6 +1,6 @@
 """Does an artefact compute what its model computes?"""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,48 +204,75 @@ def _of_optimizer(
 
 
 def compare_probes(
-    target: Target, loaded: Loaded, expected: Reference, tolerance: float
+    target: Target,
+    loaded: Loaded,
+    expected: Reference,
+    tolerance: float,
+    examine: Callable[[Arrays], Examine] | None = None,
 ) -> None:
     """Compare an artefact with the model on what the example batch doesn't show.
+
+    Args:
+        target: Which artefact.
+        loaded: The artefact.
+        expected: What Keras computes.
+        tolerance: The largest relative difference.
+        examine: Returns what looks for the cause of a difference in a batch.
 
     Raises:
         ParityError: It differs, or doesn't run.
     """
     for probe in expected.probes:
+        # float16 ends at 65504.
+        if not probe.compared and target.precision != FULL:
+            continue
         for batch, wanted in probe.cases:
             try:
                 with target.explaining(f"running it on a batch of {size_of(batch)}"):
                     given = loaded.run(batch)
-                if probe.cleaned:
-                    given, wanted = _without_nan(given, wanted)
+                given, wanted = _without_undefined(given, wanted, probe)
                 scales = {
                     name: max(scale, _largest(wanted[name]))
                     for name, scale in expected.scales.items()
                     if probe.outputs is None or name in probe.outputs
                 }
-                _differences(target.name, given, wanted, scales, tolerance)
+                bound = tolerance if probe.compared else None
+                _differences(target.name, given, wanted, scales, bound)
             except RuntimeError as error:
                 raise ParityError(
                     f"The {target.name} artefact must compute what Keras does for "
                     f"{probe.what}. {probe.remedy}, or leave out the format. "
-                    f"Received: {error}"
+                    f"Received: {error}{_where(target, error, examine, batch)}"
                 ) from error
 
 
-def _without_nan(given: Arrays, wanted: Arrays) -> tuple[Arrays, Arrays]:
-    """Take over the NaN that Keras gives, which a model then doesn't clean."""
-    taken = dict(given)
+def _without_undefined(
+    given: Arrays, wanted: Arrays, probe: Probe
+) -> tuple[Arrays, Arrays]:
+    """Put zeros where Keras gives what isn't to be compared."""
+    if not probe.cleaned and not probe.finite:
+        return given, wanted
+    taken, defined = dict(given), dict(wanted)
     for name, want in wanted.items():
-        if given[name].shape == want.shape and not _is_text(want):
-            bad = np.isnan(_numbers(want))
-            taken[name] = np.where(bad, 0, given[name]).astype(given[name].dtype)
-    cleaned = {
-        name: want
-        if _is_text(want)
-        else np.where(np.isnan(_numbers(want)), 0, want).astype(want.dtype)
-        for name, want in wanted.items()
-    }
-    return taken, cleaned
+        if want.dtype.kind != "f" or given[name].shape != want.shape:
+            continue
+        bad = ~np.isfinite(want) if probe.finite else np.isnan(want)
+        taken[name] = np.where(bad, 0, given[name]).astype(given[name].dtype)
+        defined[name] = np.where(bad, 0, want).astype(want.dtype)
+    return taken, defined
+
+
+def _where(
+    target: Target,
+    error: RuntimeError,
+    examine: Callable[[Arrays], Examine] | None,
+    batch: Arrays,
+) -> str:
+    """Name the first layer that is off by itself for a batch, where one is."""
+    if examine is None or target.precision != FULL:
+        return ""
+    found = examine(batch).of_values(target, error)
+    return f" The first layer that is off by itself: {found.where}." * bool(found.where)
 
 
 def agree(

@@ -1,4 +1,4 @@
-"""Inputs that the example batch doesn't show: other lengths, infinities and NaN."""
+"""Inputs that the example batch doesn't show: other lengths, unusual values."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +10,8 @@ import tensorflow as tf
 
 from keras_distill.export import looks
 from keras_distill.export.batches import Arrays, pieces, rows
+from keras_distill.export.extremes import MOST_INPUTS, extremes
 from keras_distill.export.serving import Served, tensors_of
-
-# More inputs than this are probed together.
-_MOST_INPUTS = 8
 
 
 @dataclass(frozen=True)
@@ -25,14 +23,18 @@ class Probe:
         cases: Pairs of named inputs and named outputs.
         remedy: What to do where an artefact differs.
         cleaned: Whether outputs are compared only where Keras gives no NaN.
+        finite: Whether outputs are compared only where Keras is finite.
         outputs: The names of the outputs to compare; None for all.
+        compared: Whether values have to be Keras', or only finite where Keras is.
     """
 
     what: str
     cases: list[tuple[Arrays, Arrays]]
     remedy: str
     cleaned: bool = False
+    finite: bool = False
     outputs: frozenset[str] | None = None
+    compared: bool = True
 
 
 def probes(served: Served, batch: Arrays) -> list[Probe]:
@@ -45,7 +47,11 @@ def probes(served: Served, batch: Arrays) -> list[Probe]:
         batch: Its named inputs.
     """
     first = rows(batch, [0])
-    return [*_lengths(served, first), *_not_finite(served, batch)]
+    return [
+        *_lengths(served, first),
+        *_not_finite(served, batch),
+        *_extremes(served, batch),
+    ]
 
 
 def _lengths(served: Served, first: Arrays) -> Iterator[Probe]:
@@ -111,17 +117,13 @@ def _not_finite(served: Served, batch: Arrays) -> Iterator[Probe]:
     if not found.operators or not floats:
         return
     groups = [[name] for name in floats]
-    if len(floats) > _MOST_INPUTS:
+    if len(floats) > MOST_INPUTS:
         groups = [floats]
-    size = served.batch_size
-    cases = []
-    for names in groups:
-        example = _odd_rows(rows(batch, [0]), names)
-        batches = [b for b, _ in pieces(example, size)] if size else [example]
-        for piece in batches:
-            outputs = _outputs(served, piece)
-            if outputs is not None:
-                cases.append((piece, outputs))
+    cases = [
+        case
+        for names in groups
+        for case in _cases(served, _odd_rows(rows(batch, [0]), names))
+    ]
     yield Probe(
         "rows with +inf, -inf, NaN or 0, which `model` looks for with "
         f"{', '.join(found.operators)}",
@@ -132,6 +134,35 @@ def _not_finite(served: Served, batch: Arrays) -> Iterator[Probe]:
         cleaned=True,
         outputs=found.outputs,
     )
+
+
+def _extremes(served: Served, batch: Arrays) -> Iterator[Probe]:
+    """Yield rows of zeros, negative integers and large values."""
+    remedy = (
+        "Build the model without what is named here, or keep such values from it, in "
+        "the data or by `split_preprocessing`"
+    )
+    for extreme in extremes(served, batch):
+        cases = _cases(served, extreme.inputs)
+        others = frozenset(served.outputs) - extreme.compared
+        for outputs, compared in ((extreme.compared, True), (others, False)):
+            if cases and outputs:
+                yield Probe(
+                    extreme.what,
+                    cases,
+                    remedy,
+                    finite=True,
+                    outputs=outputs,
+                    compared=compared,
+                )
+
+
+def _cases(served: Served, example: Arrays) -> list[tuple[Arrays, Arrays]]:
+    """Run Keras on rows; leave out what it fails on."""
+    size = served.batch_size
+    batches = [piece for piece, _ in pieces(example, size)] if size else [example]
+    given = [(piece, _outputs(served, piece)) for piece in batches]
+    return [(piece, outputs) for piece, outputs in given if outputs is not None]
 
 
 def _odd_rows(first: Arrays, names: list[str]) -> Arrays:

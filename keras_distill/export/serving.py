@@ -9,8 +9,10 @@ import tensorflow as tf
 
 from keras_distill.export import signature, state, tracing
 from keras_distill.export.batches import Arrays, by_name, to_arrays
+from keras_distill.export.callbacks import refuse_callbacks
 from keras_distill.export.convertible import convertible
 from keras_distill.export.names import any_name
+from keras_distill.export.seeds import Drawn, frozen
 from keras_distill.export.signature import Specs
 
 Tensors = dict[str, tf.Tensor]
@@ -135,11 +137,20 @@ def tensors_of(arrays: Arrays) -> Tensors:
     return {name: tf.constant(array) for name, array in arrays.items()}
 
 
-def trace(call: Callable[[Tensors], Tensors], inputs: Specs) -> Any:
-    """Make a `tf.function`, with operations that the converters know."""
+def trace(
+    call: Callable[[Tensors], Tensors], inputs: Specs, drawn: Drawn | None = None
+) -> Any:
+    """Make a `tf.function`, with operations that the converters know.
+
+    Args:
+        call: Named tensors in, named tensors out.
+        inputs: Input name to spec.
+        drawn: Gets the seeds that the call draws. They are constants in the function.
+    """
+    seeds = Drawn() if drawn is None else drawn
 
     def converted(tensors: Tensors) -> Tensors:
-        with convertible(), any_name():
+        with convertible(), any_name(), frozen(seeds):
             return call(tensors)
 
     return tf.function(converted, input_signature=[inputs], autograph=False)
@@ -166,9 +177,12 @@ def traced(
 def _concrete(
     call: Callable[[Tensors], Any], inputs: Specs, models: Sequence[keras.layers.Layer]
 ) -> tuple[Any, Any]:
-    """Return a `tf.function` and its graph; refuse what updates `models`."""
-    function = trace(call, inputs)
+    """Return a `tf.function` and its graph; refuse what no file can hold."""
+    drawn = Drawn()
+    function = trace(call, inputs, drawn)
     concrete = function.get_concrete_function()
     again = trace(call, inputs)
+    state.refuse_random(drawn.of_outputs(), models)
     state.refuse_updates(again.get_concrete_function, concrete, models)
+    refuse_callbacks(concrete, again.get_concrete_function)
     return function, concrete

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_distill.export import seeds
 from keras_distill.export.recording import recording
 from keras_distill.scopes import scopes_kept
 
@@ -36,6 +37,22 @@ def refuse_stateful(model: keras.layers.Layer) -> None:
     for layer in model._flatten_layers():
         if isinstance(layer, recurrent) and layer.stateful:
             raise ValueError(_message(_named(layer), "its state", _RECURRENT))
+
+
+def refuse_random(
+    drawing: Sequence[keras.random.SeedGenerator], models: Sequence[keras.layers.Layer]
+) -> None:
+    """Raise `ValueError` where outputs of the models depend on a seed.
+
+    Args:
+        drawing: The generators whose seeds reach an output.
+        models: The models that were called.
+    """
+    for generator in drawing:
+        layers = (layer for model in models for layer in model._flatten_layers())
+        owners = [it for it in layers if generator in it._seed_generators]
+        owner = _named(owners[0]) if owners else f"the seeds {generator.name!r}"
+        raise ValueError(_message(owner, generator.state.path, _RANDOM))
 
 
 def refuse_updates(
@@ -77,15 +94,16 @@ def refuse_updates(
 
 @contextmanager
 def untouched(*models: keras.layers.Layer | None) -> Iterator[None]:
-    """Put back what tracing leaves behind in the layers, whatever happens inside.
+    """Put back what calls leave behind in the layers, whatever happens inside.
 
     Tracing stores symbolic values of `add_loss` and `activity_regularizer` in the
-    layers. Reading `model.losses` afterwards would fail.
+    layers. Reading `model.losses` afterwards would fail. Layers of augmentation draw
+    seeds in inference too.
     """
     layers = [layer for model in models if model for layer in model._flatten_layers()]
     losses = [(list(layer._losses), set(layer._loss_ids)) for layer in layers]
     try:
-        with scopes_kept():
+        with scopes_kept(), seeds.kept(*models):
             yield
     finally:
         for layer, (own, ids) in zip(layers, losses, strict=True):

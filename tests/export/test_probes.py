@@ -26,6 +26,12 @@ def functional(call, shape=(3,)):
     return keras.Model(x, {"y": call(x)})
 
 
+def size_probes(model, batch):
+    served = serve(model, batch)
+    arrays = served.arrays(batch, "example_batch")
+    return [p for p in probes(served, arrays) if "another size" in p.what]
+
+
 def number(flags):
     return ops.cast(flags, "float32")
 
@@ -181,7 +187,7 @@ def test_open_sizes_are_probed_longer_and_shorter():
     y = layers.GlobalAveragePooling1D()(x * mask[..., None])
     batch = {"x": rowwise(3, 6, 2), "mask": np.ones((3, 6), "float32")}
     model = keras.Model([x, mask], {"y": y})
-    longer, shorter = probes(served := serve(model, batch), served.arrays(batch, "x"))
+    longer, shorter = size_probes(model, batch)
     for probe, length in ((longer, 12), (shorter, 3)):
         [(inputs, outputs)] = probe.cases
         assert inputs["x"].shape == (1, length, 2)
@@ -195,7 +201,7 @@ def test_a_size_that_keras_refuses_is_no_probe():
     x = keras.Input((None, 2), name="x")
     model = keras.Model(x, layers.Flatten()(layers.Conv1D(2, 6)(x)[:, :1]))
     batch = rowwise(2, 6, 2)
-    [only] = probes(served := serve(model, batch), served.arrays(batch, "x"))
+    [only] = size_probes(model, batch)
     assert only.cases[0][0]["x"].shape == (1, 12, 2)
 
 
@@ -309,7 +315,7 @@ def test_probes_are_made_of_one_row():
     batch = rowwise(50, 4, 3)
     expected = reference(serve(model, batch), batch)
     sizes = [[len(x["x"]) for x, _ in probe.cases] for probe in expected.probes]
-    assert sizes == [[1], [1], [5]]
+    assert sizes == [[1], [1], [5], [1], [3]]
 
 
 def test_a_row_by_itself_stands_between_values_that_the_model_takes():

@@ -1,12 +1,20 @@
 """An export leaves the caller's model as it was, also where it fails."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_distill.export import arguments, export, onnx, split_preprocessing
+from keras_distill.export import (
+    arguments,
+    export,
+    onnx,
+    seeds,
+    split_preprocessing,
+)
 from keras_distill.export.latency import measure
 
 SHAPE = (5, 3)
@@ -170,6 +178,19 @@ MOVING = {
 }
 
 
+class InALoop(Noise):
+    """Draws its noise in a function of its own."""
+
+    def call(self, x):
+        return tf.map_fn(super().call, x)
+
+
+MOVING["a seed in a loop"] = (
+    lambda: custom(InALoop(name="noisy")),
+    "'noisy'.*outputs are random",
+)
+
+
 def plain():
     x = keras.Input(SHAPE, name="x")
     y = layers.Dense(4, activity_regularizer="l2")(layers.GaussianNoise(0.1)(x))
@@ -302,3 +323,37 @@ def test_splitting_leaves_the_losses_of_the_last_call():
     assert len(before["losses"]) == 2
     # Both halves share the layers, and add nodes to them.
     check_same({**before, "nodes": None}, {**after, "nodes": None})
+
+
+class DrawsForNothing(Noise):
+    """As layers of augmentation do in inference."""
+
+    def call(self, x, training=False):
+        noisy = super().call(x)
+        return noisy if training else x
+
+
+def test_seeds_that_reach_no_output_are_left_as_they_were(tmp_path):
+    layer = DrawsForNothing()
+    model = keras.Sequential([keras.Input(SHAPE), layer, layers.Dense(2)])
+    model(BATCH)
+    before, draw = layer.seeds.state.numpy(), keras.random.SeedGenerator.next
+    export(model, tmp_path / "out", ["saved_model"], example_batch=BATCH)
+    np.testing.assert_array_equal(layer.seeds.state.numpy(), before)
+    assert keras.random.SeedGenerator.next is draw
+    saved = tf.saved_model.load(str(tmp_path / "out" / "saved_model"))
+    variables = saved.signatures["serving_default"].variables
+    assert sorted(tuple(it.shape) for it in variables) == [(2,), (3, 2)]
+
+
+def test_other_threads_draw_while_a_model_is_traced():
+    generator, found = keras.random.SeedGenerator(1), []
+    with seeds.frozen(drawn := seeds.Drawn()):
+        thread = threading.Thread(target=lambda: found.append(generator.next()))
+        thread.start()
+        thread.join()
+        frozen = generator.next()
+    np.testing.assert_array_equal(found[0], [1, 0])
+    np.testing.assert_array_equal(frozen, [0, 0])
+    np.testing.assert_array_equal(generator.state.numpy(), [1, 1])
+    assert [it for it, _ in drawn] == [generator]

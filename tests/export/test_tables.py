@@ -18,7 +18,6 @@ from tests.export.tables.activations import NOT_AN_ACTIVATION
 from tests.export.tables.case import batch, model_of, operations_of
 from tests.export.tables.layers import LAYERS, NOT_IN_A_MODEL, classes
 from tests.export.tables.outcomes import (
-    DIVIDING,
     OVER_ROWS,
     TABLES,
     held,
@@ -106,7 +105,7 @@ def test_agrees(name, table, tmp_path, runtimes):
     if name == "saved_model":
         cases = {k: v for k, v in cases.items() if k not in held("litert", table)}
     formats = ["saved_model", "litert"] if name == "litert" else [name]
-    for key in (OVER_ROWS | DIVIDING) & set(cases):
+    for key in OVER_ROWS & set(cases):
         check({key: cases.pop(key)}, formats, tmp_path / key, runtimes)
     # The time that tf2onnx takes grows faster than the model.
     size = 30 if name == "onnx" else len(cases)

@@ -12,14 +12,7 @@ _UNTRACEABLE = """
     unravel_index
 """
 
-# They change their seed in every call, also in inference.
-_SEEDED = """
-    MixUp, RandomColorDegeneration, RandomGrayscale, RandomHue, RandomPosterization,
-    RandomSaturation, RandomSharpness
-"""
-
 _REFUSED = {
-    ("saved_model", "layers"): _SEEDED,
     ("saved_model", "operations"): _UNTRACEABLE,
     ("onnx", "layers"): """
         Discretization, HashedCrossing, Hashing, Hashing of text, IntegerLookup,
@@ -49,10 +42,6 @@ _REFUSED = {
 # They write into some rows of the batch, of which the export warns.
 OVER_ROWS = {"scatter_update", "slice_update"}
 
-# The export tries rows of zeros where a model tests for infinities, and LiteRT stops
-# where it divides by zero: these get models of their own.
-DIVIDING = {"floor_divide"}
-
 # Layers with a loop over time, which LiteRT holds with `unroll=True` or a batch size.
 LOOPS = {
     "layers": [
@@ -73,7 +62,7 @@ LOOPS = {
 def refused(name, table):
     """The names of the cases that a format refuses, but for loops in LiteRT.
 
-    What Keras can't trace, or what changes its seed, is listed for SavedModel alone.
+    What Keras can't trace is listed for SavedModel alone.
     """
     listed = _REFUSED.get((name, table), "")
     names = listed.split("," if table == "layers" else None)

@@ -37,14 +37,10 @@ def tables():
             grouped.setdefault(tuple(cells), []).append(label)
     lines += [f"| {', '.join(v)} | {' | '.join(k)} |" for k, v in grouped.items()]
     untraceable = ", ".join(f"`{key}`" for key in refused("saved_model", "operations"))
-    seeded = ", ".join(f"`{key}`" for key in refused("saved_model", "layers"))
     lines += [
         "",
         "Keras itself can't trace these for a batch of open size, so that no format "
         f"holds them: {untraceable}.",
-        "",
-        "These layers change their seed in every call, also in inference, so that no "
-        f"format holds them: {seeded}.",
     ]
     counts = [len(TABLES[t]) for t in ("layers", "activations", "operations")]
     lines += [

@@ -1,0 +1,77 @@
+"""Seeds that layers draw in inference, as layers of augmentation do to no effect."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_distill.export.graphs import behind
+
+_LOCK = threading.RLock()
+
+
+class Drawn(list[tuple[keras.random.SeedGenerator, Any]]):
+    """The seeds of one trace: pairs of a generator and the seed that it gave."""
+
+    def of_outputs(self) -> list[keras.random.SeedGenerator]:
+        """Return the generators whose seeds reach an output, in the order of draws."""
+        return [generator for generator, seed in self if _reaches_an_output(seed)]
+
+
+@contextmanager
+def frozen(drawn: Drawn) -> Iterator[None]:
+    """Let this thread's seed generators give constants, and keep their states.
+
+    Keras' own generator is left as it is: what it draws differs from call to call, and
+    comparing the outputs shows that.
+
+    Args:
+        drawn: Gets the seeds.
+    """
+    from keras.src.backend.common import global_state
+
+    with _LOCK:
+        original = keras.random.SeedGenerator.next
+        thread = threading.get_ident()
+
+        def constant(generator: Any, ordered: bool = True) -> Any:
+            own = global_state.get_global_attribute("global_seed_generator")
+            if threading.get_ident() != thread or generator is own:
+                return original(generator, ordered)
+            # The identity is the seed's own: converters merge equal constants.
+            seed = tf.identity(tf.zeros(generator.state.shape, generator.state.dtype))
+            drawn.append((generator, seed))
+            return seed
+
+        keras.random.SeedGenerator.next = constant
+        try:
+            yield
+        finally:
+            keras.random.SeedGenerator.next = original
+
+
+@contextmanager
+def kept(*models: keras.layers.Layer | None) -> Iterator[None]:
+    """Put the seeds of the models back, whatever calls inside draw."""
+    states = [
+        generator.state
+        for model in models
+        if model is not None
+        for layer in model._flatten_layers()
+        for generator in layer._seed_generators
+    ]
+    before = [state.numpy() for state in states]
+    try:
+        yield
+    finally:
+        for state, value in zip(states, before, strict=True):
+            state.assign(value)
+
+
+def _reaches_an_output(seed: Any) -> bool:
+    """Whether a seed reaches an output of the function that draws it."""
+    dependent = behind([seed])
+    return any(tensor.ref() in dependent for tensor in seed.graph.outputs)
