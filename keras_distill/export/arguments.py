@@ -106,6 +106,13 @@ def tolerances(tolerance: float | Mapping[str, float] | None) -> dict[str, float
     return {name: max(value, floor) for name, value in _TOLERANCES.items()} | given
 
 
+def gives_full(tolerance: float | Mapping[str, float] | None) -> bool:
+    """Tell whether a caller's tolerance says anything of full precision."""
+    if isinstance(tolerance, Mapping):
+        return FULL in tolerance
+    return tolerance is not None
+
+
 def check_types(directory: Any, preprocessing: Any, evaluation: Any) -> None:
     """Raise where an argument is of a type that can't be used."""
     if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):

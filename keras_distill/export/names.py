@@ -1,7 +1,7 @@
 """Names of layers and weights that TensorFlow doesn't take for scopes of a graph."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,13 +21,15 @@ def any_name() -> Iterator[None]:
     Keras takes nearly every name, and TensorFlow few as the scope of a graph's nodes.
     Nodes get a name that it takes. Layers and weights keep theirs.
     """
-    name_scope = tf.Graph.name_scope
+    with replaced(tf.Graph, {"name_scope": _any_scope}):
+        yield
 
+
+def _any_scope(name_scope: Callable[..., Any]) -> Callable[..., Any]:
     def any_scope(graph: Any, name: str | None) -> Any:
         return name_scope(graph, _taken(name) if name else name)
 
-    with replaced(tf.Graph, {"name_scope": any_scope}):
-        yield
+    return any_scope
 
 
 def _taken(name: str) -> str:

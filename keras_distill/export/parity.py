@@ -165,11 +165,41 @@ def compare(
         with target.explaining(action, examine):
             given = loaded.run(batch)
         try:
-            largest |= _differences(target.name, given, wanted, scales, tolerance)
+            largest |= differences(target.name, given, wanted, scales, tolerance)
         except ParityError as error:
             cause = _of_optimizer(loaded, batch, given, wanted, scales, tolerance)
             advice = _advice(target, error, examine)
             raise ParityError(f"{error} {cause}{advice}") from None
+    return largest
+
+
+def differences(
+    artefact: str,
+    given: Arrays,
+    wanted: Arrays,
+    scales: dict[str, float],
+    tolerance: float | None,
+) -> Difference:
+    """Return the largest difference of some outputs from Keras'.
+
+    Args:
+        artefact: Its name, for errors.
+        given: Its outputs.
+        wanted: Those of Keras.
+        scales: Output name to scale, of the outputs to compare.
+        tolerance: The largest relative difference; None demands only what is finite.
+
+    Raises:
+        ParityError: They differ more, with the name of the output.
+    """
+    largest = Difference()
+    for name, scale in scales.items():
+        label = f"output {name!r} of the {artefact} artefact"
+        try:
+            largest |= _difference(label, given[name], wanted[name], scale, tolerance)
+        except ParityError as error:
+            error.output = name
+            raise
     return largest
 
 
@@ -186,7 +216,7 @@ def _of_optimizer(
         return ""
     try:
         plain = loaded.unoptimized().run(batch)
-        _differences("", plain, wanted, scales, tolerance)
+        differences("", plain, wanted, scales, tolerance)
     except Exception:
         return ""
     distances = {
@@ -237,7 +267,7 @@ def compare_probes(
                     if probe.outputs is None or name in probe.outputs
                 }
                 bound = tolerance if probe.compared else None
-                _differences(target.name, given, wanted, scales, bound)
+                differences(target.name, given, wanted, scales, bound)
             except RuntimeError as error:
                 raise ParityError(
                     f"The {target.name} artefact must compute what Keras does for "
@@ -316,25 +346,6 @@ def _check_names(
             f"The {artefact} artefact must have the {kind} names {sorted(wanted)}. "
             f"Received: {sorted(given)}."
         )
-
-
-def _differences(
-    artefact: str,
-    given: Arrays,
-    wanted: Arrays,
-    scales: dict[str, float],
-    tolerance: float | None,
-) -> Difference:
-    """Return the largest difference of the outputs that have a scale."""
-    largest = Difference()
-    for name, scale in scales.items():
-        label = f"output {name!r} of the {artefact} artefact"
-        try:
-            largest |= _difference(label, given[name], wanted[name], scale, tolerance)
-        except ParityError as error:
-            error.output = name
-            raise
-    return largest
 
 
 def _difference(

@@ -1,7 +1,7 @@
-"""Attributes of Keras that are replaced while a model is traced."""
+"""Attributes of Keras and TensorFlow that are replaced while a model is traced."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,14 +11,21 @@ _LOCK = threading.RLock()
 
 
 @contextmanager
-def replaced(owner: Any, attributes: Mapping[str, Any]) -> Iterator[None]:
-    """Replace attributes of a module or a class; put them back afterwards."""
+def replaced(
+    owner: Any, attributes: Mapping[str, Callable[[Any], Any]]
+) -> Iterator[None]:
+    """Replace attributes of a module or a class; put them back afterwards.
+
+    Args:
+        owner: The module or class.
+        attributes: Name to what makes the replacement of the original.
+    """
     with _LOCK:
         before = {name: getattr(owner, name) for name in attributes}
         try:
-            for name, value in attributes.items():
-                setattr(owner, name, value)
+            for name, make in attributes.items():
+                setattr(owner, name, make(before[name]))
             yield
         finally:
-            for name, value in before.items():
-                setattr(owner, name, value)
+            for name, original in before.items():
+                setattr(owner, name, original)

@@ -1,5 +1,6 @@
 """Which layer or operation of a model makes which node of its graph."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-_LOCK = threading.RLock()  # what is recorded may fail, and record that again
+from keras_distill.export.patching import replaced
 
 
 @dataclass(eq=False)
@@ -80,21 +81,19 @@ def recording() -> Iterator[Recording]:
     """
     recorded = Recording()
     recorder = _Recorder(recorded)
-    with _LOCK:
-        original = keras.Operation.__call__
-        thread = threading.get_ident()
+    thread = threading.get_ident()
 
+    def recording_call(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-            run = original.__get__(operation)
+            run = functools.partial(original, operation)
             if threading.get_ident() != thread:
                 return run(*args, **kwargs)
             return recorder.record(run, operation, args, kwargs)
 
-        keras.Operation.__call__ = call
-        try:
-            yield recorded
-        finally:
-            keras.Operation.__call__ = original
+        return call
+
+    with replaced(keras.Operation, {"__call__": recording_call}):
+        yield recorded
 
 
 class _Recorder:

@@ -1,0 +1,54 @@
+"""How far a model's outputs are settled by its weights' own precision."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_distill.export import parity
+from keras_distill.export.parity import Reference
+from keras_distill.export.serving import Served
+
+# Two computations may each be off by their rounding, in opposite directions.
+_FACTOR = 2
+# Ten times the usual tolerance: beyond it a wrong operator would pass for rounding.
+_MOST = 1e-4
+# Random directions differ.
+_DRAWS = 2
+
+
+def tolerance(served: Served, expected: Reference) -> float:
+    """Return the tolerance that the model's own rounding asks for, at most 1e-4.
+
+    Each weight is moved up or down by one unit in its last place. By how much the
+    outputs then change is what rounding alone does to them: in deep networks about as
+    much as computing in float32 rather than in float64. The caller's model stays.
+
+    Raises:
+        RuntimeError: An output is no longer finite.
+        ValueError: An output is NaN then.
+    """
+    batch, wanted = expected.cases[0]
+    weights = [v for v in served.model.variables if _is_float(v.dtype)]
+    floats = {n: s for n, s in expected.scales.items() if _is_float(wanted[n].dtype)}
+    largest = parity.Difference()
+    for seed in range(_DRAWS):
+        rng = np.random.default_rng(seed)
+        moved = [(weight, _moved(weight, rng)) for weight in weights]
+        with keras.StatelessScope(state_mapping=moved):
+            given = parity.call(served, batch)
+        largest |= parity.differences("", given, wanted, floats, None)
+    return min(_FACTOR * largest.relative, _MOST)
+
+
+def _moved(weight: keras.Variable, rng: np.random.Generator) -> Any:
+    values = keras.ops.convert_to_numpy(weight)
+    signs = rng.integers(0, 2, values.shape, "int8") * 2 - 1
+    return keras.ops.convert_to_tensor(
+        values + (np.spacing(np.abs(values)) * signs).astype(values.dtype)
+    )
+
+
+def _is_float(dtype: Any) -> bool:
+    """Whether it is a type of which NumPy knows the last place."""
+    return keras.backend.standardize_dtype(dtype) in ("float32", "float64")
