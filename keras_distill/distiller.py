@@ -307,7 +307,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         if distillation_loss is None:
             distillation_loss = ForwardKL(temperature=4.0)
         optimizer = keras.optimizers.get(optimizer)
-        loss_weights = outputs.as_floats(loss_weights)
+        loss_weights = outputs.loss_weights_of(loss, loss_weights)
         if all(item is None for item in keras.tree.flatten(loss)):
             loss = None
         ours = {

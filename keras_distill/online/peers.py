@@ -14,7 +14,7 @@ from keras_distill.monitoring import TeacherGuard
 from keras_distill.naming import distinct
 from keras_distill.online import checks
 from keras_distill.online.peer import BAD_PEER, Peer, PeerLogs, refresh
-from keras_distill.outputs import as_floats
+from keras_distill.outputs import loss_weights_of
 from keras_distill.saving import RandomStates
 from keras_distill.teachers.base import as_targets
 from keras_distill.teachers.combining import check_combination, mean_outputs
@@ -179,7 +179,7 @@ class MutualLearning(Retraceable, RandomStates):
             "distillation_loss": distillation_loss,
             "label_mask": label_mask,
             "loss": loss,
-            "loss_weights": as_floats(loss_weights),
+            "loss_weights": loss_weights_of(loss, loss_weights),
             "metrics": metrics,
             "weighted_metrics": weighted_metrics,
         }
