@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_distill import features, monitoring
+from keras_distill import features, monitoring, own_training
 from keras_distill.compilation import check_label_mask
 from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.losses import ForwardKL
@@ -249,16 +249,22 @@ class MutualLearning(Retraceable, RandomStates):
             monitoring.log_loss(self, loss, x)
             loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(loss, self.trainable_weights)
+        if gradients:
+            self._update(gradients, loss)
+        else:
+            own_training.warn_of_frozen("peers", [peer.name for peer in self.peers])
+        for peer, output in zip(peers, outputs, strict=True):
+            peer.compute_metrics(x, y, output, sample_weight)
+        logs: dict[str, Tensor] = self.get_metrics_result()
+        return logs
+
+    def _update(self, gradients: Sequence[Tensor], loss: Tensor) -> None:
         if not self.optimizer.built:  # not where its variables would wait for the loss
             self.optimizer.build(self.trainable_weights)
         pairs = zip(gradients, self.trainable_weights, strict=True)
         # the loss holds the check of what peers say, which updates would overtake
         with tf.control_dependencies([loss]):
             self.optimizer.apply_gradients(pairs)
-        for peer, output in zip(peers, outputs, strict=True):
-            peer.compute_metrics(x, y, output, sample_weight)
-        logs: dict[str, Tensor] = self.get_metrics_result()
-        return logs
 
     def test_step(self, data: Any) -> dict[str, Tensor]:
         """Evaluate each peer, as it would be alone; `loss` is the sum of theirs."""
