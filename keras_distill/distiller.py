@@ -311,7 +311,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         if distillation_loss is None:
             distillation_loss = ForwardKL(temperature=4.0)
         optimizer = keras.optimizers.get(optimizer)
-        loss_weights = outputs.as_floats(loss_weights)
+        loss_weights = outputs.loss_weights_of(loss, loss_weights)
         if all(item is None for item in keras.tree.flatten(loss)):
             loss = None
         ours = {
@@ -422,12 +422,11 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         if own_training.overrides(self.student, "test_step"):
             with own_training.compiled_as(self.student, self):
                 logs = self.student.test_step((self._read(x), y, sample_weight))
+            own_training.check_names(logs, self._logged_names)
         else:
             logs = super().test_step(data)
         no_loss = () if self._has_label_loss else ("loss",)
-        not_measured = {*self._of_training, *no_loss}
-        if self._compilation.teacher_logs is not None:
-            not_measured |= set(self._compilation.teacher_logs.result())
+        not_measured = {*self._logged_names, *no_loss}
         logs = {name: log for name, log in logs.items() if name not in not_measured}
         if (y is None and not self._evaluates_itself) or not logs:
             raise ValueError(
@@ -679,6 +678,8 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
     def _update(self, tape: tf.GradientTape, loss: Tensor) -> None:
         """Let each optimiser take a step, and a teacher that follows follow."""
         trained, following = self.teacher_in_training, self.following_teacher
+        if not self.student.trainable_weights:
+            own_training.warn_of_frozen("student", [self.student.name])
         updates = tf.identity(self.optimizer.iterations)  # before this one
         models = [self] if trained is None else [self, trained]
         gradients = tape.gradient(loss, [model.trainable_weights for model in models])
@@ -790,6 +791,11 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         teacher_log = self._untracked.teacher_log
         logged = {"teacher_loss": teacher_log.metric} if teacher_log else {}
         return {**self._term.metrics, **self._untracked.hints.metrics, **logged}
+
+    @property
+    def _logged_names(self) -> set[str]:
+        teacher_logs = self._compilation.teacher_logs
+        return {*self._of_training, *(teacher_logs.result() if teacher_logs else ())}
 
     @property
     def _updates(self) -> int:

@@ -101,14 +101,19 @@ def at(path: Path, structure: Any, what: str) -> Any:
     return leaf
 
 
-def as_floats(loss_weights: Any) -> Any:
-    """Return `loss_weights` as Keras takes them: Python floats, not NumPy's or ints.
+def loss_weights_of(loss: Any, loss_weights: Any) -> Any:
+    """Return `loss_weights` as Keras takes them for these losses.
+
+    They are Python floats, not NumPy's or ints. A dict beside a list of losses stands
+    for the list of its values in the alphabetical order of its keys.
 
     Raises:
         TypeError: If one isn't a number.
     """
     if isinstance(loss_weights, np.ndarray) and loss_weights.ndim:
         loss_weights = list(loss_weights)
+    if isinstance(loss_weights, Mapping) and isinstance(loss, list | tuple):
+        loss_weights = tree.flatten(loss_weights)
     try:
         return tree.map_structure(
             lambda weight: None if weight is None else float(weight), loss_weights

@@ -1,6 +1,7 @@
 """Methods of training that a model's class overrides, and how they are honoured."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -133,6 +134,31 @@ def logged_names(metrics: Sequence[keras.metrics.Metric]) -> set[str]:
             result = metric.result()
             names.update(result if isinstance(result, dict) else [metric.name])
     return names
+
+
+def check_names(logged: Collection[str], ours: Collection[str]) -> None:
+    """Raise ValueError if a metric is logged under the name of what distillation logs.
+
+    Args:
+        logged: The names of a model's metrics.
+        ours: The names that are taken.
+    """
+    taken = sorted(set(logged) & set(ours))
+    if taken:
+        raise ValueError(
+            "A metric must not have the name of what distillation logs, or one would "
+            "hide the other. Give it another, e.g. `keras.metrics.Mean(name=...)`. "
+            f"Received: metrics named {taken}"
+        )
+
+
+def warn_of_frozen(whose: str, names: Sequence[str]) -> None:
+    """Warn, as Keras' own step does, that there is nothing to train."""
+    warnings.warn(
+        f"There are no trainable weights, so `fit` changes nothing in the {whose}. Set "
+        f"`trainable = True` and compile again. Received: {whose} named {list(names)}",
+        stacklevel=3,
+    )
 
 
 def own_metrics(model: keras.Model) -> list[keras.metrics.Metric]:

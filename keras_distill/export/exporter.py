@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -253,13 +254,8 @@ def _checked(
             )
     # Integers stand for no infinity, and for few sizes that they weren't calibrated on.
     if target.precision not in arguments.INTEGERS:
-        parity.compare_probes(
-            target,
-            loaded,
-            expected,
-            tolerance,
-            lambda batch: dataclasses.replace(examine, batch=batch),
-        )
+        of_batch = None if examine is None else partial(_examiner_of, examine)
+        parity.compare_probes(target, loaded, expected, tolerance, of_batch)
     details: dict[str, Any] = {}
     if target.precision != FULL:
         with target.explaining("looking for what became smaller", examine):
@@ -271,6 +267,10 @@ def _checked(
     # Kernels of another machine may round otherwise where nothing bounds them here.
     kept = max(2 * difference.relative, tolerance) if bound is None else bound
     return Artefact(target, difference, kept, details)
+
+
+def _examiner_of(examine: Examiner, batch: Arrays) -> Examiner:
+    return dataclasses.replace(examine, batch=batch)
 
 
 def _checked_by_default(

@@ -1,6 +1,6 @@
 """Which rows of a batch have a label."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -163,6 +163,11 @@ class LabelledModel(keras.Model):
     def _trained_model(self) -> keras.Model:
         raise NotImplementedError
 
+    @property
+    def _logged_names(self) -> Collection[str]:
+        """The names that what the model around logs, which no metric may have."""
+        return ()
+
     def _read(self, x: Any) -> Any:
         """Return the inputs that the model reads."""
         raise NotImplementedError
@@ -239,16 +244,33 @@ class LabelledModel(keras.Model):
             return logs
         with own_training.compiled_as(model, self):
             own = model.compute_metrics(self._read(x), y, y_pred, weights)
-        return _with_own(self.get_metrics_result(), own)
+        return self._with_own(self.get_metrics_result(), own)
 
     def get_metrics_result(self) -> dict[str, Tensor]:
         """Return the values of the metrics, as the model's own method has them."""
-        logs: dict[str, Tensor] = super().get_metrics_result()
+        logs: dict[str, Tensor] = {}
+        for metric in self.metrics:  # as Keras, which lets one of two names vanish
+            result = metric.result()
+            named = result if isinstance(result, dict) else {metric.name: result}
+            twice = logs.keys() & named.keys()
+            if twice:
+                own_training.check_names(twice, self._logged_names)
+            logs.update(named)
         model = self._trained_model
         if not own_training.overrides(model, "get_metrics_result"):
             return logs
         with own_training.compiled_as(model, self):
-            return _with_own(logs, model.get_metrics_result())
+            return self._with_own(logs, model.get_metrics_result())
+
+    def _with_own(
+        self, logs: dict[str, Tensor], own: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return logs with what a method of the model's own returned.
+
+        `loss` stays the total.
+        """
+        own_training.check_names(own, self._logged_names)
+        return {**logs, **own, "loss": logs["loss"]}
 
     def reset_metrics(self) -> None:
         """Begin a new epoch; the model's own method decides on its own metrics."""
@@ -270,11 +292,6 @@ class LabelledModel(keras.Model):
         names = {metric.name for metric in metrics}
         own = own_training.own_metrics(self._trained_model)
         return metrics + [metric for metric in own if metric.name not in names]
-
-
-def _with_own(logs: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return logs with what a model's own method returned; `loss` stays the total."""
-    return {**logs, **own, "loss": logs["loss"]}
 
 
 def _held(x: Any, key: str | None) -> Any:

@@ -96,8 +96,13 @@ class PerOutputLoss:
                 yield loss, tempering
 
     def _by_path(self, student_output: Any) -> dict[Path, keras.losses.Loss]:
+        losses = self._losses
+        if isinstance(
+            losses, list | tuple
+        ):  # in Keras' order, where outputs have names
+            losses = outputs.as_structured(losses, student_output, self._output_names)
         return outputs.by_path(
-            self._losses,
+            losses,
             student_output,
             names=self._output_names,
             what="`loss`" if self._of_labels else "`distillation_loss`",

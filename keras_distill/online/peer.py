@@ -142,10 +142,10 @@ class Peer(LabelledModel):
 
     def logs(self) -> dict[str, Tensor]:
         """Return the model's loss, its metrics and its distillation loss."""
-        return {
-            **self.get_metrics_result(),
-            "distillation_loss": self.term.metrics["distillation_loss"].result(),
-        }
+        logs: dict[str, Tensor] = self.get_metrics_result()
+        own_training.check_names(logs, ["distillation_loss"])
+        distilled = self.term.metrics["distillation_loss"].result()
+        return {**logs, "distillation_loss": distilled}
 
     def reset_metrics(self) -> None:
         """Begin a new epoch."""

@@ -19,7 +19,7 @@ from keras_distill.monitoring import TeacherGuard
 from keras_distill.naming import distinct
 from keras_distill.online import checks
 from keras_distill.online.peer import BAD_PEER, Peer, PeerLogs, refresh
-from keras_distill.outputs import as_floats
+from keras_distill.outputs import loss_weights_of
 from keras_distill.saving import RandomStates
 from keras_distill.signatures import like
 from keras_distill.teachers.base import as_targets
@@ -187,7 +187,7 @@ class MutualLearning(Retraceable, RandomStates):
             "distillation_loss": distillation_loss,
             "label_mask": label_mask,
             "loss": loss,
-            "loss_weights": as_floats(loss_weights),
+            "loss_weights": loss_weights_of(loss, loss_weights),
             "metrics": metrics,
             "weighted_metrics": weighted_metrics,
         }
@@ -270,20 +270,25 @@ class MutualLearning(Retraceable, RandomStates):
             monitoring.log_loss(self, loss, x)
             loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(loss, self.trainable_weights)
+        if gradients:
+            self._update(gradients, loss)
+        else:
+            own_training.warn_of_frozen("peers", [peer.name for peer in self.peers])
+        looks = self._untracked.looks
+        for peer, output, look in zip(peers, outputs, looks, strict=True):
+            masks = peer._label_mask.by_path(x, output)
+            look.at(Seen(output, output, label_masks=masks))
+            peer.compute_metrics(x, y, output, sample_weight)
+        logs: dict[str, Tensor] = self.get_metrics_result()
+        return logs
+
+    def _update(self, gradients: Sequence[Tensor], loss: Tensor) -> None:
         if not self.optimizer.built:  # not where its variables would wait for the loss
             self.optimizer.build(self.trainable_weights)
         pairs = zip(gradients, self.trainable_weights, strict=True)
         # the loss holds the check of what peers say, which updates would overtake
         with tf.control_dependencies([loss]):
             self.optimizer.apply_gradients(pairs)
-        looks = self._untracked.looks
-        for peer, output, look in zip(peers, outputs, looks, strict=True):
-            look.at(
-                Seen(output, output, label_masks=peer._label_mask.by_path(x, output))
-            )
-            peer.compute_metrics(x, y, output, sample_weight)
-        logs: dict[str, Tensor] = self.get_metrics_result()
-        return logs
 
     def test_step(self, data: Any) -> dict[str, Tensor]:
         """Evaluate each peer, as it would be alone; `loss` is the sum of theirs."""

@@ -155,6 +155,70 @@ def test_structures_that_differ_from_the_outputs(labels: str) -> None:
     np.testing.assert_allclose(losses_seen[0], losses_seen[1], rtol=1e-6)
 
 
+def unordered(form: str, seed: int = 0) -> keras.Model:
+    """Two outputs whose order isn't alphabetical, as the one that Keras sorts by."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((FEATURES,))
+    heads = {name: layers.Dense(2, name=name)(inputs) for name in ("size", "hue")}
+    return keras.Model(inputs, heads if form == "dict" else list(heads.values()))
+
+
+def by_output(form: str, size: Any, hue: Any) -> Any:
+    return {"size": size, "hue": hue} if form == "dict" else [size, hue]
+
+
+@pytest.mark.parametrize("outputs", ["list", "dict"])
+@pytest.mark.parametrize("losses", ["list", "dict"])
+@pytest.mark.parametrize("weights", ["list", "dict"])
+def test_lists_beside_dicts(outputs: str, losses: str, weights: str) -> None:
+    """Whichever Keras matches, an alpha by output weighs the same losses."""
+    compiled = {
+        "loss": by_output(losses, "mse", "mae"),
+        "loss_weights": by_output(weights, 3.0, 0.5),
+        "metrics": by_output(losses, "mae", "mse"),
+    }
+    alphas: tuple[Any, ...] = (None, 0.5, {"hue": 0.5, "size": 0.5})
+    seen = []
+    for alpha in alphas:
+        model = unordered(outputs)
+        own = {"distillation_loss": "mse", "alpha": alpha}
+        if alpha is not None:
+            model = kd.Distiller(model, unordered(outputs, 1))
+        model.compile(
+            "sgd", run_eagerly=True, **compiled, **own if alpha is not None else {}
+        )
+        seen.append(
+            model.train_on_batch(
+                X,
+                by_output(weights, SIZE, SIZE[::-1]),
+                sample_weight=by_output(outputs, WEIGHTS, OTHER),
+                return_dict=True,
+            )
+        )
+    plain, for_all, for_each = seen
+    measured = set(plain) - {"loss"}
+    assert {n: for_all[n] for n in measured} == {n: plain[n] for n in measured}
+    np.testing.assert_allclose(for_all["loss"], for_each["loss"], rtol=1e-6)
+    total = 0.5 * plain["loss"] + 0.5 * for_all["distillation_loss"]
+    np.testing.assert_allclose(for_all["loss"], total, rtol=1e-6)
+
+
+def test_peers_take_a_dict_of_weights_beside_a_list_of_losses() -> None:
+    seen = []
+    for alpha in (0.5, {"hue": 0.5, "size": 0.5}):
+        mutual = kd.online.MutualLearning([unordered("list"), unordered("list", 1)])
+        mutual.compile(
+            "sgd",
+            ["mse", "mae"],
+            loss_weights={"size": 3.0, "hue": 0.5},
+            distillation_loss="mse",
+            alpha=alpha,
+            run_eagerly=True,
+        )
+        seen.append(mutual.train_on_batch(X, [SIZE, SIZE[::-1]], return_dict=True))
+    np.testing.assert_allclose(seen[0]["loss"], seen[1]["loss"], rtol=1e-6)
+
+
 # What compile takes for a single output.
 
 
