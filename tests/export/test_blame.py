@@ -354,16 +354,24 @@ def test_what_tensorflow_cannot_trace(tmp_path):
         export(model, tmp_path / "out", example_batch=np.ones((3, 4), "int32"))
 
 
+class Counting(layers.Layer):
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros")
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x + self.calls
+
+
 def test_state_beside_captured_tensors_is_named(monkeypatch, tmp_path):
     """Refused before anything is converted, and else by the converter's error."""
-    sharp = layers.RandomSharpness(0.2, value_range=(0, 1), name="sharp")
     normal = layers.Normalization(mean=1.0, variance=2.0)
-    model = graph(normal, sharp, shape=(6, 6, 3))
+    model = graph(normal, Counting(name="counts"), shape=(6, 6, 3))
     batch = np.random.default_rng(0).random((3, 6, 6, 3), "float32")
-    with pytest.raises(ValueError, match=r"layer 'sharp' \(RandomSharpness\), which"):
+    with pytest.raises(ValueError, match=r"layer 'counts' \(Counting\), which"):
         export(model, tmp_path / "out", ["onnx"], example_batch=batch)
     monkeypatch.setattr(state, "refuse_updates", lambda *_: None)
-    with pytest.raises(RuntimeError, match=r"failed in 'sharp' \(RandomSharpness\)"):
+    with pytest.raises(RuntimeError, match=r"failed in 'counts' \(Counting\)"):
         export(model, tmp_path / "out", ["onnx"], example_batch=batch)
 
 

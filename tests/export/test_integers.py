@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 
 from keras_distill.export import export
+from keras_distill.export.parity import ParityError
 
 OPERATIONS = {
     "abs": lambda x, y: ops.abs(x),
@@ -117,3 +118,20 @@ def test_shifts_beyond_the_bits(tmp_path, runtimes):
     got = runtimes["onnx"](tmp_path / "o", given)
     for name, want in model(given).items():
         np.testing.assert_array_equal(got[name], want, err_msg=name)
+
+
+ROUNDED = {
+    "prod": lambda x: ops.prod(x, axis=-1),
+    "max_pooling1d": lambda x: layers.MaxPooling1D(2)(ops.expand_dims(x, -1)),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_what_is_computed_in_floats_is_refused(name, tmp_path):
+    x = keras.Input((4,), dtype="int32")
+    model = keras.Model(x, ROUNDED[name](x))
+    example = np.array([[1, 2, 3, 4]] * 2, "int32")
+    with pytest.raises(
+        ParityError, match=f"(?s)large integers.*off by itself: '{name}"
+    ):
+        export(model, tmp_path / "o", ["onnx"], example_batch=example)
