@@ -15,6 +15,11 @@ from keras_distill.export.serving import Served
 _TEXT = re.compile(r"String|Regex|HashTable|LookupTable|lookup tables|AsString")
 # Operators that a converter knows in no type.
 _UNKNOWN = re.compile(r"Tensorflow op \[.+?\] is not supported|Custom ops: ")
+_SPLIT = (
+    "split off the preprocessing with `keras_distill.export.split_preprocessing(model, "
+    "formats)`, or with `--split-preprocessing` on the command line"
+)
+_BY_HAND = "split off by hand what is named here, and give it as `preprocessing=`"
 _OTHER_FLOATS = {"float16", "bfloat16", "float64"}
 
 
@@ -40,15 +45,10 @@ def remedies(
             f"export the float model with `quantize=...`, as {described(quantized[:3])}"
             f"{' and others are' if len(quantized) > 3 else ''} quantised by Keras"
         )
-    elif (
-        _TEXT.search(str(error))
-        or unportable_layers(served.model, (target.format.name,))
-    ) and _can_be_split(served.model, target.format.name):
-        yield (
-            "split off the preprocessing with `keras_distill.export."
-            "split_preprocessing(model, formats)`, or with `--split-preprocessing` on "
-            "the command line"
-        )
+    elif _TEXT.search(str(error)) or unportable_layers(
+        served.model, (target.format.name,)
+    ):
+        yield _SPLIT if _can_be_split(served.model, target.format.name) else _BY_HAND
     elif target.format.name == "litert" and _are_loops(layers, error, operations):
         fixed = "" if served.batch_size else " or the export a `batch_size`"
         yield (
