@@ -110,7 +110,8 @@ class Look:
             self._sums.update_state(self._summed(seen))
             return tf.constant(True)
 
-        rows_agree = tried(_have_the_same_rows, seen)
+        # of values alone, whose rows may be any, less has to be traced
+        rows_agree = tried(_have_the_same_rows, seen) if self._judges_teacher else True
         if rows_agree is not None:
             is_due = (self._closed.value <= 0.0) & rows_agree
             tf.cond(is_due, add, lambda: tf.constant(False))
