@@ -73,8 +73,8 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
     Args:
         student: The model to train. `compute_loss`, `compute_metrics`, `test_step`,
             `predict_step`, `get_metrics_result` and `reset_metrics` that its class
-            overrides are called; `compile` refuses a `train_step`, `fit` or the like of
-            its own. What its `compute_loss` returns stands for
+            overrides are called; `compile` refuses a `train_step` of its own, and warns
+            of a `fit` or the like. What its `compute_loss` returns stands for
             `loss(y, s) + sum(student.losses)` as a whole: `1 - alpha` weighs all of it.
             It may need no labels, as that of an autoencoder.
         teacher: A trained, built Keras model, or any callable that takes a batch of

@@ -17,23 +17,14 @@ _COMPILED = (
     "_loss_tracker",
 )
 
-# What the methods of a distiller take the place of, in training and in use.
-REPLACED_IN_TRAINING = (
-    "train_step",
-    "fit",
-    "train_on_batch",
-    "make_train_function",
-    "compile",
-)
-REPLACED = (
-    *REPLACED_IN_TRAINING,
-    "evaluate",
-    "test_on_batch",
-    "make_test_function",
-    "predict",
-    "predict_on_batch",
-    "make_predict_function",
-)
+# The steps of a distiller take their place.
+REFUSED_IN_TRAINING = ("train_step", "make_train_function")
+REFUSED = (*REFUSED_IN_TRAINING, "make_test_function", "make_predict_function")
+# Those of a distiller are called in their place. KerasHub's tasks have such methods,
+# which prepare text and images; a distiller is given prepared data.
+UNCALLED_IN_TRAINING = ("compile", "fit", "train_on_batch")
+_UNCALLED_IN_USE = ("evaluate", "test_on_batch", "predict", "predict_on_batch")
+UNCALLED = (*UNCALLED_IN_TRAINING, *_UNCALLED_IN_USE)
 # What is called, with labels and weights but no label masks.
 _UNMASKED = ("compute_loss", "compute_metrics", "test_step")
 
@@ -45,16 +36,20 @@ def overrides(model: keras.Model, name: str) -> bool:
 
 
 def check_replaced(
-    model: keras.Model, whose: str, replaced: Sequence[str] = REPLACED
+    model: keras.Model, whose: str, *, serves: bool = True, stacklevel: int = 5
 ) -> None:
-    """Raise ValueError if a model has methods that the trainer around it replaces.
+    """Raise ValueError if steps of a model's own would not run; warn of other methods.
 
     Args:
         model: The model that trains.
         whose: What it is called.
-        replaced: The methods that would not run.
+        serves: Whether it is evaluated and predicted with through what trains it.
+        stacklevel: As in `warnings.warn`.
     """
-    own = [name for name in replaced if overrides(model, name)]
+    refused = REFUSED if serves else REFUSED_IN_TRAINING
+    uncalled = UNCALLED if serves else UNCALLED_IN_TRAINING
+    received = f"{whose} '{model.name}' of type {type(model).__name__}"
+    own = [name for name in refused if overrides(model, name)]
     if own:
         raise ValueError(
             f"The {whose} has its own {_listed(own)}, which would not run: the methods "
@@ -62,7 +57,16 @@ def check_replaced(
             "`compute_loss` or `compute_metrics`, which are called; or train the model "
             "without them: `keras.Model(model.inputs, model.outputs)` of a functional "
             f"model, or a subclass with `{own[0]} = keras.Model.{own[0]}`. Received: "
-            f"{whose} '{model.name}' of type {type(model).__name__}"
+            f"{received}"
+        )
+    own = [name for name in uncalled if overrides(model, name)]
+    if own:
+        warnings.warn(
+            f"The {whose} has its own {_listed(own)}, which aren't called: what trains "
+            "it has its own. Prepare the data as they would. Pass "
+            "`keras.Model(model.inputs, model.outputs)` of a functional model to do "
+            f"without this warning. Received: {received}",
+            stacklevel=stacklevel,
         )
 
 

@@ -59,7 +59,7 @@ class TrainingTeacher(RandomStates, LabelledModel):
                 f"{teacher!r}"
             )
         whose = "teacher that trains"
-        own_training.check_replaced(teacher, whose, own_training.REPLACED_IN_TRAINING)
+        own_training.check_replaced(teacher, whose, serves=False)
         own_training.check_called(teacher, whose, masks=label_mask.keys)
         if optimizer is student_optimizer:
             raise ValueError(

@@ -9,7 +9,12 @@ import tensorflow as tf
 from keras import layers
 
 import keras_distill as kd
-from keras_distill.own_training import REPLACED, REPLACED_IN_TRAINING
+from keras_distill.own_training import (
+    REFUSED,
+    REFUSED_IN_TRAINING,
+    UNCALLED,
+    UNCALLED_IN_TRAINING,
+)
 from tests.distiller.models import (
     CLASSES,
     assert_same_weights,
@@ -174,7 +179,7 @@ def with_own(name: str) -> keras.Model:
     return built(type("Own", (Regularised,), {name: own}))
 
 
-@pytest.mark.parametrize("name", REPLACED)
+@pytest.mark.parametrize("name", REFUSED)
 def test_methods_that_would_not_run_are_refused(name: str) -> None:
     student = with_own(name)
     with pytest.raises(ValueError, match=f"student has its own `{name}`.*type Own"):
@@ -182,10 +187,26 @@ def test_methods_that_would_not_run_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"peer has its own `{name}`.*type Own"):
         kd.online.MutualLearning([student, mlp()]).compile("sgd", crossentropy())
     distiller = kd.Distiller(mlp(), student)
-    if name in REPLACED_IN_TRAINING:
+    if name in REFUSED_IN_TRAINING:
         with pytest.raises(ValueError, match=f"trains has its own `{name}`"):
             distiller.compile("sgd", "mse", teacher_loss="mse")
     distiller.compile("sgd", "mse")  # a fixed teacher is only called
+
+
+@pytest.mark.parametrize("name", UNCALLED)
+def test_methods_that_are_not_called_are_named(name: str) -> None:
+    """As those of KerasHub's tasks, which prepare the data."""
+    student = with_own(name)
+    with pytest.warns(UserWarning, match=f"student has its own `{name}`") as caught:
+        kd.Distiller(student, mlp()).compile("sgd", crossentropy())
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match=f"peer has its own `{name}`"):
+        kd.online.MutualLearning([student, mlp()]).compile("sgd", crossentropy())
+    distiller = kd.Distiller(mlp(), student)
+    if name in UNCALLED_IN_TRAINING:
+        with pytest.warns(UserWarning, match=f"trains has its own `{name}`"):
+            distiller.compile("sgd", "mse", teacher_loss="mse")
+    distiller.compile("sgd", "mse")
 
 
 @pytest.mark.parametrize("name", ["compute_loss", "compute_metrics", "test_step"])
