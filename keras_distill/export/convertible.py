@@ -1,15 +1,14 @@
 """Operations as the converters need them traced."""
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-_LOCK = threading.RLock()
+from keras_distill.export.patching import replaced
 
 
 @contextmanager
@@ -18,22 +17,14 @@ def convertible() -> Iterator[None]:
 
     The values are the same. Keras and TensorFlow are as they were afterwards.
     """
-    with _LOCK:
-        before = [
-            (module, name, getattr(module, name), function)
-            for module, functions in _replaced().items()
-            for name, function in functions.items()
-        ]
-        try:
-            for module, name, original, function in before:
-                setattr(module, name, partial(function, original))
-            yield
-        finally:
-            for module, name, original, _ in before:
-                setattr(module, name, original)
+    with ExitStack() as stack:
+        for module, functions in _functions().items():
+            made = {name: partial(partial, it) for name, it in functions.items()}
+            stack.enter_context(replaced(module, made))
+        yield
 
 
-def _replaced() -> dict[Any, dict[str, Callable[..., Any]]]:
+def _functions() -> dict[Any, dict[str, Callable[..., Any]]]:
     """Return the functions of each module. Each takes the original one first."""
     from keras.src.backend.tensorflow import math
     from keras.src.backend.tensorflow import numpy as backend

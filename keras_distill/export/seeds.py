@@ -1,7 +1,7 @@
 """Seeds that layers draw in inference, as layers of augmentation do to no effect."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,8 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_distill.export.graphs import behind
-
-_LOCK = threading.RLock()
+from keras_distill.export.patching import replaced
 
 
 class Drawn(list[tuple[keras.random.SeedGenerator, Any]]):
@@ -33,10 +32,9 @@ def frozen(drawn: Drawn) -> Iterator[None]:
     """
     from keras.src.backend.common import global_state
 
-    with _LOCK:
-        original = keras.random.SeedGenerator.next
-        thread = threading.get_ident()
+    thread = threading.get_ident()
 
+    def giving_constants(original: Callable[..., Any]) -> Callable[..., Any]:
         def constant(generator: Any, ordered: bool = True) -> Any:
             own = global_state.get_global_attribute("global_seed_generator")
             if threading.get_ident() != thread or generator is own:
@@ -46,11 +44,10 @@ def frozen(drawn: Drawn) -> Iterator[None]:
             drawn.append((generator, seed))
             return seed
 
-        keras.random.SeedGenerator.next = constant
-        try:
-            yield
-        finally:
-            keras.random.SeedGenerator.next = original
+        return constant
+
+    with replaced(keras.random.SeedGenerator, {"next": giving_constants}):
+        yield
 
 
 @contextmanager

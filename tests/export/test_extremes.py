@@ -94,7 +94,7 @@ WRONG = {
 @pytest.mark.parametrize("kind", WRONG)
 def test_what_is_wrong_is_refused_by_layer(kind, tmp_path, monkeypatch):
     make, dtype, form, what = WRONG[kind]
-    monkeypatch.setattr(convertible, "_replaced", dict)
+    monkeypatch.setattr(convertible, "_functions", dict)
     monkeypatch.setattr(onnx_operators, "handlers", dict)
     model = alone(make, dtype)
     example = FLOATS if dtype == "float32" else np.array([[1, 2, 3, 4]] * 2, dtype)
