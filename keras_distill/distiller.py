@@ -275,6 +275,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 dict of such names by output, None for outputs that are labelled
                 throughout. The label losses average over these rows, as do distillation
                 losses that read labels; the others are taught by the teacher alone.
+                So each label loss needs a value for each row, and none for the batch.
                 Neither model is given the mask unless the teacher declares it. Put
                 metrics of labels into `weighted_metrics`.
                 Evaluation takes a batch without the mask as labelled throughout.
