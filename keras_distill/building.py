@@ -1,4 +1,4 @@
-"""Losses and metrics that are built outside of the step, so that it is traced once."""
+"""What is built outside of the training step, so that the step is traced once."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +16,27 @@ def build_outside(model: keras.Model) -> None:
     """
     for part in compiled_parts([model]):
         object.__setattr__(part, "build", _outside(part.build))
+
+
+def build_optimizer(model: keras.Model) -> None:
+    """Build a model's optimiser in its first step, where Keras does, but outside of it.
+
+    In the first step, callbacks have decided on what trains.
+    """
+    optimizer, variables = model.optimizer, model.trainable_variables
+    # on several devices, Keras has built it before
+    if optimizer.built or not variables or tf.distribute.has_strategy():
+        return
+    with tf.init_scope(), tf.variable_creator_scope(_at_once):
+        # weights that the step itself makes have no value yet
+        if not any(map(is_empty, variables)):
+            optimizer.build(variables)
+
+
+def is_empty(variable: keras.Variable) -> bool:
+    """Return whether a variable has no value yet, as one that a trace has made."""
+    value = variable.value
+    return isinstance(value, tf.Variable) and not bool(value.is_initialized())
 
 
 def _outside(build: Callable[..., None]) -> Callable[..., None]:

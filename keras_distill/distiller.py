@@ -16,6 +16,7 @@ from keras_distill import (
     own_training,
     saving,
 )
+from keras_distill.building import build_optimizer
 from keras_distill.compilation import Compilation, check_names, check_not_shared
 from keras_distill.distillation import Batch, DistillationTerm
 from keras_distill.guards.look import Look, Seen
@@ -681,6 +682,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         trained, following = self.teacher_in_training, self.following_teacher
         if not self.student.trainable_weights:
             own_training.warn_of_frozen("student", [self.student.name])
+        build_optimizer(self)
         updates = tf.identity(self.optimizer.iterations)  # before this one
         models = [self] if trained is None else [self, trained]
         gradients = tape.gradient(loss, [model.trainable_weights for model in models])

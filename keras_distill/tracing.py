@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_distill.building import compiled_parts
+from keras_distill.building import compiled_parts, is_empty
 from keras_distill.scopes import scopes_kept
 
 # How Keras learns that the data have ended.
@@ -28,8 +28,6 @@ class Retraceable(keras.Model):
 
     def make_train_function(self, force: bool = False) -> None:
         """Build the function that `fit` calls."""
-        if self.built and not self.optimizer.built and self.trainable_variables:
-            self.optimizer.build(self.trainable_variables)
         self._make("train_function", super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> None:
@@ -84,19 +82,14 @@ def _initialize(models: Sequence[keras.Model]) -> None:
     """Give a value to the variables that the failed trace left without one."""
     for model in models:
         for metric in model.metrics:
-            if any(_is_empty(variable) for variable in metric.variables):
+            if any(is_empty(variable) for variable in metric.variables):
                 metric.reset_state()
         optimizer = model.optimizer
-        if optimizer is not None and any(map(_is_empty, optimizer.variables)):
+        if optimizer is not None and any(map(is_empty, optimizer.variables)):
             fresh = type(optimizer).from_config(optimizer.get_config())
             fresh.build(model.trainable_variables)
             for variable, initial in zip(
                 optimizer.variables, fresh.variables, strict=True
             ):
-                if _is_empty(variable):
+                if is_empty(variable):
                     variable.assign(initial)
-
-
-def _is_empty(variable: keras.Variable) -> bool:
-    value = variable.value
-    return isinstance(value, tf.Variable) and not bool(value.is_initialized())

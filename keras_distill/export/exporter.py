@@ -27,12 +27,13 @@ from keras_distill.export.evaluation import Evaluation, Judge
 from keras_distill.export.formats import (
     FULL,
     Conversion,
+    Loaded,
     Target,
     quantized_weights,
 )
 from keras_distill.export.loading import load_served
 from keras_distill.export.manifest import Artefact, Manifest
-from keras_distill.export.parity import ParityError, Reference
+from keras_distill.export.parity import Difference, ParityError, Reference
 from keras_distill.export.publish import publishing
 from keras_distill.export.quiet import no_remarks
 from keras_distill.export.rows import Dependence
@@ -190,11 +191,10 @@ def export(
             path = scratch / target.file
             with target.explaining("converting it", examine):
                 target.format.write(conversion, path)
-            if target.precision == FULL and not arguments.gives_full(tolerance):
-                artefact = _checked_by_default(target, path, expected, judge, examine)
-            else:
-                artefact = _checked(target, path, expected, judge, bound, examine)
-            artefacts.append(artefact)
+            is_given = target.precision != FULL or arguments.gives_full(tolerance)
+            artefacts.append(
+                _checked(target, path, expected, judge, examine, is_given=is_given)
+            )
         examples.write(scratch, expected, batch_size)
         described = manifest.describe(
             served,
@@ -234,14 +234,54 @@ def _checked(
     path: Path,
     expected: Reference,
     judge: Judge | None,
-    tolerance: float,
-    examine: Examiner | None,
+    examine: Examiner,
+    *,
+    is_given: bool,
 ) -> Artefact:
-    """Load an artefact and compare it with its model in every way asked for."""
+    """Load an artefact and compare it with its model in every way asked for.
+
+    Where no tolerance is given, it is at least what the model's own rounding asks for.
+    """
     with target.explaining("loading what the converter wrote", examine):
         loaded = target.format.load(path)
     # int8 is judged by what it is for, where that can be told.
     judged = judge is not None and target.precision in arguments.INTEGERS
+    compared = partial(_compared, target, path, loaded, expected, judged)
+    tolerance = examine.tolerance
+    try:
+        # its cause is looked for only where it is refused
+        first = examine if is_given else None
+        difference = compared(tolerance, first)
+    except RuntimeError:
+        if is_given:
+            raise
+        tolerance = max(tolerance, rounding.tolerance(examine.served, expected))
+        examine = dataclasses.replace(examine, tolerance=tolerance)
+        difference = compared(tolerance, examine)
+    details: dict[str, Any] = {}
+    if target.precision != FULL:
+        with target.explaining("looking for what became smaller", examine):
+            details["weights"] = quantized_weights(target, path)
+    bound = None if judged else tolerance
+    if judge is not None:
+        details["evaluation"] = judge.score(target, loaded, expected.scales, bound)
+    if loaded.integers:
+        details["integers"] = loaded.integers
+    # Kernels of another machine may round otherwise where nothing bounds them here.
+    kept = max(2 * difference.relative, tolerance) if bound is None else bound
+    return Artefact(target, difference, kept, details)
+
+
+def _compared(
+    target: Target,
+    path: Path,
+    loaded: Loaded,
+    expected: Reference,
+    judged: bool,
+    tolerance: float,
+    examine: Examiner | None,
+) -> Difference:
+    """Compare an artefact with its model on the examples, and on the probes."""
     bound = None if judged else tolerance
     with _naming(expected.dependence):
         difference = parity.compare(
@@ -256,38 +296,11 @@ def _checked(
     if target.precision not in arguments.INTEGERS:
         of_batch = None if examine is None else partial(_examiner_of, examine)
         parity.compare_probes(target, loaded, expected, tolerance, of_batch)
-    details: dict[str, Any] = {}
-    if target.precision != FULL:
-        with target.explaining("looking for what became smaller", examine):
-            details["weights"] = quantized_weights(target, path)
-    if judge is not None:
-        details["evaluation"] = judge.score(target, loaded, expected.scales, bound)
-    if loaded.integers:
-        details["integers"] = loaded.integers
-    # Kernels of another machine may round otherwise where nothing bounds them here.
-    kept = max(2 * difference.relative, tolerance) if bound is None else bound
-    return Artefact(target, difference, kept, details)
+    return difference
 
 
 def _examiner_of(examine: Examiner, batch: Arrays) -> Examiner:
     return dataclasses.replace(examine, batch=batch)
-
-
-def _checked_by_default(
-    target: Target,
-    path: Path,
-    expected: Reference,
-    judge: Judge | None,
-    examine: Examiner,
-) -> Artefact:
-    """Check at the default, else at what the model's own rounding asks for."""
-    try:
-        return _checked(target, path, expected, judge, examine.tolerance, None)
-    except RuntimeError:
-        own = rounding.tolerance(examine.served, expected)
-    bound = max(examine.tolerance, own)
-    examine = dataclasses.replace(examine, tolerance=bound)
-    return _checked(target, path, expected, judge, bound, examine)
 
 
 @contextmanager

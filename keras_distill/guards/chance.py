@@ -30,6 +30,7 @@ _TELLS = 0.66
 # A loss that rows with another label than the teacher's have in nats, where its logits
 # are too large for what it was trained on, as those of pixels that weren't scaled.
 _FAR_OFF = 50.0
+_TOO_SURE = "it is far too sure where it is wrong, as of inputs that weren't scaled"
 
 
 def sums(
@@ -80,10 +81,20 @@ class Standing:
         found: The sums over all batches so far.
         kind: What the label loss takes the output for.
         output: What messages call the output, empty for the only one.
+        of_logits: Whether the teacher's output is logits. A teacher of probabilities
+            may rule classes out, which costs each of its errors any number of nats.
     """
 
-    def __init__(self, found: np.ndarray, kind: Kind | None, output: str) -> None:
+    def __init__(
+        self,
+        found: np.ndarray,
+        kind: Kind | None,
+        output: str,
+        *,
+        of_logits: bool = True,
+    ) -> None:
         self._kind, self._output = kind, output
+        self._of_logits = of_logits and kind is not None and kind.values == "logits"
         (
             self.pairs,
             self._gain,
@@ -112,9 +123,10 @@ class Standing:
         tells = won + 0.5 / math.sqrt(self.pairs) > _TELLS
         # values of neighbours in time differ by little but noise
         close = self._kind is None and loss < 0.1 * none
-        of_logits = self._kind is not None and self._kind.values == "logits"
-        far_off = of_logits and is_worse and self._squares > _FAR_OFF * self._loss
-        if not far_off and (gain + error > least_gain or tells or close):
+        knows = gain + error > least_gain or tells or close
+        of_errors = self._squares / max(self._loss, 1e-9)
+        far_off = self._of_logits and is_worse and of_errors > _FAR_OFF
+        if knows and not far_off:
             return False
         if is_worse:
             found = (
@@ -126,13 +138,16 @@ class Standing:
                 f"{chance - gain:.3g} on {self.pairs:.0f} rows paired with others of "
                 f"another label, where the mean of both outputs has {chance:.3g}"
             )
+        tells_of = (
+            f"in {won:.0%} of {self.pairs:.0f} pairs it tells which label is whose"
+        )
+        tells_of = f"though {tells_of}: {_TOO_SURE}" if knows else f"and {tells_of}"
         warnings.warn(
             f"The teacher is no better than chance{self._output}: its own label loss "
-            f"is {found}, and in {won:.0%} of {self.pairs:.0f} pairs it tells which "
-            "label is whose. Is it trained, and does it get the preprocessing and the "
-            "order of classes that it was trained with? `compile(log_teacher=True)` "
-            "logs its label loss. Where this is as it should be, filter "
-            "`keras_distill.teachers.TeacherWarning`.",
+            f"is {found}, {tells_of}. Is it trained, and does it get the preprocessing "
+            "and the order of classes that it was trained with? "
+            "`compile(log_teacher=True)` logs its label loss. Where this is as it "
+            "should be, filter `keras_distill.teachers.TeacherWarning`.",
             TeacherWarning,
             stacklevel=2,
         )

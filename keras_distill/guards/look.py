@@ -208,7 +208,7 @@ class Look:
             for path in [path for path in distillation if path in label]:
                 sums = tried(_chance, seen, path, distillation[path], label[path])
                 if sums is not None and len(summed) < _SUBJECTS:
-                    check = _check_of_chance(label[path], path)
+                    check = _check_of_chance(label[path], distillation[path], path)
                     self._checks["chance", path] = len(summed), check
                     summed.append(sums)
         return summed
@@ -283,9 +283,15 @@ def _check_of(
     return lambda found: evidence.Evidence(found, whose, units).check(loss, kind)
 
 
-def _check_of_chance(loss: Any, path: Path) -> Callable[[np.ndarray], bool]:
+def _check_of_chance(
+    loss: Any, distillation: Any, path: Path
+) -> Callable[[np.ndarray], bool]:
     kind, output = kinds.of_labels(loss), f" of output {list(path)}" if path else ""
-    return lambda found: chance.Standing(found, kind, output).check()
+    taken = kinds.of_teacher(distillation)
+    of_logits = taken is None or taken.values == "logits"
+    return lambda found: chance.Standing(
+        found, kind, output, of_logits=of_logits
+    ).check()
 
 
 def _chance(seen: Seen, path: Path, distillation: Any, loss: Any) -> Any:

@@ -61,7 +61,11 @@ class LabelMask:
         return self._map(masked, predictions, x)
 
     def mask_labels(self, x: Any, labels: Any) -> Any:
-        """Return labels with 0 in place of what stands where there is none."""
+        """Return labels with that of another row where there is none.
+
+        So what is computed of it is finite, and can be weighed by 0. Where no row has
+        a label, it is 0.
+        """
         if labels is None:
             return None
 
@@ -71,11 +75,13 @@ class LabelMask:
             label = ops.convert_to_tensor(label)
             if len(label.shape) == 1 and label.dtype.is_floating:
                 label = ops.expand_dims(label, -1)  # as the predictions
-            return ops.where(of_rank(mask, label), label, ops.zeros_like(label))
+            return _filled(label, of_rank(mask, label))
 
         return self._map(masked, labels, x)
 
-    def mask_weights(self, x: Any, labels: Any, sample_weight: Any) -> Any:
+    def mask_weights(
+        self, x: Any, labels: Any, sample_weight: Any, predictions: Any
+    ) -> Any:
         """Return the weights of a metric: 0 where there is no label."""
         if not self._found(x):
             return sample_weight
@@ -88,6 +94,11 @@ class LabelMask:
             return ops.cast(of_rank(mask, label), keras.config.floatx())
 
         masks = self._map(masked, labels, x)
+        flat = [
+            _of_rows(mask, outputs.found(tuple(path), predictions))
+            for path, mask in tree.flatten_with_path(masks)
+        ]
+        masks = tree.pack_sequence_as(masks, flat)
         if sample_weight is None:
             return masks
         weights = sample_weight
@@ -234,7 +245,7 @@ class LabelledModel(keras.Model):
     ) -> dict[str, Tensor]:
         """Update the metrics with the rows that have a label."""
         y, sample_weight = self._by_output(y, sample_weight, y_pred)
-        weights = self._label_mask.mask_weights(x, y, sample_weight)
+        weights = self._label_mask.mask_weights(x, y, sample_weight, y_pred)
         y = self._label_mask.mask_labels(x, y)
         by_unit = self._masked_by_unit(x, y_pred)
         y, y_pred = (units.with_unit_axis(each, by_unit) for each in (y, y_pred))
@@ -282,7 +293,7 @@ class LabelledModel(keras.Model):
             model.reset_metrics()
             of_model = {id(m) for m in own_training.all_metrics(model)}
         for metric in self.metrics:
-            if id(metric) not in of_model or metric is self._loss_tracker:
+            if id(metric) not in of_model:
                 metric.reset_state()
 
     @property
@@ -292,6 +303,25 @@ class LabelledModel(keras.Model):
         names = {metric.name for metric in metrics}
         own = own_training.own_metrics(self._trained_model)
         return metrics + [metric for metric in own if metric.name not in names]
+
+
+def _filled(label: Tensor, mask: Tensor) -> Tensor:
+    """Return a label with its first valid row in place of what a mask rules out."""
+    mask = ops.broadcast_to(mask, ops.shape(label))
+    # a row of zeros at the end is taken where no other can be
+    below = [[0, 1], *([[0, 0]] * (len(label.shape) - 1))]
+    order = ops.pad(2 * ops.cast(mask, "int32"), below, constant_values=1)
+    first = ops.expand_dims(ops.argmax(order, axis=0), 0)
+    filling = ops.take_along_axis(ops.pad(label, below), first, axis=0)
+    return ops.where(mask, label, filling)
+
+
+def _of_rows(weight: Tensor | None, prediction: Tensor | None) -> Tensor | None:
+    """Return weights of rows in the one shape that `F1Score` and its like take."""
+    if weight is None or prediction is None or len(prediction.shape) > 2:
+        return weight
+    is_column = len(weight.shape) == 2 and weight.shape[-1] == 1
+    return ops.squeeze(weight, -1) if is_column else weight
 
 
 def _held(x: Any, key: str | None) -> Any:

@@ -97,9 +97,8 @@ class PerOutputLoss:
 
     def _by_path(self, student_output: Any) -> dict[Path, keras.losses.Loss]:
         losses = self._losses
-        if isinstance(
-            losses, list | tuple
-        ):  # in Keras' order, where outputs have names
+        if isinstance(losses, list | tuple) and isinstance(student_output, Mapping):
+            # in the order in which Keras takes the outputs
             losses = outputs.as_structured(losses, student_output, self._output_names)
         return outputs.by_path(
             losses,

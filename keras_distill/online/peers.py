@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_distill import features, monitoring, own_training
+from keras_distill.building import build_optimizer
 from keras_distill.compilation import check_label_mask
 from keras_distill.guards import kinds
 from keras_distill.guards.look import Look, Seen
@@ -283,6 +284,7 @@ class MutualLearning(Retraceable, RandomStates):
         return logs
 
     def _update(self, gradients: Sequence[Tensor], loss: Tensor) -> None:
+        build_optimizer(self)
         if not self.optimizer.built:  # not where its variables would wait for the loss
             self.optimizer.build(self.trainable_weights)
         pairs = zip(gradients, self.trainable_weights, strict=True)

@@ -36,7 +36,9 @@ def folder(tmp_path_factory):
     student.set_weights([w * np.nan for w in student.get_weights()])
     student.save(folder / "nan.keras")
     words = keras.Input((), dtype="string", name="word")
-    ids = layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")(words)
+    ids = layers.StringLookup(
+        vocabulary=["a", "b"], output_mode="one_hot", name="string_lookup"
+    )(words)
     keras.Model(words, layers.Dense(2, name="y")(ids)).save(folder / "words.keras")
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200, 6)).astype("float32")

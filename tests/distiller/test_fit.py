@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import keras_distill as kd
 from tests.distiller.models import (
+    CLASSES,
     assert_same_weights,
     crossentropy,
     data,
@@ -281,3 +282,45 @@ def test_a_step_is_traced_once(compiled: dict[str, Any]) -> None:
     distiller.compile("adam", **compiled)
     distiller.fit(x, y, batch_size=8, epochs=2, validation_data=(x, y), verbose=0)
     assert traced == ["train", "test"]
+
+
+class Grows(keras.Model):
+    """Says that it is built before all of its layers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = keras.layers.Dense(4), keras.layers.Dense(CLASSES)
+
+    def build(self, shape: Any) -> None:
+        self.hidden.build(shape)
+        self.built = True
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        return self.head(self.hidden(x))
+
+
+class Unfreezes(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        getattr(self.model, "student", self.model).layers[0].trainable = True
+
+
+@pytest.mark.parametrize("case", ["a callback unfreezes a layer", "a layer is late"])
+def test_what_trains_is_known_in_the_first_step(case: str) -> None:
+    models = []
+    for _ in range(2):
+        keras.utils.set_random_seed(1)
+        model = mlp(3)
+        if case == "a layer is late":
+            model = Grows()
+            model.build((None, X.shape[1]))
+        else:
+            model.layers[0].trainable = False
+        models.append(model)
+    plain, student = models
+    distiller = kd.Distiller(student, mlp(1))
+    plain.compile("adam", crossentropy())
+    distiller.compile("adam", crossentropy(), alpha=0.0)
+    for model in (plain, distiller):
+        keras.utils.set_random_seed(2)
+        model.fit(X, Y, batch_size=BATCH, verbose=0, callbacks=[Unfreezes()])
+    assert_same_weights(student, plain)

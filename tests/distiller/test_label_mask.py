@@ -1,5 +1,6 @@
 """Batches of which some rows have a label and all have a teacher."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,52 @@ def test_what_stands_in_the_place_of_a_label_is_of_no_consequence(
     for _ in range(2):
         assert step(filled, y=labels) == step(plain)
     assert_same_weights(filled.student, plain.student)
+
+
+def shares(seed: int = 0) -> keras.Model:
+    model = head(seed, CLASSES)
+    return keras.Model(model.input, layers.Softmax()(model.output))
+
+
+def relative_error(y: Any, p: Any) -> Any:
+    return keras.ops.mean(keras.ops.abs(y - p) / y, axis=-1)
+
+
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        keras.metrics.F1Score,
+        keras.metrics.PearsonCorrelation,
+        keras.metrics.R2Score,
+        keras.metrics.AUC,
+        keras.metrics.CategoricalAccuracy,
+        lambda: keras.metrics.MeanMetricWrapper(relative_error, name="relative"),
+    ],
+    ids=["F1", "Pearson", "R2", "AUC", "accuracy", "a function"],
+)
+def test_losses_and_metrics_that_some_labels_would_break(
+    metric: Callable[[], keras.metrics.Metric], column: bool
+) -> None:
+    """They see no label but those of labelled rows, and weights of one shape."""
+    y = RNG.dirichlet(np.ones(CLASSES), 24).astype("float32")
+    if metric is not keras.metrics.F1Score:
+        y[~LABELLED] = np.nan
+    mask = LABELLED[:, None] if column else LABELLED
+    seen = []
+    for rows in (slice(None), LABELLED):
+        distiller = compiled(
+            shares(0),
+            shares(1),
+            loss=relative_error,
+            distillation_loss="mse",
+            weighted_metrics=[metric()],
+        )
+        batch = {"x": X[rows], "labelled": mask[rows]}
+        logs = distiller.evaluate(batch, y[rows], return_dict=True, verbose=0)
+        seen.append(np.hstack(list(logs.values())))
+        assert np.isfinite(step(distiller, batch, y[rows])["loss"])
+    np.testing.assert_allclose(*seen, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

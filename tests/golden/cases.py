@@ -387,7 +387,10 @@ def hints_between_examples() -> Fit:
 
 @case
 def ensemble() -> Fit:
-    teacher = kd.teachers.Ensemble([mlp(1, 9), mlp(2, 7)], log_losses=True)
+    members = [mlp(1, 9), mlp(2, 7)]
+    for member, name in zip(members, ("first", "second"), strict=True):
+        member.name = name
+    teacher = kd.teachers.Ensemble(members, log_losses=True)
     return distilled(teacher=teacher)
 
 
