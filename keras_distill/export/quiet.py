@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TextIO
 
 # Batches of other sizes are no reason to repeat a warning.
 _SHAPE = re.compile(r"\((?:(?:None|\d+),? ?)+\)")
@@ -65,12 +65,17 @@ def no_remarks() -> Iterator[None]:
             show, shown = warnings.showwarning, set[tuple[str, type[Warning]]]()
 
             def show_once(
-                message: Warning | str, category: type[Warning], *place: Any
+                message: Warning | str,
+                category: type[Warning],
+                filename: str,
+                lineno: int,
+                file: TextIO | None = None,
+                line: str | None = None,
             ) -> None:
                 key = _SHAPE.sub("", str(message)), category
                 if key not in shown:
                     shown.add(key)
-                    show(message, category, *place)
+                    show(message, category, filename, lineno, file, line)
 
             warnings.showwarning = show_once
             yield
