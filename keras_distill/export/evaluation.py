@@ -172,6 +172,10 @@ class Evaluation:
         return selecting
 
 
+class DropError(ParityError):
+    """An artefact's metric is too far from the model's, whatever its values."""
+
+
 class HeldOut:
     """An evaluation's data as the artefacts take it.
 
@@ -308,7 +312,7 @@ class Judge:
 def check_drop(
     evaluation: Evaluation, artefact: str, *, before: float, after: float
 ) -> None:
-    """Raise `ParityError` where an artefact's metric is too far from the model's."""
+    """Raise `DropError` where an artefact's metric is too far from the model's."""
     drop = before - after if evaluation.mode == "max" else after - before
     # Keras' metrics are float32: the same values in another order differ by this.
     rounding = 1e-6 * max(1.0, abs(before))
@@ -323,7 +327,7 @@ def check_drop(
                 "among the labels and weights, for weights that are all 0, and at the "
                 "metric itself."
             )
-        raise ParityError(
+        raise DropError(
             f"The {artefact} artefact may lose at most {evaluation.max_drop:g} of the "
             f"model's {evaluation.metric.name}. Received: {after:.6g} where Keras has "
             f"{before:.6g}, a loss of {drop:.6g}. {remedy}"

@@ -23,7 +23,7 @@ from keras_distill.export import (
 )
 from keras_distill.export.batches import Arrays, pieces, size_of, taken
 from keras_distill.export.blame import Examiner
-from keras_distill.export.evaluation import Evaluation, Judge
+from keras_distill.export.evaluation import DropError, Evaluation, Judge
 from keras_distill.export.formats import (
     FULL,
     Conversion,
@@ -283,6 +283,8 @@ def _checked_by_default(
     """Check at the default, else at what the model's own rounding asks for."""
     try:
         return _checked(target, path, expected, judge, examine.tolerance, None)
+    except DropError:  # which no tolerance changes
+        raise
     except RuntimeError:
         own = rounding.tolerance(examine.served, expected)
     bound = max(examine.tolerance, own)
