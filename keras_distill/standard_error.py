@@ -28,12 +28,19 @@ def log_lines(level: str) -> re.Pattern[bytes]:
 
 
 @contextmanager
-def without(noise: re.Pattern[bytes]) -> Iterator[None]:
+def without(
+    noise: re.Pattern[bytes], *, told_by: type[Exception] | tuple[()] = ()
+) -> Iterator[None]:
     """Leave out lines that begin with `noise`, whoever in the process writes them.
 
     C++ writes to the descriptor, past `sys.stderr`. All other lines are written at the
     end of the block, also where it raises. A process without a standard error is left
     as it is.
+
+    Args:
+        noise: How the lines begin that are left out.
+        told_by: Errors whose message tells what was written. Where one is raised,
+            nothing is written.
     """
     _flush()
     try:
@@ -45,6 +52,10 @@ def without(noise: re.Pattern[bytes]) -> Iterator[None]:
         os.dup2(file.fileno(), 2)
         try:
             yield
+        except told_by:
+            _flush()
+            file.truncate(0)
+            raise
         finally:
             _flush()
             os.dup2(kept, 2)

@@ -88,14 +88,14 @@ def evaluation(arguments: argparse.Namespace) -> "Evaluation | None":
         return None
     arrays = load_arrays(arguments.evaluate, "evaluation")
     if arguments.labels not in arrays:
-        raise ValueError(
+        arguments.parser.error(
             f"`--labels` must name an array of {arguments.evaluate}, which has "
             f"{sorted(arrays)}. Received: {arguments.labels}."
         )
     labels = arrays.pop(arguments.labels)
     return Evaluation(
         (inputs_of(arrays), labels),
-        _metric(arguments.metric, arguments.metric_config),
+        _metric(arguments.metric, arguments.metric_config, arguments.parser),
         max_drop=arguments.max_drop,
         mode=arguments.mode,
         output=arguments.output,
@@ -121,20 +121,22 @@ def inputs_of(arrays: dict[str, Any]) -> Any:
     return next(iter(arrays.values())) if len(arrays) == 1 else arrays
 
 
-def _metric(name: str, config: dict[str, Any]) -> "keras.metrics.Metric":
+def _metric(
+    name: str, config: dict[str, Any], parser: argparse.ArgumentParser
+) -> "keras.metrics.Metric":
     import keras
 
     name = _SHORT.get(name, name)
     metric = getattr(keras.metrics, name, None)
     if not isinstance(metric, type) or not issubclass(metric, keras.metrics.Metric):
-        raise ValueError(
+        parser.error(
             "`--metric` must be the name of a class in keras.metrics, such as "
             f"SparseCategoricalAccuracy, BinaryAccuracy, AUC. Received: {name}."
         )
     try:
         return metric(**config)
     except TypeError as error:
-        raise ValueError(
+        parser.error(
             f"`--metric-config` must hold the arguments of {name}. "
             f"Received: {config} ({error})."
-        ) from error
+        )

@@ -163,14 +163,12 @@ def _check(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from keras_distill.export import export, split_preprocessing
     from keras_distill.export.loading import load_served
-    from keras_distill.export.quiet import no_remarks
 
     before = _peak_memory()
     model, select = load_served(arguments.model)
     preprocessing = None
     if arguments.split_preprocessing:
-        with no_remarks():
-            preprocessing, model = split_preprocessing(model, arguments.to)
+        preprocessing, model = split_preprocessing(model, arguments.to)
     calibration = arguments.calibrate
     evaluation = data.evaluation(arguments)
     manifest = export(

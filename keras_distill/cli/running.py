@@ -29,7 +29,7 @@ def run(argv: Sequence[str] | None) -> int:
             arguments.check(arguments)
             with interrupts.leaving_at_once():
                 _import()
-            return arguments.command(arguments) or 0
+            return _command(arguments)
         except KeyboardInterrupt:
             return INTERRUPTED
         except WrongArguments as wrong:
@@ -74,6 +74,14 @@ def _import() -> None:
     with standard_error.without(standard_error.log_lines(level)):
         for room in _ROOMS:
             import_module(f"keras_distill.{room}")
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    from keras_distill.export.quiet import no_remarks
+
+    # Loading a model calls it, as exporting does: one warning of both.
+    with no_remarks():
+        return arguments.command(arguments) or 0
 
 
 def _failed(error: Exception, arguments: argparse.Namespace) -> int:

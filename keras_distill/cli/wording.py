@@ -61,6 +61,8 @@ def explained(error: Exception, arguments: argparse.Namespace) -> str:
     return in_options(" ".join(message.split()), options(arguments))
 
 
+# An error of another library inside one of this.
+_QUOTED = re.compile(r"\(\w*(?:Error|Exception)\w*: .*\)")
 # Those that the library raises with words of its own.
 _WORDED = (ImportError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -102,6 +104,11 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
     >>> in_options("pass `version='next'`", {"version": "--version"})
     'pass `--version next`'
     """
+    quote = _QUOTED.search(message)
+    if quote:  # another library's words stay as they are
+        around = message[: quote.start()], message[quote.end() :]
+        before, after = (in_options(part, options) for part in around)
+        return before + quote[0] + after
 
     def quoted(match: re.Match[str]) -> str:
         name, value = match["name"], match["value"]

@@ -13,6 +13,8 @@ from keras_distill.export.serving import Served
 
 # Operators of text and of tables.
 _TEXT = re.compile(r"String|Regex|HashTable|LookupTable|lookup tables|AsString")
+# Operators that draw random numbers.
+_RANDOM = re.compile(r"Stateless(?:Random|Truncated|Parameterized)\w+|\bRandom[A-Z]\w+")
 # Operators that a converter knows in no type.
 _UNKNOWN = re.compile(r"Tensorflow op \[.+?\] is not supported|Custom ops: ")
 _SPLIT = (
@@ -49,6 +51,11 @@ def remedies(
         served.model, (target.format.name,)
     ):
         yield _SPLIT if _can_be_split(served.model, target.format.name) else _BY_HAND
+    elif _RANDOM.search(str(error)):
+        yield (
+            "draw the random numbers that the outputs depend on outside of the model, "
+            "and make them an input"
+        )
     elif target.format.name == "litert" and _are_loops(layers, error, operations):
         fixed = "" if served.batch_size else " or the export a `batch_size`"
         yield (

@@ -18,13 +18,33 @@ from keras_distill.export.parity import ParityError
 from keras_distill.export.serving import Served
 from keras_distill.export.values import as_float, as_int
 
-# Of one unit, which is the largest and all of the sum, they measure nothing.
-_OF_CLASSES = (
-    keras.metrics.CategoricalAccuracy,
-    keras.metrics.CategoricalCrossentropy,
+_OF_IDS = (
     keras.metrics.SparseCategoricalAccuracy,
     keras.metrics.SparseCategoricalCrossentropy,
     keras.metrics.SparseTopKCategoricalAccuracy,
+)
+_OTHERS = {
+    keras.metrics.IoU,
+    keras.metrics.Mean,
+    keras.metrics.MeanIoU,
+    keras.metrics.MeanMetricWrapper,
+    keras.metrics.Metric,
+    keras.metrics.Sum,
+    *_OF_IDS,
+}
+# They compare labels and outputs one by one; broadcasting would make up labels. Classes
+# that are derived from these may do otherwise.
+_OF_VALUES = tuple(
+    kind
+    for kind in vars(keras.metrics).values()
+    if isinstance(kind, type) and issubclass(kind, keras.metrics.Metric)
+    if kind not in _OTHERS
+)
+# Of one unit, which is the largest and all of the sum, they measure nothing.
+_OF_CLASSES = (
+    *_OF_IDS,
+    keras.metrics.CategoricalAccuracy,
+    keras.metrics.CategoricalCrossentropy,
     keras.metrics.TopKCategoricalAccuracy,
 )
 
@@ -182,17 +202,25 @@ class HeldOut:
 
     def metric(self, outputs: Iterable[Arrays]) -> float:
         """Return the metric of what a model or an artefact gave for `inputs`."""
+        nan = 0
         with _from_zero(self._evaluation.metric) as metric:
             pairs = zip(self._pieces(), outputs, strict=True)
             for (_, y, weight, count), given in pairs:
                 labels = y[self.output] if isinstance(y, dict) else y
                 predictions = given[self.output][:count]
+                nan += _count_nan(labels, weight)
                 _update(metric, labels, predictions, weight)
             result = np.asarray(metric.result())
         if result.ndim:
             raise ValueError(
                 "`metric` must give one number. Received: "
                 f"{metric.name!r}, which gives an array of shape {result.shape}."
+            )
+        if nan and type(metric) in _OF_VALUES and not np.isnan(result):
+            # As thresholds do, which NaN is below.
+            raise ValueError(
+                f"`data` must have no NaN among its labels, of which {metric.name!r} "
+                f"makes values, or a weight of 0 there. Received: {nan} NaN."
             )
         return float(result)
 
@@ -223,7 +251,8 @@ class Judge:
         )
         with taken("evaluation"):
             self._expected = [
-                parity.call(served, batch) for batch in self._held_out.inputs()
+                parity.call(served, batch, "evaluation")
+                for batch in self._held_out.inputs()
             ]
         self._keras = self._held_out.metric(self._expected)
         if self._keras == 0 and evaluation.mode == "max":
@@ -335,6 +364,10 @@ def _update(
             "compares classes, and outputs of one unit, of shape "
             f"{np.shape(predictions)}."
         )
+    if type(metric) in _OF_IDS:
+        _check_ids(metric, labels, predictions, weight)
+    elif type(metric) in _OF_VALUES:
+        _check_shape(metric, labels, predictions)
     try:
         metric.update_state(labels, predictions, sample_weight=weight)
     except Exception as error:
@@ -344,6 +377,70 @@ def _update(
             f"of labels of shape {np.shape(labels)} and outputs of shape "
             f"{np.shape(predictions)} ({reason})."
         ) from error
+
+
+def _count_nan(labels: Any, weight: Any) -> int:
+    """Return the number of labels that are NaN and have a weight other than 0."""
+    labels = np.asarray(labels)
+    if labels.dtype.kind != "f":
+        return 0
+    nan = np.isnan(labels)
+    if weight is not None:
+        nan = nan & (_by_label(weight, labels.ndim) != 0)
+    return int(nan.sum())
+
+
+def _check_shape(metric: keras.metrics.Metric, labels: Any, predictions: Any) -> None:
+    """Refuse labels of another shape than the outputs."""
+    given, wanted = np.shape(labels), np.shape(predictions)
+    # Keras removes or adds a last axis of one.
+    if {given, (*given, 1)}.isdisjoint({wanted, (*wanted, 1)}):
+        remedy = "Give labels of the output's shape."
+        if given in (wanted[:-1], (*wanted[:-1], 1)):
+            remedy = (
+                "Class ids need `SparseCategoricalAccuracy`, or become labels of the "
+                "output's shape by `keras.utils.to_categorical`."
+            )
+        raise ValueError(
+            f"`metric` must fit the labels and the output. Received: {metric.name!r} "
+            f"of labels of shape {given} and outputs of shape {wanted}, "
+            f"which {type(metric).__name__} compares value by value. {remedy}"
+        )
+
+
+def _check_ids(
+    metric: keras.metrics.Metric, labels: Any, predictions: Any, weight: Any
+) -> None:
+    """Refuse labels that are no class ids, but where their weight is 0."""
+    given, wanted = np.shape(labels), np.shape(predictions)
+    if given not in (wanted[:-1], (*wanted[:-1], 1)):
+        raise ValueError(
+            f"`metric` must fit the labels and the output. Received: {metric.name!r} "
+            f"of labels of shape {given} and outputs of shape {wanted}, "
+            f"for which {type(metric).__name__} takes one class id for each "
+            f"{wanted[-1:]}. One-hot labels need `CategoricalAccuracy`."
+        )
+    ids = np.asarray(labels).reshape(wanted[:-1])
+    if ids.dtype.kind not in "biuf":
+        return
+    # Ids that are too large are answers that no class can be; others are no ids.
+    wrong = ~((ids >= 0) & (ids == np.floor(ids)))
+    if weight is not None:
+        wrong &= _by_label(weight, ids.ndim) != 0
+    if wrong.any():
+        raise ValueError(
+            f"`data` must have whole labels from 0 on for {metric.name!r}, or a weight "
+            f"of 0 where they don't count. Received: {int(wrong.sum())} others among "
+            f"{wrong.size} labels, such as {ids[wrong].flat[0]}."
+        )
+
+
+def _by_label(weight: Any, rank: int) -> Any:
+    """Bring weights to the rank of the labels, as Keras does."""
+    weight = np.asarray(weight)
+    if weight.ndim > rank and weight.shape[-1] == 1:
+        return weight[..., 0]
+    return weight.reshape(weight.shape + (1,) * (rank - weight.ndim))
 
 
 def _output(evaluation: Evaluation, names: Sequence[str]) -> str:

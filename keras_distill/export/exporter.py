@@ -329,7 +329,7 @@ def _calibration(served: Served, data: Any) -> list[Arrays]:
         arrays = served.arrays(data, "calibration_data")
         # Runtimes would blame the model for what a value of these is at fault for.
         for piece, _ in pieces(arrays, served.batch_size or examples.COUNT):
-            parity.call(served, piece)
+            parity.call(served, piece, "calibration_data", arrays)
     return [piece for piece, _ in pieces(arrays, served.batch_size or 1)]
 
 

@@ -207,8 +207,12 @@ def quantized_weights(target: Target, path: Path) -> dict[str, int]:
     counted = target.format.weights(path) if target.format.weights else {}
     wanted = ("float16",) if target.precision == "float16" else ("int8", "uint8")
     if not any(counted.get(name) for name in wanted):
-        raise Refusal(
-            f"no weight became {wanted[0]}, as ONNX leaves convolutions and loops as "
-            "they are, and LiteRT small weights"
+        reason = (
+            "ONNX leaves convolutions and loops as they are, and LiteRT small weights"
         )
+        if not counted:
+            reason = "the file has no constant matrices"
+        elif target.precision == "float16":
+            reason = f"those of the file are {', '.join(sorted(counted))}"
+        raise Refusal(f"no weight became {wanted[0]}, as {reason}")
     return counted

@@ -45,7 +45,9 @@ def write(conversion: Conversion, path: Path) -> None:
             str(source), signature_keys=[saved_model.SIGNATURE]
         )
         _configure(converter, conversion)
-        with quiet("tensorflow", "absl"), standard_error.without(_CHATTER):
+        # Its errors hold the lines that the converter prints before it raises.
+        silent = standard_error.without(_CHATTER, told_by=Exception)
+        with quiet("tensorflow", "absl"), silent:
             path.write_bytes(converter.convert())
 
 

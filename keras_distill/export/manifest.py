@@ -191,14 +191,24 @@ def _instead(directory: Path) -> str:
 
 
 def check_examples(kept: examples.Examples, manifest: Manifest) -> None:
-    """Raise `ValueError` where examples have other names than the signature."""
+    """Raise `ValueError` where examples aren't those of the signature."""
     for group in ("inputs", "outputs"):
-        names = {spec["name"] for spec in manifest["signature"][group]}
-        if set(kept[group]) != names:
+        specs = {spec["name"]: spec for spec in manifest["signature"][group]}
+        if set(kept[group]) != set(specs):
             raise ValueError(
-                f"{examples.FILE} must hold the {group} {sorted(names)} of the "
+                f"{examples.FILE} must hold the {group} {sorted(specs)} of the "
                 f"manifest. Received: {sorted(kept[group])}. Export the model again."
             )
+        for name, spec in specs.items():
+            array = kept[group][name]
+            shape, dtype = tf.TensorShape(spec["shape"]), tf.as_dtype(spec["dtype"])
+            if not shape.is_compatible_with(array.shape) or dtype != array.dtype:
+                raise ValueError(
+                    f"{examples.FILE} must hold the {group} of the manifest, with "
+                    f"{spec['dtype']} of shape {spec['shape']} in {name!r}. Received: "
+                    f"{array.dtype} of shape {list(array.shape)}. Export the model "
+                    "again."
+                )
 
 
 def files(manifest: Manifest) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_distill import standard_error
 from keras_distill.export import freezing, onnx_operators, onnx_quantization
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import FULL, Conversion, Format, Loaded, Refusal
@@ -45,13 +46,15 @@ def _load(path: Path, threads: int | None, *, optimize: bool) -> Loaded:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3  # errors; it warns of constants in float16 loops
+    options.log_severity_level = 4  # not errors either: they are raised
     if not optimize:
         level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.graph_optimization_level = level
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
+    # A session's level doesn't hold for the kernels that it makes.
+    with standard_error.without(onnx_quantization.LOG_LINES):
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
     outputs = [value.name for value in session.get_outputs()]
 
     def run(arrays: Arrays) -> Arrays:

@@ -1,16 +1,22 @@
 """ONNX in 16 and in 8 bits, by ONNX Runtime's own tools."""
 
 import math
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from keras_distill import standard_error
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import Conversion
 from keras_distill.export.onnx_graphs import graphs
 from keras_distill.export.quiet import quiet
 
+# How lines of ONNX Runtime begin that aren't errors, in colours or not.
+LOG_LINES = re.compile(
+    rb"(\x1b\[[0-9;]*m)*\d{4}-\d\d-\d\d [0-9:.]+ \[[VIW]:onnxruntime"
+)
 # Convolutions by dynamic int8 are several times slower than in float32.
 _DYNAMIC_OPERATORS = ("MatMul", "Gemm", "Gather", "Attention", "LSTM")
 # ONNX Runtime aborts the process where these read what an int8 `Gather` gave.
@@ -29,7 +35,11 @@ def write(conversion: Conversion, source: Path, path: Path) -> None:
             half = convert_float_to_float16(onnx.load(source), keep_io_types=True)
         onnx.save(half, path)
         return
-    with tempfile.TemporaryDirectory() as scratch, quiet("root", "onnxruntime"):
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        quiet("root", "onnxruntime"),
+        standard_error.without(LOG_LINES),
+    ):
         prepared = Path(scratch, "prepared.onnx")
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         if conversion.precision == "dynamic_int8":

@@ -90,7 +90,10 @@ def reference(served: Served, example_batch: Any) -> Reference:
     # Each batch is preprocessed by itself, as rows may depend on those beside them.
     with taken("example_batch"):
         batches = [served.prepare(batch) for batch in raw]
-        outputs = [call(served, batch) for batch in batches]
+        outputs = [
+            call(served, batch, "example_batch", given)
+            for batch, given in zip(batches, raw, strict=True)
+        ]
     return Reference(
         cases=list(zip(batches, outputs, strict=True)),
         raw_cases=list(zip(raw, outputs, strict=True)) if served.raw else [],
@@ -106,8 +109,19 @@ def _batches(arrays: Arrays, batch_size: int | None) -> list[Arrays]:
     return [piece for piece, _ in pieces(arrays, batch_size)]
 
 
-def call(served: Served, batch: Arrays) -> Arrays:
+def call(
+    served: Served,
+    batch: Arrays,
+    argument: str = "example_batch",
+    given: Arrays | None = None,
+) -> Arrays:
     """Run the model itself on one batch.
+
+    Args:
+        served: The model.
+        batch: Its inputs.
+        argument: What the caller calls these, for errors.
+        given: What the batch is made of, for errors; the batch itself by default.
 
     Raises:
         ValueError: An output is NaN.
@@ -127,11 +141,26 @@ def call(served: Served, batch: Arrays) -> Arrays:
     for name, array in arrays.items():
         bad = int(np.isnan(_numbers(array)).sum())
         if bad:
+            _refuse_not_finite(batch if given is None else given, argument, name)
+            _refuse_not_finite(batch, "preprocessing", name)
             raise ValueError(
                 "`model` must give no NaN on the examples. Received: "
                 f"{bad} NaN among the {array.size} values of the output {name!r}."
             )
     return arrays
+
+
+def _refuse_not_finite(given: Arrays, argument: str, output: str) -> None:
+    """Raise where a caller's values may be why an output is NaN."""
+    for name, array in given.items():
+        values = _numbers(array)
+        nan, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+        if nan or infinite:
+            raise ValueError(
+                f"`{argument}` must be finite, as the output {output!r} is NaN for it. "
+                f"Received: {nan} NaN and {infinite} infinities among the "
+                f"{array.size} values of the input {name!r}."
+            )
 
 
 def compare(

@@ -1,9 +1,14 @@
 """Converters and calls that talk less, with what they report as errors kept."""
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
+
+# Batches of other sizes are no reason to repeat a warning.
+_SHAPE = re.compile(r"\((?:(?:None|\d+),? ?)+\)")
 
 
 class _Collector(logging.Handler):
@@ -46,6 +51,7 @@ def no_remarks() -> Iterator[None]:
 
     Who made the model has read of masks that a layer drops when it was made. Functions
     that are traced again, as Keras' grouped convolutions are, are no fault of a caller.
+    Other warnings are shown once, however often the model is called.
     """
     logger = logging.getLogger("tensorflow")
     retraced = _Retraced()
@@ -55,6 +61,23 @@ def no_remarks() -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", r"Layer .* was passed an input with a mask attached to it"
             )
+            # The filter "once" forgets what it showed when filters change.
+            show, shown = warnings.showwarning, set[tuple[str, type[Warning]]]()
+
+            def show_once(
+                message: Warning | str,
+                category: type[Warning],
+                filename: str,
+                lineno: int,
+                file: TextIO | None = None,
+                line: str | None = None,
+            ) -> None:
+                key = _SHAPE.sub("", str(message)), category
+                if key not in shown:
+                    shown.add(key)
+                    show(message, category, filename, lineno, file, line)
+
+            warnings.showwarning = show_once
             yield
     finally:
         logger.removeFilter(retraced)

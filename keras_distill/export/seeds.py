@@ -11,6 +11,9 @@ import tensorflow as tf
 from keras_distill.export.graphs import behind
 from keras_distill.export.patching import replaced
 
+# Keras' own generator, made when a layer without one draws.
+_OWN = "global_seed_generator"
+
 
 class Drawn(list[tuple[keras.random.SeedGenerator, Any]]):
     """The seeds of one trace: pairs of a generator and the seed that it gave."""
@@ -36,7 +39,7 @@ def frozen(drawn: Drawn) -> Iterator[None]:
 
     def giving_constants(original: Callable[..., Any]) -> Callable[..., Any]:
         def constant(generator: Any, ordered: bool = True) -> Any:
-            own = global_state.get_global_attribute("global_seed_generator")
+            own = global_state.get_global_attribute(_OWN)
             if threading.get_ident() != thread or generator is own:
                 return original(generator, ordered)
             # The identity is the seed's own: converters merge equal constants.
@@ -52,7 +55,10 @@ def frozen(drawn: Drawn) -> Iterator[None]:
 
 @contextmanager
 def kept(*models: keras.layers.Layer | None) -> Iterator[None]:
-    """Put the seeds of the models back, whatever calls inside draw."""
+    """Put the seeds of the models and Keras' own back, whatever calls inside draw."""
+    from keras.src.backend.common import global_state
+
+    own = global_state.get_global_attribute(_OWN)
     states = [
         generator.state
         for model in models
@@ -60,12 +66,15 @@ def kept(*models: keras.layers.Layer | None) -> Iterator[None]:
         for layer in model._flatten_layers()
         for generator in layer._seed_generators
     ]
+    if own is not None:
+        states.append(own.state)
     before = [state.numpy() for state in states]
     try:
         yield
     finally:
         for state, value in zip(states, before, strict=True):
             state.assign(value)
+        global_state.set_global_attribute(_OWN, own)
 
 
 def _reaches_an_output(seed: Any) -> bool:

@@ -209,6 +209,10 @@ def test_errors_of_the_library_name_options(folder, tmp_path, monkeypatch, capsy
         ("`quantize='dynamic_int8'` is", "`--quantize dynamic_int8` is"),
         ("`x` must be 1. Received: x=2, max_drop=3", None),
         ("`axis` is `model(x)`", "`axis` is `model(x)`"),
+        (
+            "`y` must fit. Received: 1 (ValueError: `quantize` (`max_drop`=1) is odd).",
+            None,
+        ),
         ("name=1 stays. Received: quantize=['a'].", None),
     ],
 )

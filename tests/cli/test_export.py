@@ -181,18 +181,6 @@ def test_a_metric_that_drops_publishes_nothing(folder, tmp_path, capsys, monkeyp
         (["nan.keras", "--examples", "data.npz"], "no NaN in its weights"),
         (["student.keras", "--examples", "pickled.npz"], "pickle"),
         (["student.keras", "--examples", "student.keras"], "arrays by input name"),
-        (["student.keras", "--evaluate", "data.npz"], "`--labels` must name.*features"),
-        (
-            ["student.keras", "--evaluate", "test.npz", "--metric", "niceness"],
-            "class in keras.metrics.*niceness",
-        ),
-        (
-            [
-                *("student.keras", "--evaluate", "test.npz", "--metric", "AUC"),
-                *("--metric-config", '{"foo": 1}'),
-            ],
-            "`--metric-config` must hold the arguments of AUC.*foo",
-        ),
         (
             ["words.keras", "--examples", "words.npz"],
             "'string_lookup.*StringLookup.*--split-preprocessing",
@@ -206,6 +194,39 @@ def test_bad_input_leaves_with_1(
     assert call("export", *arguments, "--to", "onnx", "--out", tmp_path / "out") == 1
     error = capsys.readouterr().err
     assert error.startswith("keras-distill: error: ")
+    assert re.search(message, error, re.DOTALL), error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--evaluate", "data.npz"], "`--labels` must name.*features"),
+        (
+            ["--evaluate", "test.npz", "--labels", "nope"],
+            "`--labels` must name.*Received: nope",
+        ),
+        (
+            ["--evaluate", "test.npz", "--metric", "niceness"],
+            "class in keras.metrics.*niceness",
+        ),
+        (
+            [
+                *("--evaluate", "test.npz", "--metric", "AUC"),
+                *("--metric-config", '{"foo": 1}'),
+            ],
+            "`--metric-config` must hold the arguments of AUC.*foo",
+        ),
+    ],
+)
+def test_options_of_the_evaluation_that_are_wrong_leave_with_2(
+    folder, tmp_path, capsys, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit, match="2"):
+        call("export", "student.keras", *arguments, "--out", tmp_path / "out")
+    error = capsys.readouterr().err
+    assert error.startswith("usage: keras-distill export")
     assert re.search(message, error, re.DOTALL), error
     assert list(tmp_path.iterdir()) == []
 

@@ -135,3 +135,41 @@ def test_an_error_inside_keeps_what_was_written(capfd):
     assert capfd.readouterr().err == "a reason\n"
     os.write(2, b"noise\n")  # itself again
     assert capfd.readouterr().err == "noise\n"
+
+
+def test_nothing_but_the_error_of_what_it_tells(capfd):
+    with pytest.raises(ZeroDivisionError):
+        with standard_error.without(re.compile(b"noise"), told_by=ArithmeticError):
+            os.write(2, b"noise and more\na reason\n")
+            _ = 1 / 0
+    assert capfd.readouterr().err == ""
+    os.write(2, b"itself again\n")
+    assert capfd.readouterr().err == "itself again\n"
+
+
+def test_no_lines_of_the_kernels_of_a_runtime(tmp_path, capfd):
+    """ONNX Runtime warns of how tf2onnx writes this layer."""
+    image = keras.Input((8, 8, 1), name="image")
+    resized = layers.Resizing(5, 3, interpolation="nearest")(image)
+    model = keras.Model(image, resized)
+    batch = np.random.default_rng(0).random((4, 8, 8, 1), "float32")
+    kd.export.export(model, tmp_path / "o", ["onnx"], example_batch=batch)
+    assert main(["verify", str(tmp_path / "o")]) == 0
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "operation"),
+    [
+        ("roll", lambda x: keras.ops.roll(x, 1, axis=1)),
+        ("median", lambda x: keras.ops.median(x, axis=1)),
+    ],
+)
+def test_a_refused_conversion_is_told_by_its_error_alone(
+    name, operation, tmp_path, capfd
+):
+    x = keras.Input((4,), name="x")
+    model, batch = keras.Model(x, operation(x)), np.eye(4, dtype="float32")
+    with pytest.raises(RuntimeError, match=f"'litert': converting it.* '{name}'"):
+        kd.export.export(model, tmp_path / "o", ["litert"], example_batch=batch)
+    assert capfd.readouterr().err == ""

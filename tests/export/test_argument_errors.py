@@ -164,3 +164,31 @@ def test_a_measurement_tells_the_number():
     ]:
         with pytest.raises(ValueError, match=message):
             measure("nowhere", **change)
+
+
+@pytest.mark.parametrize(
+    ("value", "counted"), [(NAN, "2 NaN and 0 inf"), (-INF, "0 NaN and 2 inf")]
+)
+@pytest.mark.parametrize("argument", ["example_batch", "calibration_data"])
+def test_values_that_make_nan_are_no_fault_of_the_model(
+    argument, value, counted, tmp_path
+):
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, layers.Dense(2)(x - x))
+    wrong = BATCH.copy()
+    wrong[:2, 1] = value
+    given = {"example_batch": BATCH, "calibration_data": BATCH, argument: wrong}
+    message = f"`{argument}` must be finite.*{counted}.*12 values of the input 'x'"
+    with pytest.raises(ValueError, match=message):
+        export(model, tmp_path / "o", ["onnx"], quantize="int8", **given)
+
+
+def test_nan_of_the_preprocessing_or_of_the_model(tmp_path):
+    x = keras.Input((4,), name="x")
+    log = keras.Model(x, keras.ops.log(x))
+    core = keras.Sequential([keras.Input((4,), name="x"), layers.Dense(2)])
+    usual = {"formats": ["onnx"], "example_batch": -BATCH}
+    with pytest.raises(ValueError, match="`preprocessing` must be finite.*12 NaN"):
+        export(core, tmp_path / "o", preprocessing=log, **usual)
+    with pytest.raises(ValueError, match="`model` must give no NaN"):
+        export(log, tmp_path / "o", **usual)

@@ -323,3 +323,21 @@ def test_directories_and_other_files_given_for_a_model(published, tmp_path):
         with pytest.raises(ValueError, match=r"path of a `\.keras` file") as caught:
             load_model(path)
         assert words in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("group", "entry", "value"),
+    [
+        ("inputs", "shape", [None, 4]),
+        ("inputs", "shape", [None]),
+        ("inputs", "dtype", "int32"),
+        ("outputs", "shape", [None, 3]),
+        ("outputs", "dtype", "float64"),
+    ],
+)
+def test_a_signature_that_the_examples_have_not(copied, group, entry, value):
+    described = json.loads((copied / "manifest.json").read_text())
+    described["signature"][group][0][entry] = value
+    written(copied, json.dumps(described))
+    with pytest.raises(ValueError, match=f"examples.npz must hold the {group}.*Expo"):
+        verify(copied)

@@ -18,6 +18,8 @@ from keras_distill.export import (
     onnx,
     verify,
 )
+from keras_distill.export.evaluation import Judge
+from keras_distill.export.serving import serve
 
 CLASSES = 4
 
@@ -525,3 +527,75 @@ def test_no_drop_at_all_leaves_room_for_rounding(task, tmp_path):
     loss = keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
     exact = Evaluation((x, labels), loss, max_drop=0)
     evaluated(model, tmp_path / "out", exact, ["onnx", "litert"])
+
+
+@pytest.fixture(scope="module")
+def held_out(task):
+    """Judges labels of four classes, without exporting anything."""
+    model, x, labels = task
+    served = serve(model, x)
+
+    def judge(metric, labels, weights=None):
+        data = (x, labels) if weights is None else (x, labels, weights)
+        return Judge(Evaluation(data, metric, max_drop=1.0, mode="max"), served)
+
+    return judge, labels
+
+
+ONE_BY_ONE = {
+    "AUC": {"from_logits": True},
+    "Accuracy": {},
+    "BinaryAccuracy": {},
+    "CategoricalAccuracy": {},
+    "CategoricalCrossentropy": {"from_logits": True},
+    "CosineSimilarity": {},
+    "F1Score": {"average": "macro"},
+    "KLDivergence": {},
+    "MeanSquaredError": {},
+    "PearsonCorrelation": {},
+    "Precision": {},
+    "TopKCategoricalAccuracy": {"k": 2},
+}
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_class_ids_need_a_metric_of_class_ids(name, rank, held_out):
+    """Keras broadcasts ids of shape (examples, 1) to all classes."""
+    judge, labels = held_out
+    metric = getattr(keras.metrics, name)(**ONE_BY_ONE[name])
+    ids = labels.astype("float32").reshape((-1, 1)[:rank])
+    with pytest.raises(ValueError, match=f"{name} compares.*SparseCategoricalAccuracy"):
+        judge(metric, ids)
+
+
+@pytest.mark.parametrize(
+    "name", ["SparseCategoricalAccuracy", "SparseTopKCategoricalAccuracy"]
+)
+def test_one_hot_labels_need_a_metric_of_them(name, held_out):
+    judge, labels = held_out
+    with pytest.raises(ValueError, match=f"{name} takes.*need `CategoricalAccuracy`"):
+        judge(getattr(keras.metrics, name)(), np.eye(CLASSES)[labels])
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, np.nan])
+def test_labels_that_are_no_ids(value, held_out):
+    judge, labels = held_out
+    ids = np.where(np.arange(len(labels)) % 100 == 0, value, labels)
+    metric = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    with pytest.raises(ValueError, match=f"from 0 on.*3 others among 203.*{value}"):
+        judge(metric, ids)
+    for shape in ((-1,), (-1, 1)):  # as padding is left out
+        weights = (ids == labels).astype("float32").reshape(shape)
+        assert judge(metric, ids, weights).describe()["keras"] > 0.5
+
+
+def test_nan_labels_that_a_metric_makes_values_of(held_out):
+    judge, labels = held_out
+    one_hot = np.eye(CLASSES, dtype="float32")[labels]
+    one_hot[7, 2] = np.nan
+    metric = keras.metrics.BinaryAccuracy()
+    with pytest.raises(ValueError, match="no NaN among its labels.*Received: 1 NaN"):
+        judge(metric, one_hot)
+    weights = np.isfinite(one_hot).all(-1).astype("float32")
+    assert judge(metric, one_hot, weights).describe()["keras"] > 0.5

@@ -506,3 +506,12 @@ def test_tolerances_by_precision(floats, tmp_path):
         "artefacts"
     ]
     assert [artefact["tolerance"] for artefact in artefacts.values()] == [0.1, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("name", ["onnx", "litert"])
+@pytest.mark.parametrize("precision", ["float16", "dynamic_int8"])
+def test_a_model_without_weights_has_none_to_quantise(name, precision, tmp_path):
+    x = keras.Input((3,), name="x")
+    model, batch = keras.Model(x, keras.ops.tanh(x)), np.ones((2, 3), "float32")
+    with pytest.raises(RuntimeError, match="as the file has no constant matrices"):
+        export(model, tmp_path / "o", [name], example_batch=batch, quantize=precision)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from keras.src.backend.common import global_state
 
 from keras_distill.export import (
     arguments,
@@ -357,3 +358,24 @@ def test_other_threads_draw_while_a_model_is_traced():
     np.testing.assert_array_equal(frozen, [0, 0])
     np.testing.assert_array_equal(generator.state.numpy(), [1, 1])
     assert [it for it, _ in drawn] == [generator]
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_the_seed_of_keras_is_left_as_it_was(made, tmp_path):
+    """And a converter that lacks random numbers is told of by that word."""
+    name, before = "global_seed_generator", keras.random.SeedGenerator(3)
+    own = global_state.get_global_attribute(name)
+    global_state.set_global_attribute(name, before if made else None)
+    try:
+        noise = layers.Lambda(lambda t: t + keras.random.normal(keras.ops.shape(t)))
+        x = keras.Input((3,), name="x")
+        model, batch = keras.Model(x, noise(x)), np.ones((2, 3), "float32")
+        global_state.set_global_attribute(name, before if made else None)
+        state = before.state.numpy()
+        with pytest.raises(RuntimeError, match="draw the random numbers.*outside"):
+            export(model, tmp_path / "o", ["onnx"], example_batch=batch)
+        after = global_state.get_global_attribute(name)
+        assert after is (before if made else None)
+        np.testing.assert_array_equal(before.state.numpy(), state)
+    finally:
+        global_state.set_global_attribute(name, own)
