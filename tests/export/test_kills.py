@@ -1,7 +1,5 @@
 """An export that is killed leaves the old one or the new one, whole."""
 
-import subprocess
-import sys
 import time
 
 import keras
@@ -9,28 +7,9 @@ import numpy as np
 import pytest
 
 from keras_distill.export import export, manifest, verify
+from tests.export.exporting import exporting
 
 KILLS = 20
-
-# Says when it begins, so that imports, which touch no file, take no part of the time.
-PROGRAM = """
-import sys
-import numpy as np
-from keras_distill.export import export
-model, directory, version, mark = sys.argv[1:]
-batch = np.ones((4, 28, 28, 1), "float32")
-print("ready", flush=True)
-export(
-    model,
-    directory,
-    example_batch=batch,
-    quantize=["float16", "int8"],
-    calibration_data=batch,
-    version=None if version == "none" else version,
-    provenance={"mark": mark},
-)
-print("done", flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -48,30 +27,23 @@ def model(tmp_path_factory):
     return path
 
 
-def start(*arguments):
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
 def duration(model, directory):
-    with start(model, directory, "none", "whole") as process:
+    with exporting(model, directory, None, "whole") as (_, connection):
         begin = time.monotonic()
-        assert process.stdout.readline() == "done\n"
+        assert connection.recv() == "done"
         return time.monotonic() - begin
 
 
 def killed_after(seconds, *arguments):
     """Start an export and kill it; tell whether it had finished before."""
-    with start(*arguments) as process:
+    with exporting(*arguments) as (process, connection):
         time.sleep(seconds)
         process.kill()
-        return process.stdout.read() == "done\n"
+        process.join()
+        try:
+            return connection.recv() == "done"
+        except EOFError:
+            return False
 
 
 def mark(directory):
@@ -99,7 +71,7 @@ def test_killed_at_random_moments(model, tmp_path):
         moment = moments.uniform(0, 1.1 * seconds)
         new = f"{number} at {moment:.3f} s of {seconds:.3f}"
         if number % 2:
-            finished = killed_after(moment, model, replaced, "none", new)
+            finished = killed_after(moment, model, replaced, None, new)
             # Killed after the swap and before the end, it is the new one already.
             assert mark(replaced) in ({new} if finished else {seen, new})
             seen = mark(replaced)
