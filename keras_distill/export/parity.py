@@ -14,12 +14,18 @@ from keras_distill.export.batches import (
     as_bytes,
     other_size,
     pieces,
+    reason,
     size_of,
     taken,
     to_arrays,
 )
 from keras_distill.export.formats import FULL, Diagnosis, Examine, Loaded, Target
-from keras_distill.export.probes import Probe, probes
+from keras_distill.export.probes import (
+    Probe,
+    has_open_sizes,
+    probes,
+    refused_sizes,
+)
 from keras_distill.export.quiet import quiet
 from keras_distill.export.rows import Dependence, dependence
 from keras_distill.export.serving import Served, tensors_of
@@ -90,6 +96,7 @@ def reference(served: Served, example_batch: Any) -> Reference:
     # Each batch is preprocessed by itself, as rows may depend on those beside them.
     with taken("example_batch"):
         batches = [served.prepare(batch) for batch in raw]
+        _refuse_sizes(served, batches[0])
         outputs = [call(served, batch) for batch in batches]
     return Reference(
         cases=list(zip(batches, outputs, strict=True)),
@@ -98,6 +105,18 @@ def reference(served: Served, example_batch: Any) -> Reference:
         dependence=dependence(served, served.prepare(given), given),
         probes=probes(served, batches[0]),
     )
+
+
+def _refuse_sizes(served: Served, batch: Arrays) -> None:
+    """Raise where the examples are of sizes of which Keras' answer is no reference."""
+    error = refused_sizes(served, batch) if has_open_sizes(served) else None
+    if error is not None:
+        sizes = {name: array.shape[1:] for name, array in batch.items()}
+        raise ValueError(
+            "`example_batch` must hold examples of sizes that the model can compute "
+            f"with. Received: sizes={sizes}, for which it can't be traced: "
+            f"{reason(error.__cause__ or error)}"
+        ) from error
 
 
 def _batches(arrays: Arrays, batch_size: int | None) -> list[Arrays]:

@@ -205,6 +205,38 @@ def test_a_size_that_keras_refuses_is_no_probe():
     assert only.cases[0][0]["x"].shape == (1, 12, 2)
 
 
+def kernels_apart(x):
+    for _ in range(2):
+        x = layers.MaxPooling1D()(layers.Conv1D(2, 3)(x))
+    return layers.GlobalMaxPooling1D()(x)
+
+
+# Each with the longest size at which one of its convolutions has nothing to return:
+# eager Keras returns what lies in memory there.
+SHORTEST = {
+    "Conv1D": (lambda x: layers.Conv1D(2, 5)(x), 4),
+    "DepthwiseConv1D": (lambda x: layers.DepthwiseConv1D(5)(x), 4),
+    "SeparableConv1D": (lambda x: layers.SeparableConv1D(2, 5)(x), 4),
+    "a convolution of a transposed one": (
+        lambda x: layers.Conv1D(2, 5)(layers.Conv1DTranspose(2, 3)(x)),
+        2,
+    ),
+    "convolutions and pools": (kernels_apart, 7),
+    "a model inside": (lambda x: functional(kernels_apart, (None, 2))(x)["y"], 7),
+}
+
+
+@pytest.mark.parametrize("kind", SHORTEST)
+def test_a_size_that_is_shorter_than_a_kernel_is_no_probe(kind):
+    call, shortest = SHORTEST[kind]
+    model = functional(call, (None, 2))
+    [only] = size_probes(model, rowwise(2, 2 * shortest, 2))
+    assert only.cases[0][0]["x"].shape == (1, 4 * shortest, 2)
+    batch = rowwise(2, shortest, 2)
+    with pytest.raises(ValueError, match=rf"(?s)sizes=.*\({shortest}, 2\)"):
+        reference(serve(model, batch), batch)
+
+
 def test_an_artefact_of_one_size_is_refused(tmp_path, runtimes):
     """The layer computes something else while it is traced for an open size."""
     x = keras.Input((None, 2), name="x")
