@@ -128,7 +128,8 @@ def taken(argument: str, errors: type[Exception] = tf.errors.OpError) -> Iterato
     except errors as error:
         raise ValueError(
             f"`{argument}` must hold values that the model can compute with, such as "
-            f"ids below the number of rows of their Embedding. Received: {reason(error)}"
+            "ids below the number of rows of their Embedding, or texts no shorter than "
+            f"a kernel. Received: {reason(error)}"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """Does an artefact compute what its model computes?"""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ from keras_distill.export.probes import (
     refused_sizes,
 )
 from keras_distill.export.quiet import quiet
-from keras_distill.export.rows import Dependence, dependence
+from keras_distill.export.rows import Dependence, dependence, fails_alone
 from keras_distill.export.serving import Served, tensors_of
 
 # Outputs from here on are taken for masks (-1e9 in padded places): they are compared
@@ -95,9 +96,12 @@ def reference(served: Served, example_batch: Any) -> Reference:
     raw = _batches(given, served.batch_size)
     # Each batch is preprocessed by itself, as rows may depend on those beside them.
     with taken("example_batch"):
-        batches = [served.prepare(batch) for batch in raw]
+        batches = [served.prepare(raw[0])]
         _refuse_sizes(served, batches[0])
-        outputs = [call(served, batch) for batch in batches]
+        outputs = [call(served, batches[0])]
+    with taken("example_batch") if served.batch_size else _first_row():
+        batches += [served.prepare(batch) for batch in raw[1:]]
+        outputs += [call(served, batch) for batch in batches[1:]]
     return Reference(
         cases=list(zip(batches, outputs, strict=True)),
         raw_cases=list(zip(raw, outputs, strict=True)) if served.raw else [],
@@ -105,6 +109,19 @@ def reference(served: Served, example_batch: Any) -> Reference:
         dependence=dependence(served, served.prepare(given), given),
         probes=probes(served, batches[0]),
     )
+
+
+@contextmanager
+def _first_row() -> Iterator[None]:
+    """Raise ValueError where Keras computes the first row only beside others."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        failure = f"row 0 by itself: {reason(error)}"
+        raise ValueError(
+            "`example_batch` must begin with an example that the model can compute by "
+            f"itself. Received: {fails_alone('`model`', failure)}."
+        ) from error
 
 
 def _refuse_sizes(served: Served, batch: Arrays) -> None:
