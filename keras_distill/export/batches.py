@@ -126,11 +126,16 @@ def taken(argument: str, errors: type[Exception] = tf.errors.OpError) -> Iterato
     try:
         yield
     except errors as error:
-        reason = textwrap.shorten(_NOISE.sub("", str(error)), 300)
         raise ValueError(
             f"`{argument}` must hold values that the model can compute with, such as "
-            f"ids below the number of rows of their Embedding. Received: {reason}"
+            "ids below the number of rows of their Embedding, or texts no shorter than "
+            f"a kernel. Received: {reason(error)}"
         ) from error
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says in one line, without colours and addresses."""
+    return textwrap.shorten(_NOISE.sub("", str(error)), 300)
 
 
 def as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

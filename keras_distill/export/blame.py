@@ -5,12 +5,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keras_distill.export import trials
+import tensorflow as tf
+
+from keras_distill.export import parity, trials
 from keras_distill.export.advice import computes_in_16_bits, remedies
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import FULL, Diagnosis, Refusal, Target
+from keras_distill.export.quiet import quiet
 from keras_distill.export.recording import Call, Recording, recording
-from keras_distill.export.serving import Served, traced
+from keras_distill.export.serving import Served, Tensors, tensors_of, traced
 
 # Where converters and runtimes name the node that they fail at.
 _NODES = (
@@ -28,6 +31,16 @@ _ALL_TRIED = (
     "Each layer and operation by itself is right, so the cause lies in how they are "
     "joined"
 )
+_ADDED_UP = "No layer or operation is off by itself: their rounding to 16 bits adds up"
+_TRACED = (
+    "Keras itself gives other values when it is traced, as by `predict`, than eagerly, "
+    "as by `model(x)`. Files are made of the trace"
+)
+_CAST = (
+    "give such a layer floats, as with `layers.Rescaling` before it or by "
+    "`keras.ops.cast(x, 'float32')`: of integers it returns integers in one of both"
+)
+_THE_SAME = "let the layer compute the same in both"
 _NOT_ALL_TRIED = "Which layer is at fault isn't known"
 
 
@@ -56,13 +69,39 @@ class Examiner:
     def of_values(self, target: Target, error: Exception) -> Diagnosis:
         """Name the first layer whose output isn't Keras'."""
         others: list[str] = []
-        if computes_in_16_bits(self.served.model):
+        in_16_bits = computes_in_16_bits(self.served.model)
+        if in_16_bits:
             others.append("raise `tolerance`, as the model computes in 16 bits")
         if target.precision != FULL:
             return Diagnosis("", tuple(others))
         output = getattr(error, "output", None)
         calls, note = self._tried(target, self.tolerance, output)
+        if self._differs_traced():
+            integers = [it.dtype.is_integer for it in self.served.inputs.values()]
+            others.append(_CAST if any(integers) else _THE_SAME)
+            note = _TRACED
+        elif in_16_bits and not calls:
+            note = _ADDED_UP
         return Diagnosis(_named(calls), tuple(others), note)
+
+    def _differs_traced(self) -> bool:
+        """Whether Keras itself computes something else in a graph."""
+        call, inputs = self.served.call, self.served.inputs
+        graph = tf.function(call, input_signature=[inputs], autograph=False)
+        tensors = tensors_of(self.batch)
+        try:
+            with tf.device("/CPU:0"), quiet("tensorflow", "absl"):
+                first, again, traced = call(tensors), call(tensors), graph(tensors)
+        except Exception:
+            # What failed before is what the caller has to read.
+            return False
+        return self._agree(first, again) and not self._agree(first, traced)
+
+    def _agree(self, wanted: Tensors, given: Tensors) -> bool:
+        return all(
+            parity.agree(given[name].numpy(), tensor.numpy(), self.tolerance)
+            for name, tensor in wanted.items()
+        )
 
     def _at_fault(self, target: Target, error: Exception) -> tuple[list[Call], str]:
         calls = mentioned(str(error), self._record())

@@ -49,14 +49,16 @@ def _functions() -> dict[Any, dict[str, Callable[..., Any]]]:
 # Keras' `argmax` and `argmin` take `-0.0` for less than `0.0`, and look for it by
 # `signbit`, in the bits of the number.
 def _signbit(original: Any, x: Any) -> Any:
-    """Compute the sign without a look at bits: of zeros, from their reciprocals."""
+    """Compute the sign in the one form that `onnx_operators` knows.
+
+    A division would stop LiteRT's int8 at values that are rounded to zero.
+    """
     x = tf.convert_to_tensor(x)
     if x.dtype == tf.bool:
         return tf.fill(tf.shape(x), False)
     if x.dtype.is_integer:
         return x < 0
-    x = keras.ops.cast(x, "float32")
-    return tf.less(tf.where(tf.equal(x, 0.0), 1.0 / x, x), 0.0)
+    return tf.less(tf.bitcast(keras.ops.cast(x, "float32"), tf.int32), 0)
 
 
 # LiteRT finds no infinity by `tf.math.is_inf`, nor by equality with one.

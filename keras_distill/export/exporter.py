@@ -122,9 +122,10 @@ def export(
             Defaults to 1e-5, about five times what deep float32 networks need, or to
             what the model's own rounding asks for where that is more: twice what the
             outputs change by when each weight moves by one unit in its last place,
-            and never more than 1e-4. 1e-2 for `"float16"`; 0.2 for int8, which
+            and never more than 1e-4. 1e-2 for `"float16"`, and where a model that
+            computes in 16 bits, as with `mixed_float16`, needs it; 0.2 for int8, which
             detects a broken file, but not a less accurate one. A number is meant for
-            `"full"`, and is kept to. A model that computes in 16 bits needs 1e-2.
+            `"full"`, and is kept to.
         version: Publish to `directory/3` rather than to `directory`, or to the number
             after the highest there with `"next"`. Earlier versions stay.
         provenance: What JSON can hold about how the model was made, kept in the

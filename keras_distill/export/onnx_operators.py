@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_distill.export import onnx_convolutions, onnx_integers
-from keras_distill.export.onnx_nodes import Nodes
+from keras_distill.export.onnx_nodes import Nodes, dtype_of
 
 # Takes tf2onnx' graph, the node to convert, its name and no arguments.
 Handler = Callable[[Any, Any, str, list[Any]], None]
@@ -18,6 +18,7 @@ _SMALL = 0.5
 def handlers() -> dict[str, tuple[Handler, list[Any]]]:
     """Return what tf2onnx takes as `custom_op_handlers`."""
     by_operator: dict[str, Handler] = {
+        "Bitcast": _bitcast,
         "Conv2DBackpropInput": onnx_convolutions.transposed_convolution,
         "Conv3D": onnx_convolutions.convolution_3d,
         "Conv3DBackpropInputV2": onnx_convolutions.transposed_convolution,
@@ -37,6 +38,24 @@ def handlers() -> dict[str, tuple[Handler, list[Any]]]:
         "TopKV2": onnx_integers.top_k,
     }
     return {name: (handler, []) for name, handler in by_operator.items()}
+
+
+def _bitcast(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
+    """Tell the sign of a number's bits: of zeros, by the sign of their reciprocals."""
+    nodes, [x] = Nodes(graph, node), node.input
+    dtype = dtype_of(graph, x)
+    users = graph.find_output_consumers(node.output[0])
+    if dtype != np.float32 or not all(map(_compares_with_zero, users)):
+        raise ValueError(f"Tensorflow op [{node.name}: Bitcast] is not supported")
+    zero, one = nodes.constant(0, dtype), nodes.constant(1, dtype)
+    is_zero, inverse = nodes.make("Equal", x, zero), nodes.make("Div", one, x)
+    is_negative = nodes.make("Less", nodes.make("Where", is_zero, inverse, x), zero)
+    nodes.finish(nodes.make("Neg", nodes.cast(is_negative, nodes.dtype)))
+
+
+def _compares_with_zero(node: Any) -> bool:
+    zero = node.inputs[1]
+    return node.type == "Less" and zero.is_const() and not zero.get_tensor_value()
 
 
 def _erfc(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:

@@ -1,6 +1,7 @@
 """Does an artefact compute what its model computes?"""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,14 +15,20 @@ from keras_distill.export.batches import (
     as_bytes,
     other_size,
     pieces,
+    reason,
     size_of,
     taken,
     to_arrays,
 )
 from keras_distill.export.formats import FULL, Diagnosis, Examine, Loaded, Target
-from keras_distill.export.probes import Probe, probes
+from keras_distill.export.probes import (
+    Probe,
+    has_open_sizes,
+    probes,
+    refused_sizes,
+)
 from keras_distill.export.quiet import quiet
-from keras_distill.export.rows import Dependence, dependence
+from keras_distill.export.rows import Dependence, dependence, fails_alone
 from keras_distill.export.serving import Served, tensors_of
 
 # Outputs from here on are taken for masks (-1e9 in padded places): they are compared
@@ -89,10 +96,14 @@ def reference(served: Served, example_batch: Any) -> Reference:
     raw = _batches(given, served.batch_size)
     # Each batch is preprocessed by itself, as rows may depend on those beside them.
     with taken("example_batch"):
-        batches = [served.prepare(batch) for batch in raw]
-        outputs = [
+        batches = [served.prepare(raw[0])]
+        _refuse_sizes(served, batches[0])
+        outputs = [call(served, batches[0], "example_batch", raw[0])]
+    with taken("example_batch") if served.batch_size else _first_row():
+        batches += [served.prepare(batch) for batch in raw[1:]]
+        outputs += [
             call(served, batch, "example_batch", given)
-            for batch, given in zip(batches, raw, strict=True)
+            for batch, given in zip(batches[1:], raw[1:], strict=True)
         ]
     return Reference(
         cases=list(zip(batches, outputs, strict=True)),
@@ -101,6 +112,31 @@ def reference(served: Served, example_batch: Any) -> Reference:
         dependence=dependence(served, served.prepare(given), given),
         probes=probes(served, batches[0]),
     )
+
+
+@contextmanager
+def _first_row() -> Iterator[None]:
+    """Raise ValueError where Keras computes the first row only beside others."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        failure = f"row 0 by itself: {reason(error)}"
+        raise ValueError(
+            "`example_batch` must begin with an example that the model can compute by "
+            f"itself. Received: {fails_alone('`model`', failure)}."
+        ) from error
+
+
+def _refuse_sizes(served: Served, batch: Arrays) -> None:
+    """Raise where the examples are of sizes of which Keras' answer is no reference."""
+    error = refused_sizes(served, batch) if has_open_sizes(served) else None
+    if error is not None:
+        sizes = {name: array.shape[1:] for name, array in batch.items()}
+        raise ValueError(
+            "`example_batch` must hold examples of sizes that the model can compute "
+            f"with. Received: sizes={sizes}, for which it can't be traced: "
+            f"{reason(error.__cause__ or error)}"
+        ) from error
 
 
 def _batches(arrays: Arrays, batch_size: int | None) -> list[Arrays]:

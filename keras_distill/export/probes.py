@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_distill.export import looks
 from keras_distill.export.batches import Arrays, pieces, rows
 from keras_distill.export.extremes import MOST_INPUTS, extremes
-from keras_distill.export.serving import Served, tensors_of
+from keras_distill.export.serving import Served, tensors_of, trace
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _lengths(served: Served, first: Arrays) -> Iterator[Probe]:
     All open sizes are doubled or halved together, as inputs may have to have one
     length. A size that Keras itself refuses, or gives NaN for, is no probe.
     """
-    if not any(None in tuple(spec.shape)[1:] for spec in served.inputs.values()):
+    if not has_open_sizes(served):
         return
     for longer in (True, False):
         example = {
@@ -71,7 +71,7 @@ def _lengths(served: Served, first: Arrays) -> Iterator[Probe]:
         if shapes == {name: array.shape[1:] for name, array in first.items()}:
             continue
         case = _case(served, example)
-        if case is not None:
+        if case is not None and refused_sizes(served, case[0]) is None:
             yield Probe(
                 f"inputs of another size than the examples', {shapes}",
                 [case],
@@ -97,6 +97,28 @@ def _case(served: Served, example: Arrays) -> tuple[Arrays, Arrays] | None:
     if outputs is None or any(_has_nan(array) for array in outputs.values()):
         return None
     return example, outputs
+
+
+def refused_sizes(served: Served, example: Arrays) -> Exception | None:
+    """Return what TensorFlow raises for the sizes of an example in a graph.
+
+    Only there it looks at them: of an input that is shorter than its kernel, an eager
+    convolution may return whatever lies in memory.
+    """
+    specs = {
+        name: tf.TensorSpec(array.shape, served.inputs[name].dtype, name=name)
+        for name, array in example.items()
+    }
+    try:
+        trace(served.call, specs).get_concrete_function()
+    except Exception as error:  # whatever Keras raises for a size it can't take
+        return error
+    return None
+
+
+def has_open_sizes(served: Served) -> bool:
+    """Whether an input has an axis besides the batch that is of any size."""
+    return any(None in tuple(spec.shape)[1:] for spec in served.inputs.values())
 
 
 def _outputs(served: Served, example: Arrays) -> Arrays | None:

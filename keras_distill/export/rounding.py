@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_distill.export import parity
+from keras_distill.export.advice import computes_in_16_bits
 from keras_distill.export.parity import Reference
 from keras_distill.export.serving import Served
 
@@ -13,12 +14,17 @@ from keras_distill.export.serving import Served
 _FACTOR = 2
 # Ten times the usual tolerance: beyond it a wrong operator would pass for rounding.
 _MOST = 1e-4
+# Of models that compute in float16 or bfloat16, as of float32's `quantize="float16"`:
+# runtimes sum such products in float32 or not.
+_IN_16_BITS = 1e-2
 # Random directions differ.
 _DRAWS = 2
 
 
 def tolerance(served: Served, expected: Reference) -> float:
     """Return the tolerance that the model's own rounding asks for, at most 1e-4.
+
+    That of models which compute in 16 bits is 1e-2.
 
     Each weight is moved up or down by one unit in its last place. By how much the
     outputs then change is what rounding alone does to them: in deep networks about as
@@ -28,6 +34,8 @@ def tolerance(served: Served, expected: Reference) -> float:
         RuntimeError: An output is no longer finite.
         ValueError: An output is NaN then.
     """
+    if computes_in_16_bits(served.model):
+        return _IN_16_BITS
     batch, wanted = expected.cases[0]
     weights = [v for v in served.model.variables if _is_float(v.dtype)]
     floats = {n: s for n, s in expected.scales.items() if _is_float(wanted[n].dtype)}

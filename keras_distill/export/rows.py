@@ -10,7 +10,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from keras_distill.export import signature
-from keras_distill.export.batches import Arrays, pieces, rows, size_of
+from keras_distill.export.batches import Arrays, pieces, reason, rows, size_of
 from keras_distill.export.portability import described, is_graph
 from keras_distill.export.serving import Served, tensors_of
 
@@ -33,6 +33,7 @@ class Dependence:
         output: An output that shows it.
         difference: By how much that output of one row changes.
         repeats: Whether the same batch gives the same outputs twice.
+        failure: Which rows Keras can't compute without the others, and what it raises.
     """
 
     part: str
@@ -40,6 +41,7 @@ class Dependence:
     output: str
     difference: float
     repeats: bool = True
+    failure: str | None = None
 
     def __str__(self) -> str:
         where = f"`{self.part}`" + (f" in the layer {self.layer}" if self.layer else "")
@@ -49,6 +51,8 @@ class Dependence:
                 f"{self.difference:.3g} in {self.output!r}: they are random or depend "
                 "on earlier calls. Switch that off with `training=False`"
             )
+        if self.failure is not None:
+            return fails_alone(where, self.failure)
         return (
             f"The rows of a batch change each other's outputs in {where}: "
             f"{self.output!r} of a row changes by {self.difference:.3g} with the rows "
@@ -56,6 +60,16 @@ class Dependence:
             "neighbours. Export with `batch_size=1`, or compute each row by itself, "
             "without the batch axis in maxima, means or sums"
         )
+
+
+def fails_alone(where: str, failure: str) -> str:
+    """Return what to do about a row that a model only computes beside others."""
+    return (
+        f"The rows of a batch depend on each other in {where}, which fails for "
+        f"{failure}. A server that gets it without longer ones beside it fails too. "
+        "Give all rows one length, as with "
+        "`TextVectorization(output_sequence_length=...)`"
+    )
 
 
 def dependence(served: Served, batch: Arrays, raw: Arrays | None) -> Dependence | None:
@@ -96,6 +110,8 @@ def _of_part(
     worst = _worst(run, batch, expected, batch_size, rounding)
     if worst is None:
         return None
+    if isinstance(worst, str):
+        return Dependence(part, None, next(iter(expected)), np.inf, failure=worst)
     comparison, name, difference = worst
     again = {n: _difference(run(batch)[n], value) for n, value in expected.items()}
     if any(relative > 0 for relative, _ in again.values()):
@@ -114,23 +130,36 @@ def _worst(
     expected: Arrays,
     batch_size: int | None,
     rounding: float,
-) -> tuple[_Comparison, str, float] | None:
-    """Return where an output differs beyond rounding, its name and by how much."""
+) -> tuple[_Comparison, str, float] | str | None:
+    """Return where an output differs beyond rounding, its name and by how much.
+
+    Else return which rows can't be computed without the others, and why.
+    """
+    failures: list[tuple[int, str]] = []
     for comparison in _comparisons(batch, batch_size):
         part, other, begin = comparison
         try:
             given = run(other)
-        except tf.errors.OpError:
-            if size_of(batch) > 1:
-                raise
-            return None  # the model doesn't take the values that were invented
+        except Exception as error:  # whatever Keras raises for what it can't compute
+            if size_of(batch) == 1:
+                return None  # the model doesn't take the values that were invented
+            count = part.stop - part.start
+            failures.append((count, f"{_named(part)}: {reason(error)}"))
+            continue
         for name, wanted in expected.items():
             want = wanted[part]
             got = given[name][begin : begin + len(want)]
             relative, absolute = _difference(got, want)
             if relative > rounding:
                 return comparison, name, absolute
-    return None
+    # One row tells more than the half of the batch that it is in.
+    return min(failures, key=lambda it: it[0])[1] if failures else None
+
+
+def _named(part: slice) -> str:
+    if part.stop - part.start == 1:
+        return f"row {part.start} by itself"
+    return f"the rows {part.start} to {part.stop - 1} by themselves"
 
 
 def _comparisons(batch: Arrays, batch_size: int | None) -> Iterator[_Comparison]:

@@ -1,5 +1,6 @@
 """SavedModel: TensorFlow Serving, and the source of the LiteRT file."""
 
+import keyword
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def write(conversion: Conversion, path: Path) -> None:
     """Write the endpoint `serve`, which is `serving_default` too."""
     served = conversion.served
     for inputs in (served.inputs, served.raw.inputs if served.raw else {}):
-        _check_case(inputs)
+        _check_names(inputs)
     archive = keras.export.ExportArchive()
     # The archive finds the variables that the function uses by itself. Tracking the
     # model would store every weight a second time, and its metrics with them.
@@ -37,10 +38,18 @@ def write(conversion: Conversion, path: Path) -> None:
         archive.write_out(str(path), verbose=False)
 
 
-def _check_case(names: Iterable[str]) -> None:
-    """Refuse names that TensorFlow's signatures, in lower case inside, don't tell."""
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse names that signatures can't take as arguments.
+
+    Inside they are in lower case. `self` is an argument of the functions themselves.
+    """
     seen: dict[str, str] = {}
     for name in names:
+        if name == "self" or keyword.iskeyword(name):
+            raise Refusal(
+                f"its input {name!r} can't be an argument of a Python function",
+                remedy=f"rename the input {name!r} of the Keras model",
+            )
         other = seen.setdefault(name.lower(), name)
         if other != name:
             raise Refusal(

@@ -149,9 +149,10 @@ def trace(
     """
     seeds = Drawn() if drawn is None else drawn
 
-    def converted(tensors: Tensors) -> Tensors:
+    # TensorFlow keeps the argument's name from inputs. None begins with an underscore.
+    def converted(_tensors: Tensors) -> Tensors:
         with convertible(), any_name(), frozen(seeds):
-            return call(tensors)
+            return call(_tensors)
 
     return tf.function(converted, input_signature=[inputs], autograph=False)
 

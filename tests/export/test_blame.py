@@ -283,6 +283,21 @@ class TestValues:
         assert "16 bits" not in str(caught.value)
         assert "evaluation" not in str(caught.value)
 
+    def test_integers_of_which_keras_returns_two_things(self, tmp_path):
+        """It rounds the pixels of resized images eagerly, and not in a graph."""
+        x = keras.Input((4, 4, 1), dtype="uint8", name="x")
+        images = np.arange(32, dtype="uint8").reshape(2, 4, 4, 1) * 8
+        resize, scale = layers.Resizing(3, 3, name="resize"), layers.Rescaling(1 / 255)
+        match = (
+            r"(?s)'resize' \(Resizing\)\. Keras itself gives other values when it is "
+            r"traced.*`layers\.Rescaling` before it"
+        )
+        with pytest.raises(ParityError, match=match):
+            directory, model = tmp_path / "no", keras.Model(x, scale(resize(x)))
+            export(model, directory, ["saved_model"], example_batch=images)
+        model = keras.Model(x, resize(scale(x)))
+        export(model, tmp_path / "out", ["saved_model"], example_batch=images)
+
     @pytest.mark.parametrize("wrong", ["a", "b"])
     def test_only_what_the_output_depends_on(
         self, wrong, floats, monkeypatch, tmp_path

@@ -6,6 +6,7 @@ Each export holds many small layers, and an output is called by its case.
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 
 from keras_distill.export import export, onnx
@@ -200,6 +201,18 @@ def test_labels(tmp_path, runtimes):
     assert list(wanted["argmin"].numpy()[:2]) == [3, 2]
     formats = ["saved_model", "onnx", "litert"]
     check(model, {"x": ROWS}, tmp_path / "out", runtimes, formats, exact=True)
+
+
+class Bits(layers.Layer):
+    def call(self, x):
+        return tf.bitcast(x, tf.int32) // 2**23
+
+
+def test_bits_beside_the_sign_are_refused_by_onnx(tmp_path):
+    x = keras.Input((4,), name="x")
+    model = keras.Model({"x": x}, {"exponent": Bits(name="bits")(x)})
+    with pytest.raises(RuntimeError, match=r"converting it failed in 'bits' \(Bits\)"):
+        export(model, tmp_path / "out", ["onnx"], example_batch={"x": ROWS})
 
 
 def test_keras_is_as_it_was(tmp_path):

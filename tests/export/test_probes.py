@@ -205,6 +205,38 @@ def test_a_size_that_keras_refuses_is_no_probe():
     assert only.cases[0][0]["x"].shape == (1, 12, 2)
 
 
+def kernels_apart(x):
+    for _ in range(2):
+        x = layers.MaxPooling1D()(layers.Conv1D(2, 3)(x))
+    return layers.GlobalMaxPooling1D()(x)
+
+
+# Each with the longest size at which one of its convolutions has nothing to return:
+# eager Keras returns what lies in memory there.
+SHORTEST = {
+    "Conv1D": (lambda x: layers.Conv1D(2, 5)(x), 4),
+    "DepthwiseConv1D": (lambda x: layers.DepthwiseConv1D(5)(x), 4),
+    "SeparableConv1D": (lambda x: layers.SeparableConv1D(2, 5)(x), 4),
+    "a convolution of a transposed one": (
+        lambda x: layers.Conv1D(2, 5)(layers.Conv1DTranspose(2, 3)(x)),
+        2,
+    ),
+    "convolutions and pools": (kernels_apart, 7),
+    "a model inside": (lambda x: functional(kernels_apart, (None, 2))(x)["y"], 7),
+}
+
+
+@pytest.mark.parametrize("kind", SHORTEST)
+def test_a_size_that_is_shorter_than_a_kernel_is_no_probe(kind):
+    call, shortest = SHORTEST[kind]
+    model = functional(call, (None, 2))
+    [only] = size_probes(model, rowwise(2, 2 * shortest, 2))
+    assert only.cases[0][0]["x"].shape == (1, 4 * shortest, 2)
+    batch = rowwise(2, shortest, 2)
+    with pytest.raises(ValueError, match=rf"(?s)sizes=.*\({shortest}, 2\)"):
+        reference(serve(model, batch), batch)
+
+
 def test_an_artefact_of_one_size_is_refused(tmp_path, runtimes):
     """The layer computes something else while it is traced for an open size."""
     x = keras.Input((None, 2), name="x")
@@ -331,3 +363,38 @@ def test_a_row_by_itself_stands_between_values_that_the_model_takes():
     scaled = keras.Model(x, x / ops.max(ops.abs(x)))
     found = dependence(serve(scaled, row), {"x": row}, None)
     assert found is not None and "rows of a batch change" in str(found)
+
+
+def of_texts(call, mask_zero=False):
+    """Of a batch of texts the longest sets the length of all."""
+    words = layers.TextVectorization(vocabulary=list("abcdefg"), name="words")
+    text = keras.Input((1,), dtype="string", name="x")
+    embedded = layers.Embedding(9, 2, mask_zero=mask_zero)(words(text))
+    return keras.Model(text, {"y": layers.Dense(2)(call(embedded))})
+
+
+LONG, SHORT = "a b c d e f g a b c", "a b"
+FAILING_ALONE = {
+    "an empty text in an LSTM": (layers.LSTM(2), True, ""),
+    "a text shorter than a kernel": (kernels_apart, False, SHORT),
+}
+
+
+@pytest.mark.parametrize("kind", FAILING_ALONE)
+def test_a_row_that_keras_only_computes_beside_longer_ones_is_named(kind, tmp_path):
+    call, mask_zero, short = FAILING_ALONE[kind]
+    model = of_texts(call, mask_zero)
+    for rows, row in (([LONG, short, LONG], 1), ([LONG] * 3 + [short] * 3, 3)):
+        batch = np.array(rows, object)[:, None]
+        found = dependence(serve(model, batch), {"x": batch}, None)
+        assert found.layer is None and found.repeats
+        assert f"fails for row {row} by itself: " in str(found)
+        assert str(found).endswith("`TextVectorization(output_sequence_length=...)`")
+        assert "\x1b" not in str(found)
+    with pytest.warns(UserWarning, match="row 3 by itself"):
+        export(model, tmp_path / "o", ["saved_model"], example_batch=batch)
+    assert verify(tmp_path / "o")["ok"]
+    first = np.array([short, LONG, LONG], object)[:, None]
+    message = "must begin with an example.*row 0 by itself.*output_sequence_length"
+    with pytest.raises(ValueError, match=message):
+        reference(serve(model, first), first)

@@ -310,6 +310,29 @@ def test_several_inputs_are_calibrated_each_by_its_own_data(
             assert distance < 0.05 * np.abs(values).max(), (name, key)
 
 
+@pytest.mark.parametrize("best", [keras.ops.argmax, keras.ops.argmin])
+def test_the_head_may_give_labels(best, tmp_path, runtimes):
+    """Of scores far apart, many of which int8 rounds to zero."""
+    x = keras.Input((4,), name="x")
+    scores = layers.Dense(4, kernel_initializer="identity")(x)
+    model = keras.Model(x, {"y": best(scores, axis=-1)})
+    rng = np.random.default_rng(0)
+    rows = rng.permuted(np.tile([-9.0, -1e-3, 1e-3, 9.0], (32, 1)), axis=1)
+    data, directory = rows.astype("float32"), tmp_path / "out"
+    # Which compares every label with Keras'.
+    export(
+        model,
+        directory,
+        ["onnx", "litert"],
+        example_batch=data[:16],
+        calibration_data=data,
+        quantize=("int8", "integer_only"),
+    )
+    for name in ("onnx", "litert"):
+        got = runtimes[name](directory, {"x": data[16:]}, "int8")["y"]
+        np.testing.assert_array_equal(got, model(data[16:])["y"])
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_tokens(tmp_path, runtimes, masked):
     model = keras.Sequential(

@@ -108,3 +108,24 @@ def test_a_model_that_rounds_little_keeps_the_usual_tolerance(tmp_path):
     model, batch = cancelling(1)
     manifest = export(model, tmp_path / "out", ["saved_model"], example_batch=batch)
     assert manifest["artefacts"]["saved_model"]["tolerance"] == 1e-5
+
+
+def in_16_bits(policy):
+    """A model whose sums of many products are rounded in another order in files."""
+    keras.utils.set_random_seed(0)
+    hidden = [layers.Dense(64, "relu", dtype=policy) for _ in range(3)]
+    model = keras.Sequential(
+        [keras.Input((64,), name="x"), *hidden, layers.Dense(4, dtype="float32")]
+    )
+    return model, np.random.default_rng(0).normal(size=(8, 64)).astype("float32")
+
+
+def test_a_model_that_computes_in_16_bits_has_their_tolerance(tmp_path):
+    model, batch = in_16_bits("mixed_float16")
+    manifest = export(model, tmp_path / "out", ["onnx"], example_batch=batch)
+    artefact = manifest["artefacts"]["onnx"]
+    assert artefact["tolerance"] == 1e-2
+    assert artefact["max_relative_difference"] > 1e-4
+    message = "no layer or operation is off.*16 bits adds up.*raise `tolerance`"
+    with pytest.raises(ParityError, match=f"(?i){message}"):
+        export(model, tmp_path / "o", ["onnx"], example_batch=batch, tolerance=2e-4)

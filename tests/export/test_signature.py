@@ -83,6 +83,27 @@ def test_names_that_formats_would_change_are_refused(name):
         serve(model, {name: np.ones((2, 3))})
 
 
+@pytest.mark.parametrize("name", ["self", "in", "None"])
+def test_names_that_are_no_arguments(name, tmp_path):
+    """Signatures are called as Python functions; ONNX tells inputs by their names."""
+    x = keras.Input((1,), name=name)
+    model, batch = keras.Model({name: x}, -x), {name: np.ones((2, 1), "float32")}
+    for format in ("saved_model", "litert"):
+        with pytest.raises(RuntimeError, match=f"rename the input '{name}'"):
+            export(model, tmp_path / "out", [format], example_batch=batch)
+    onnx = export(model, tmp_path / "out", ["onnx"], example_batch=batch)
+    assert [spec["name"] for spec in onnx["signature"]["inputs"]] == [name]
+
+
+def test_an_input_that_is_called_as_what_holds_all(tmp_path):
+    x, y = (keras.Input((1,), name=name) for name in ("tensors", "inputs"))
+    model = keras.Model([x, y], x - y)
+    batch = [np.ones((2, 1), "float32"), np.zeros((2, 1), "float32")]
+    onnx = export(model, tmp_path / "out", ["onnx"], example_batch=batch)
+    names = [spec["name"] for spec in onnx["signature"]["inputs"]]
+    assert names == ["tensors", "inputs"]
+
+
 @pytest.mark.parametrize("format", ["saved_model", "litert"])
 def test_names_that_differ_only_in_case(format, tmp_path):
     """TensorFlow's signatures take them for one; ONNX tells them apart."""
