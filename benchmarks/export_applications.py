@@ -31,21 +31,26 @@ SECONDS, GIGABYTES = 180, 3.0
 CHILD = Path(__file__).with_name("exporting_application.py")
 
 
-def measure(name: str, form: str, folder: Path) -> dict:
-    """Export one model to one format in a process; return what was measured."""
-    result, errors = folder / "result.json", folder / "errors.txt"
-    result.unlink(missing_ok=True)
+def run(*arguments: str, errors: Path) -> float:
+    """Run the other script; return its peak memory in GB."""
     with errors.open("w") as file:
         process = subprocess.Popen(  # noqa: S603
-            [sys.executable, str(CHILD), name, form, str(result)],
+            [sys.executable, str(CHILD), *arguments],
             stdout=subprocess.DEVNULL,
             stderr=file,
         )
         _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise RuntimeError(f"{name} to {form}: {errors.read_text()[-2000:]}")
-    measured = json.loads(result.read_text())
-    return {**measured, "gigabytes": usage.ru_maxrss * 1024 / 1e9}
+        raise RuntimeError(f"{' '.join(arguments)}: {errors.read_text()[-2000:]}")
+    return usage.ru_maxrss * 1024 / 1e9
+
+
+def measure(path: Path, form: str, folder: Path) -> dict:
+    """Export one model to one format in a process; return what was measured."""
+    result, errors = folder / "result.json", folder / "errors.txt"
+    result.unlink(missing_ok=True)
+    gigabytes = run("export", str(path), form, str(result), errors=errors)
+    return {**json.loads(result.read_text()), "gigabytes": gigabytes}
 
 
 def main() -> None:
@@ -58,8 +63,10 @@ def main() -> None:
     broken = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
+            path = Path(folder, f"{name}.keras")
+            run("build", name, str(path), errors=Path(folder, "errors.txt"))
             for form in FORMATS:
-                row = measure(name, form, Path(folder))
+                row = measure(path, form, Path(folder))
                 print(
                     f"| {name} | {row['parameters']:,} | {form} | {row['seconds']:.0f} "
                     f"| {row['gigabytes']:.2f} | {row['difference']:.1e} |",
