@@ -149,10 +149,10 @@ def trace(
     """
     seeds = Drawn() if drawn is None else drawn
 
-    # TensorFlow keeps the argument's name from inputs. None begins with an underscore.
-    def converted(_tensors: Tensors) -> Tensors:
+    # TensorFlow keeps the argument's name from inputs: it is one that none will have.
+    def converted(tensors_that_are_served_by_name: Tensors) -> Tensors:
         with convertible(), any_name(), frozen(seeds):
-            return call(_tensors)
+            return call(tensors_that_are_served_by_name)
 
     return tf.function(converted, input_signature=[inputs], autograph=False)
 

@@ -170,6 +170,6 @@ def test_a_refused_conversion_is_told_by_its_error_alone(
 ):
     x = keras.Input((4,), name="x")
     model, batch = keras.Model(x, operation(x)), np.eye(4, dtype="float32")
-    with pytest.raises(RuntimeError, match=f"'litert': converting it.* '{name}'"):
+    with pytest.raises(RuntimeError, match=f"'litert': converting it.* '{name}"):
         kd.export.export(model, tmp_path / "o", ["litert"], example_batch=batch)
     assert capfd.readouterr().err == ""
