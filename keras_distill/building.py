@@ -1,4 +1,4 @@
-"""What is built outside of the training step, so that the step is traced once."""
+"""Losses, metrics and optimisers, built outside of the step: it is traced once."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
