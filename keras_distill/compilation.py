@@ -6,11 +6,12 @@ from typing import Any
 
 import keras
 
-from keras_distill import features, own_training
+from keras_distill import own_training
 from keras_distill.distillation import DistillationTerm
+from keras_distill.inputs import check_not_declared
 from keras_distill.labels import LabelMask
 from keras_distill.losses.calling import check_scope_names
-from keras_distill.sharing import shared_state
+from keras_distill.shared_weights import shared_state
 from keras_distill.teachers.base import Teacher, declared_names, logged_members
 from keras_distill.teachers.training import TeacherLogs, TrainingTeacher
 
@@ -105,7 +106,7 @@ def check_not_shared(teacher: Teacher | None, student: keras.Model) -> None:
 
 def check_label_mask(mask: LabelMask, student: keras.Model, metrics: Any) -> None:
     """Raise ValueError if a student reads the mask, or metrics would pass it over."""
-    features.check_not_declared(student, mask.keys, what="label masks")
+    check_not_declared(student, mask.keys, what="label masks")
     if mask.keys and metrics is not None:
         raise ValueError(
             "`metrics` would count rows without a label. Pass them as "

@@ -6,19 +6,14 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_distill import outputs
+from keras_distill import per_output
 from keras_distill.labels.recorded import RecordedLosses
 from keras_distill.losses.per_output import PerOutputLoss
-from keras_distill.monitoring import (
-    BAD_LOSS,
-    CurrentValue,
-    LastValue,
-    replicas,
-)
-from keras_distill.outputs import Path
-from keras_distill.schedules import Hyperparameter
+from keras_distill.monitoring import BAD_LOSS, replicas
+from keras_distill.per_output import Path
+from keras_distill.types import Tensor
+from keras_distill.values import Value
 
-Tensor = Any
 Alpha = Any  # a float or a `LearningRateSchedule`
 
 _LATE = 10**7  # a step by which a schedule has come to its end
@@ -65,6 +60,7 @@ class DistillationTerm:
         self._output_names = output_names
         self._losses = PerOutputLoss(losses, output_names=output_names)
         self._label_losses: RecordedLosses | None = None
+        self._temperatures = _temperatures(self._losses)
         self._undistilled = _undistilled(losses, output_names or ())
         alpha = _without_none(alpha, self._undistilled, output_names or ())
         if isinstance(alpha, Mapping):
@@ -82,10 +78,7 @@ class DistillationTerm:
         means = ["student_loss"] * (label_losses is not None) + ["distillation_loss"]
         self._own_metrics: dict[str, keras.metrics.Metric] = {
             **{name: keras.metrics.Mean(name) for name in means},
-            **{
-                name: _metric_of(name, value)
-                for name, value in self.hyperparameters.items()
-            },
+            **self.hyperparameters,
         }
         self.log_members(members)
 
@@ -142,10 +135,10 @@ class DistillationTerm:
                 weight.value = value[name]
 
     @property
-    def hyperparameters(self) -> dict[str, Hyperparameter]:
+    def hyperparameters(self) -> dict[str, Value]:
         """Weights and scheduled temperatures, by the names that they're logged by."""
         weights = keras.tree.flatten(self._alpha)
-        return {weight.name: weight for weight in weights} | _temperatures(self._losses)
+        return {weight.name: weight for weight in weights} | self._temperatures
 
     def final_alpha(self) -> float:
         """Return the largest weight that is left late in training."""
@@ -230,7 +223,7 @@ class DistillationTerm:
             if student_loss is not None:
                 loss = loss - student_loss
             return ops.cast(self._alpha.at(batch.step), loss.dtype) * loss
-        alphas = outputs.by_path(
+        alphas = per_output.by_path(
             self._alpha,
             batch.student_output,
             names=self._output_names,
@@ -259,7 +252,7 @@ class DistillationTerm:
 
     def _structured(self, structure: Any, batch: Batch) -> Any:
         """Return what is given per output in the structure of the outputs."""
-        return outputs.as_structured(
+        return per_output.as_structured(
             structure, batch.student_output, self._output_names
         )
 
@@ -304,8 +297,8 @@ def _undistilled(losses: Any, output_names: Sequence[str]) -> list[str]:
     return [name for name in output_names if losses.get(name) is None]
 
 
-def _weight(name: str, value: Alpha) -> Hyperparameter:
-    return Hyperparameter(
+def _weight(name: str, value: Alpha) -> Value:
+    return Value(
         name,
         value,
         requirement="in [0, 1]",
@@ -313,18 +306,14 @@ def _weight(name: str, value: Alpha) -> Hyperparameter:
     )
 
 
-def _metric_of(name: str, value: Hyperparameter) -> keras.metrics.Metric:
-    if value.scheduled:
-        return LastValue(name)
-    return CurrentValue(lambda: value.at(0), name)
-
-
-def _temperatures(losses: PerOutputLoss) -> dict[str, Hyperparameter]:
+def _temperatures(losses: PerOutputLoss) -> dict[str, Value]:
     """Return the scheduled temperatures under the names that they're logged by."""
     scheduled = list(losses.scheduled())
     if len(scheduled) == 1:
         return {"temperature": scheduled[0][1]}
-    return {f"{loss.name}_temperature": tempering for loss, tempering in scheduled}
+    names = [f"{loss.name}_temperature" for loss, _ in scheduled]
+    values = [value for _, value in scheduled]
+    return {n: v.named(n) for n, v in zip(names, values, strict=True)}
 
 
 def _sum(losses: dict[Path, Tensor]) -> Tensor:

@@ -10,11 +10,10 @@ from keras import ops
 
 from keras_distill import (
     arguments,
-    features,
     monitoring,
-    outputs,
     own_training,
-    saving,
+    per_output,
+    resuming,
 )
 from keras_distill.building import build_optimizer
 from keras_distill.compilation import Compilation, check_names, check_not_shared
@@ -26,19 +25,19 @@ from keras_distill.guards.teacher_loss import TeacherLabelLoss
 from keras_distill.guards.validation import check_validation_data, labels_of
 from keras_distill.hints import Hint
 from keras_distill.hints.term import HintTerm
+from keras_distill.inputs import check_held, check_not_declared, select, served
 from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.labels.structures import check_weights_are_read
 from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
-from keras_distill.saving import RandomStates
+from keras_distill.resuming import RandomStates
 from keras_distill.signatures import like
 from keras_distill.teachers import base as teachers
 from keras_distill.teachers.base import FollowingTeacher, Lesson, Step, Teacher
 from keras_distill.teachers.training import TrainingTeacher
 from keras_distill.tracing import Retraceable
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 
 class _Untracked:
@@ -148,10 +147,8 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
                 f"privileged_features={privileged_features!r}"
             )
         check_two(student, teacher)
-        features.check_not_declared(
-            student, privileged_features, what="privileged features"
-        )
-        features.check_not_declared(
+        check_not_declared(student, privileged_features, what="privileged features")
+        check_not_declared(
             student, teachers.targets_read(teacher), what="recorded teacher outputs"
         )
         # the student casts its own inputs; the teacher may need them as they come
@@ -313,7 +310,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         if distillation_loss is None:
             distillation_loss = ForwardKL(temperature=4.0)
         optimizer = keras.optimizers.get(optimizer)
-        loss_weights = outputs.loss_weights_of(loss, loss_weights)
+        loss_weights = per_output.loss_weights_of(loss, loss_weights)
         if all(item is None for item in keras.tree.flatten(loss)):
             loss = None
         ours = {
@@ -365,13 +362,13 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         return self.student(self._read(inputs), training=training)
 
     def _read(self, x: Any) -> Any:
-        return features.select(self.student, x, withheld=self._withheld)
+        return select(self.student, x, withheld=self._withheld)
 
     def train_step(self, data: Any) -> dict[str, Tensor]:
         """Run each model once, and update what trains."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        features.check_held(x, self.privileged_features, what="privileged features")
-        features.check_held(x, self._label_mask.keys, what="the label mask")
+        check_held(x, self.privileged_features, what="privileged features")
+        check_held(x, self._label_mask.keys, what="the label mask")
         trained, hints = self.teacher_in_training, self._untracked.hints
         with tf.GradientTape() as tape:
             # a model's loss is taken before the other model runs: a layer that both
@@ -557,7 +554,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
 
     def serving_inputs(self, inputs: Any) -> Any:
         """Return the part of a batch to train on that the student reads."""
-        return features.served(self.student, inputs, withheld=self._withheld)
+        return served(self.student, inputs, withheld=self._withheld)
 
     def provenance(self) -> dict[str, Any]:
         """Return how the student was trained, for the manifest of its export.
@@ -585,7 +582,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         changes = self.teacher_in_training or self.following_teacher
         return {
             **super().get_config(),
-            **saving.models_config(self.student, self.teacher if changes else None),
+            **resuming.models_config(self.student, self.teacher if changes else None),
             "privileged_features": list(self.privileged_features),
             "hints": keras.saving.serialize_keras_object(
                 self._untracked.hints.settled()
@@ -597,7 +594,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> "Distiller":
         """Build a distiller from `get_config`'s result."""
-        config = saving.with_models(config, custom_objects)
+        config = resuming.with_models(config, custom_objects)
         config["hints"] = keras.saving.deserialize_keras_object(
             config.get("hints", []), custom_objects=custom_objects
         )
@@ -667,7 +664,7 @@ class Distiller(Retraceable, RandomStates, LabelledModel):
         """Return what a teacher may read of a step."""
         return Step(
             inputs=x,
-            labels=outputs.as_structured(
+            labels=per_output.as_structured(
                 self._label_mask.mask_labels(x, y),
                 output,
                 getattr(self, "output_names", None),

@@ -8,8 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_distill import own_training
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 BAD_TEACHER = (
     "The teacher's output is NaN or infinite, so the student would learn nothing from "
@@ -63,38 +62,6 @@ def replicas() -> int:
     """Return among how many devices Keras divides the loss of a batch."""
     count: int = tf.distribute.get_strategy().num_replicas_in_sync
     return count
-
-
-class CurrentValue(keras.metrics.Metric):
-    """A value that stands somewhere already, so that a step need not write it down."""
-
-    def __init__(self, read: Callable[[], Tensor], name: str) -> None:
-        super().__init__(name=name)
-        self._read = read
-
-    def update_state(self, value: Tensor) -> None:
-        """Do nothing: the value is read when it is asked for."""
-
-    def result(self) -> Tensor:
-        """Return the value."""
-        return self._read()
-
-
-class LastValue(keras.metrics.Metric):
-    """The last value seen, e.g. of a schedule; in an epoch's log, that of its end."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name=name)
-        # "mean": on several devices each has seen the same
-        self.value = self.add_variable((), "zeros", aggregation="mean", name=name)
-
-    def update_state(self, value: Tensor) -> None:
-        """Forget the earlier value and keep this one."""
-        self.value.assign(value)
-
-    def result(self) -> Tensor:
-        """Return the value, which a later reset leaves alone."""
-        return ops.copy(self.value)
 
 
 class TeacherGuard:

@@ -5,14 +5,10 @@ step count, so any that Keras ships works in the same places.
 """
 
 import numbers
-from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 from keras.optimizers.schedules import (
-    LearningRateSchedule,
     PiecewiseConstantDecay,
     PolynomialDecay,
 )
@@ -138,94 +134,3 @@ class TeacherAnnealing(PolynomialDecay):
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return {"steps": self.steps, "name": self.name}
-
-
-class Hyperparameter:
-    """A number that a compiled step reads anew at each call.
-
-    Either a float, kept in a variable so that a callback's assignment acts in a
-    traced function, or a schedule of the optimiser's step. A plain object: models
-    that hold it neither track nor save it.
-
-    Args:
-        name: The argument that it stands for, as error messages say it.
-        value: A float or a `LearningRateSchedule`.
-        requirement: What a float must be, e.g. `"positive"`; completes the error.
-        accepts: Tells whether a float meets `requirement`.
-
-    Raises:
-        TypeError: If `value` is neither a number nor a schedule.
-        ValueError: If a float isn't accepted, or the schedule's value at step 0 or at
-            a power of ten up to 10 million.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        value: float | LearningRateSchedule,
-        *,
-        requirement: str,
-        accepts: Callable[[float], bool],
-    ) -> None:
-        self.name = name
-        self._requirement = requirement
-        self._accepts = accepts
-        if isinstance(value, LearningRateSchedule):
-            self._schedule = value
-            for step in _PROBED_STEPS:
-                number = float(value(step))
-                # an exponential decay underflows to 0 long after training has ended
-                if step == 0 or number != 0.0:
-                    self._check(number, f"a schedule that is {{}} at step {step}")
-            return
-        self._schedule = None
-        # autocast would round it in a float16 layer's scope
-        self._variable = keras.Variable(
-            self._check(value), dtype="float32", trainable=False, autocast=False
-        )
-
-    @property
-    def scheduled(self) -> bool:
-        """Whether the value is a schedule."""
-        return self._schedule is not None
-
-    @property
-    def value(self) -> float | LearningRateSchedule:
-        """The float or the schedule."""
-        return self._schedule or self._float
-
-    @value.setter
-    def value(self, value: float) -> None:
-        if self.scheduled or isinstance(value, LearningRateSchedule):
-            raise TypeError(
-                f"`{self.name}` can be assigned only where both the old and the new "
-                "value are floats: a schedule is part of the compiled step. Call "
-                f"`compile` again instead. Received: {self.name}={value}"
-            )
-        self._variable.assign(self._check(value))
-
-    def at(self, step: Any) -> Any:
-        """Return the value at the optimiser's `step`, a float32 scalar tensor."""
-        if self._schedule is not None:
-            return ops.cast(self._schedule(step), "float32")
-        return ops.convert_to_tensor(self._variable)
-
-    def _check(self, value: float, received: str = "{}") -> float:
-        try:
-            # float() would take "4", True and [0.5]
-            if isinstance(value, str | bool | np.bool_) or np.ndim(value) > 0:
-                raise TypeError
-            number = float(value)
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"`{self.name}` must be a float or a "
-                "`keras.optimizers.schedules.LearningRateSchedule`. "
-                f"Received: {self.name}={value!r} of type {type(value).__name__}"
-            ) from None
-        if not self._accepts(number):
-            raise ValueError(
-                f"`{self.name}` must be {self._requirement}. "
-                f"Received: {self.name}={received.format(value)}"
-            )
-        self._float = number
-        return number

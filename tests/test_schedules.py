@@ -9,10 +9,10 @@ import tensorflow as tf
 from keras.optimizers.schedules import ExponentialDecay
 
 from keras_distill.schedules import (
-    Hyperparameter,
     LateStart,
     LinearWarmup,
     TeacherAnnealing,
+    Value,
 )
 
 EDGES = [
@@ -77,7 +77,7 @@ def test_whole_numbers_of_other_types_are_steps(steps):
 
 
 def make(value):
-    return Hyperparameter(
+    return Value(
         "alpha", value, requirement="in [0, 1]", accepts=lambda x: 0.0 <= x <= 1.0
     )
 

@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from keras_distill.atomic import flush
 from keras_distill.export import manifest
 from keras_distill.export.values import as_int
-from keras_distill.files import flush
 
 # From the Linux headers: paths relative to the working directory; swap two paths.
 _AT_FDCWD = -100

@@ -16,9 +16,8 @@ from keras import ops
 
 from keras_distill.cautions import TeacherWarning
 from keras_distill.guards.kinds import Kind
-from keras_distill.outputs import of_rank
-
-Tensor = Any
+from keras_distill.per_output import of_rank
+from keras_distill.types import Tensor
 
 # Rows in pairs that are needed to tell, and that are enough.
 LEAST, ENOUGH = 64, 1024

@@ -9,8 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_distill.guards.kinds import Kind, name_of, tempered
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 # What values may miss [0, 1] by, and rows a sum of 1, e.g. as of bfloat16.
 _BELOW, _ABOVE, _OFF = 1e-3, 1e-2, 1e-2

@@ -8,14 +8,14 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_distill import outputs
+from keras_distill import per_output
 from keras_distill.guards import chance, evidence, kinds
 from keras_distill.guards.harmless import tried
 from keras_distill.guards.kinds import Kind
 from keras_distill.losses.calling import as_loss
-from keras_distill.outputs import Path, of_rank
+from keras_distill.per_output import Path, of_rank
+from keras_distill.types import Tensor
 
-Tensor = Any
 tree = keras.tree
 
 # What one subject's sums take, and how many subjects there may be.
@@ -169,7 +169,7 @@ class Look:
             if whose == "teacher" and self._peer is not None:
                 continue
             for path, loss in losses.items():
-                output = outputs.found(path, seen.student)
+                output = per_output.found(path, seen.student)
                 kind = tried(kind_of, loss, _units(output, -1))
                 if kind is None or output is None:
                     continue
@@ -184,7 +184,7 @@ class Look:
                 key = "student", path, kind.axis
                 subjects.setdefault(key, []).append((loss, kind))
         for (whose, path, axis), takers in subjects.items():
-            output = outputs.found(
+            output = per_output.found(
                 path, seen.teacher if whose == "teacher" else seen.student
             )
             if _are_ids(output):
@@ -192,7 +192,7 @@ class Look:
             sums = tried(evidence.sums, output, axis)
             if sums is None or len(summed) >= _SUBJECTS:
                 continue
-            units = _units(outputs.found(path, seen.student), axis)
+            units = _units(per_output.found(path, seen.student), axis)
             name = f"peer {self._peer}" if self._peer is not None else whose
             for number, (loss, kind) in enumerate(takers):
                 # a loss of probabilities on logits is one mistake, of both outputs;
@@ -238,9 +238,9 @@ def _by_path(losses: Any, student: Any, names: Any) -> dict[Path, Any]:
     if losses is None:
         return {}
     try:
-        losses = outputs.as_structured(losses, student, names)
+        losses = per_output.as_structured(losses, student, names)
         found = tree.map_structure(as_loss, losses)
-        return outputs.by_path(
+        return per_output.by_path(
             found, student, names=names, what="the losses", partial=True
         )
     except (ValueError, TypeError):
@@ -250,7 +250,7 @@ def _by_path(losses: Any, student: Any, names: Any) -> dict[Path, Any]:
 def _have_the_same_rows(seen: Seen) -> Tensor:
     """Return whether the outputs and the labels of a batch have a row of each other."""
     leaves = [
-        outputs.found(tuple(path), structure)
+        per_output.found(tuple(path), structure)
         for path, _ in tree.flatten_with_path(seen.student)
         for structure in (seen.student, seen.teacher, seen.labels)
     ]
@@ -299,14 +299,14 @@ def _chance(seen: Seen, path: Path, distillation: Any, loss: Any) -> Any:
     if not (kinds.is_known(distillation) and kinds.may_be_called_again(loss)):
         return None
     labels, teacher, student = (
-        outputs.found(path, structure)
+        per_output.found(path, structure)
         for structure in (seen.labels, seen.teacher, seen.student)
     )
     if labels is None or teacher is None or not _is_like(teacher, student):
         return None
     weight = seen.sample_weight
     if tree.is_nested(weight):
-        weight = outputs.found(path, weight)
+        weight = per_output.found(path, weight)
     counts = None if weight is None else ops.not_equal(weight, 0)
     for mask in (
         seen.label_masks.get(path),

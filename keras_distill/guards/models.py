@@ -6,9 +6,9 @@ from typing import Any
 
 import keras
 
-from keras_distill import features
+from keras_distill import inputs
 from keras_distill.cautions import TeacherWarning
-from keras_distill.sharing import count_shared
+from keras_distill.shared_weights import count_shared
 
 # A student of the teacher's size may have a few weights more, e.g. to read its inputs.
 _LARGER = 1.1
@@ -37,8 +37,8 @@ def warn_if_swapped(
     models = (student, teacher)
     if not all(isinstance(model, keras.Model) and model.built for model in models):
         return
-    read = features.declared_names(teacher) or []
-    reads_more = set(read) - set(features.declared_names(student) or read)
+    read = inputs.declared_names(teacher) or []
+    reads_more = set(read) - set(inputs.declared_names(student) or read)
     if privileged_features or (len(read) > 1 and reads_more):
         return
     own, of_teacher = (model.count_params() for model in models)

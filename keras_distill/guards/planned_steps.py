@@ -8,14 +8,14 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_distill.schedules import Hyperparameter
+from keras_distill.values import Value
 
 _SAMPLES = 32
 # How far beyond the end a schedule is looked at.
 _LATER = tuple(10**power for power in range(9))
 
 
-def warn_of_idle(values: Mapping[str, Hyperparameter], begin: int, end: int) -> bool:
+def warn_of_idle(values: Mapping[str, Value], begin: int, end: int) -> bool:
     """Warn of schedules that had no effect from one step to another; return whether.
 
     Args:
@@ -54,7 +54,7 @@ def updates_of(optimizer: keras.optimizers.Optimizer) -> int:
     return int(tf.convert_to_tensor(ops.convert_to_tensor(optimizer.iterations)))
 
 
-def _constant(value: Hyperparameter, begin: int, end: int) -> float | None:
+def _constant(value: Value, begin: int, end: int) -> float | None:
     """Return the one value that a schedule has between two steps, None if several."""
     last = float(value.at(end - 1))
     for step in np.unique(np.linspace(begin, end - 1, _SAMPLES).astype(int)):

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_distill import outputs
+from keras_distill import per_output
 from keras_distill.guards.look import Seen
 from keras_distill.labels import LabelMask
 from keras_distill.labels.units import (
@@ -62,7 +62,7 @@ class TeacherLabelLoss:
         if seen.teacher is None or seen.labels is None:
             return
         losses, weights = (
-            outputs.as_structured(each, seen.student, names)
+            per_output.as_structured(each, seen.student, names)
             for each in (self._losses, self._loss_weights)
         )
         by_unit = masked_by_unit(seen.label_masks, seen.student)
@@ -76,7 +76,7 @@ class TeacherLabelLoss:
             self._is_checked = True
             _check_keeps_nothing(losses, lambda: of_outputs(*given))
         found = of_outputs(*given)
-        weights = outputs.by_path(
+        weights = per_output.by_path(
             1.0 if weights is None else weights,
             seen.student,
             names=names,
@@ -95,7 +95,7 @@ def _shaped(seen: Seen) -> Any:
     """Return the teacher's outputs with what the student's tell of their shapes."""
     shaped = [
         with_known_shape(
-            outputs.at(tuple(path), seen.teacher, "the teacher's output"), student
+            per_output.at(tuple(path), seen.teacher, "the teacher's output"), student
         )
         for path, student in tree.flatten_with_path(seen.student)
     ]

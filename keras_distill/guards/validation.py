@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_distill import features
+from keras_distill.inputs import select
 
 tree = keras.tree
 
@@ -23,7 +23,7 @@ def check_validation_data(student: keras.Model, data: Any, labels: Any) -> None:
     if unpacked is None:
         return
     x, y = unpacked
-    features.select(student, x)
+    select(student, x)
     if y is None:
         raise ValueError(
             "Evaluation needs labels. Pass `validation_data=(x, y)`, or none where "

@@ -8,7 +8,7 @@ import keras
 from keras_distill import arguments
 from keras_distill.hints.layers import Where
 from keras_distill.losses.calling import as_loss
-from keras_distill.schedules import Hyperparameter
+from keras_distill.values import Value
 
 Projector = Any  # "auto", a Keras layer, or None
 
@@ -100,7 +100,7 @@ class Hint:
         self.compared = as_loss(loss)
         if self.compared is None:
             raise TypeError("`loss` must be a loss. Received: loss=None")
-        self.weighting = Hyperparameter(
+        self.weighting = Value(
             f"{self.name}_weight",
             weight,
             requirement="finite and not negative",

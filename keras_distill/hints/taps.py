@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-Tensor = Any
+from keras_distill.types import Tensor
 
 _METHODS = ("call", "quantized_call")  # what a layer does its work by
 _LOCK = threading.RLock()

@@ -15,11 +15,10 @@ from keras_distill.hints.losses.base import same_size
 from keras_distill.hints.taps import Caught, Taps
 from keras_distill.losses import BatchContext, DistillationLoss
 from keras_distill.losses.calling import call_loss
-from keras_distill.monitoring import LastValue, replicas
-from keras_distill.outputs import of_rank
-from keras_distill.schedules import Hyperparameter
-
-Tensor = Any
+from keras_distill.monitoring import replicas
+from keras_distill.per_output import of_rank
+from keras_distill.types import Tensor
+from keras_distill.values import Value
 
 _TAKEN = ("student", "distillation", "teacher")  # losses that are logged already
 
@@ -59,11 +58,11 @@ class HintTerm:
         scheduled = [hint for hint in hints if hint.weighting.scheduled]
         self.metrics: dict[str, keras.metrics.Metric] = {
             **{name: keras.metrics.Mean(name) for name in map(_logged_as, hints)},
-            **{h.weighting.name: LastValue(h.weighting.name) for h in scheduled},
+            **{h.weighting.name: h.weighting for h in scheduled},
         }
 
     @property
-    def weights(self) -> dict[str, Hyperparameter]:
+    def weights(self) -> dict[str, Value]:
         """The hints' weights, by the names that they're logged by."""
         return {hint.weighting.name: hint.weighting for hint in self._hints}
 

@@ -6,14 +6,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import building, outputs, own_training
+from keras_distill import building, own_training, per_output
 from keras_distill.labels import structures, units
 from keras_distill.labels.probabilities import checked_probabilities
 from keras_distill.labels.row_values import RowValues
-from keras_distill.outputs import of_rank
+from keras_distill.per_output import of_rank
 from keras_distill.signatures import like
+from keras_distill.types import Tensor
 
-Tensor = Any
 tree = keras.tree
 
 
@@ -95,7 +95,7 @@ class LabelMask:
 
         masks = self._map(masked, labels, x)
         flat = [
-            _of_rows(mask, outputs.found(tuple(path), predictions))
+            _of_rows(mask, per_output.found(tuple(path), predictions))
             for path, mask in tree.flatten_with_path(masks)
         ]
         masks = tree.pack_sequence_as(masks, flat)
@@ -106,12 +106,12 @@ class LabelMask:
             weights = tree.map_structure(lambda _: sample_weight, labels)
         return tree.map_structure(_product, weights, masks)
 
-    def by_path(self, x: Any, structure: Any) -> dict[outputs.Path, Tensor]:
+    def by_path(self, x: Any, structure: Any) -> dict[per_output.Path, Tensor]:
         """Return the boolean masks of a batch by the paths of their outputs.
 
         A batch without the mask's key, as evaluation may have, is labelled throughout.
         """
-        masks: dict[outputs.Path, Tensor] = {}
+        masks: dict[per_output.Path, Tensor] = {}
         keys = self._by_path(structure) if self._found(x) else {}
         for path, tensor in tree.flatten_with_path(structure):
             key = keys.get(tuple(path))
@@ -133,11 +133,11 @@ class LabelMask:
             raise ValueError(
                 "The keys of `label_mask` must be the names of the student's outputs. "
                 f"Received: keys {sorted(self._per_output)} for outputs of shape "
-                f"{outputs.describe(predictions)}"
+                f"{per_output.describe(predictions)}"
             )
 
-    def _by_path(self, structure: Any) -> dict[outputs.Path, str]:
-        return outputs.by_path(
+    def _by_path(self, structure: Any) -> dict[per_output.Path, str]:
+        return per_output.by_path(
             self._per_output,
             structure,
             names=self._output_names,
@@ -228,7 +228,7 @@ class LabelledModel(keras.Model):
             xla=self.jit_compile,
         )
 
-    def _masked_by_unit(self, x: Any, y_pred: Any) -> list[outputs.Path]:
+    def _masked_by_unit(self, x: Any, y_pred: Any) -> list[per_output.Path]:
         masks = self._label_mask.by_path(x, y_pred)
         return units.masked_by_unit(masks, y_pred)
 

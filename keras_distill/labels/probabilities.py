@@ -8,10 +8,10 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_distill import outputs
-from keras_distill.outputs import of_rank
+from keras_distill import per_output
+from keras_distill.per_output import of_rank
+from keras_distill.types import Tensor
 
-Tensor = Any
 tree = keras.tree
 
 BAD_LABELS = (
@@ -77,7 +77,7 @@ def checked_probabilities(
 
 def _by_path_of_labels(
     loss: Any, labels: Any, names: Sequence[str] | None
-) -> dict[outputs.Path, Any]:
+) -> dict[per_output.Path, Any]:
     """Return losses by the path of their labels, as Keras matches the two."""
     flat = tree.flatten(loss)
     if not tree.is_nested(labels) and len(flat) == 1:
@@ -89,7 +89,7 @@ def _by_path_of_labels(
     return {tuple(path): item for path, item in tree.flatten_with_path(loss)}
 
 
-def _check_needs_no_label(loss: Any, path: outputs.Path) -> None:
+def _check_needs_no_label(loss: Any, path: per_output.Path) -> None:
     if loss is not None:
         raise ValueError(
             f"Output {list(path)} has a loss, but no labels. Pass them, or give None "

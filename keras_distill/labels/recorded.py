@@ -6,9 +6,9 @@ from typing import Any
 
 import keras
 
-from keras_distill.outputs import Path
+from keras_distill.per_output import Path
+from keras_distill.types import Tensor
 
-Tensor = Any
 tree = keras.tree
 
 

@@ -7,11 +7,10 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_distill import outputs
+from keras_distill import per_output
 from keras_distill.labels import structures
-from keras_distill.outputs import Path
-
-Tensor = Any
+from keras_distill.per_output import Path
+from keras_distill.types import Tensor
 
 
 class RowValues:
@@ -44,7 +43,10 @@ class RowValues:
         """
         for path in masks:
             loss = structures.loss_at(path, losses, masked, names=names)
-            label, output = outputs.found(path, labels), outputs.found(path, masked)
+            label, output = (
+                per_output.found(path, labels),
+                per_output.found(path, masked),
+            )
             key = path, id(loss)
             if loss is None or label is None or key in self._checked:
                 continue

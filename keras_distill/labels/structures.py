@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_distill import outputs
+from keras_distill import per_output
 
 tree = keras.tree
 
@@ -35,11 +35,11 @@ def labels_by_output(
             return {key: labels.get(key) for key in predictions}
         return [labels.get(key) for key in keys]
     if len(labels) == count or not tree.is_nested(losses):
-        return outputs.as_structured(labels, predictions, names)
-    per_output = outputs.as_structured(losses, predictions, names)
+        return per_output.as_structured(labels, predictions, names)
+    of_outputs = per_output.as_structured(losses, predictions, names)
     with_loss = [
         tuple(path)
-        for path, loss in tree.flatten_with_path(per_output)
+        for path, loss in tree.flatten_with_path(of_outputs)
         if loss is not None
     ]
     if len(with_loss) != len(labels):
@@ -50,7 +50,7 @@ def labels_by_output(
 
 
 def loss_at(
-    path: outputs.Path, losses: Any, predictions: Any, *, names: Sequence[str] | None
+    path: per_output.Path, losses: Any, predictions: Any, *, names: Sequence[str] | None
 ) -> Any:
     """Return the label loss of one output, None where it has none.
 
@@ -64,7 +64,7 @@ def loss_at(
         return losses
     if not path:  # a list or a dict of one loss
         return tree.flatten(losses)[0]
-    return outputs.found(path, outputs.as_structured(losses, predictions, names))
+    return per_output.found(path, per_output.as_structured(losses, predictions, names))
 
 
 def weights_by_output(
@@ -76,7 +76,7 @@ def weights_by_output(
         ValueError: If weights are given by names that no output has.
     """
     if not isinstance(sample_weight, Mapping):
-        return outputs.as_structured(sample_weight, predictions, names)
+        return per_output.as_structured(sample_weight, predictions, names)
     by_name = isinstance(predictions, Mapping)
     known = list(predictions if by_name else names or ())
     unknown = [key for key in sample_weight if key not in known]
@@ -87,7 +87,7 @@ def weights_by_output(
         )
     if by_name:
         return {key: sample_weight.get(key) for key in known}
-    return outputs.as_structured(sample_weight, predictions, names)
+    return per_output.as_structured(sample_weight, predictions, names)
 
 
 def check_weights_are_read(y: Any, sample_weight: Any, received: str) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import outputs
+from keras_distill import per_output
 from keras_distill.labels import structures
-from keras_distill.outputs import Path, of_rank
+from keras_distill.per_output import Path, of_rank
+from keras_distill.types import Tensor
 
-Tensor = Any
 tree = keras.tree
 
 # Keras losses that are means of one value for each unit, by the names of both forms.
@@ -97,7 +97,7 @@ def weights_of_units(
     def of_units(path: Any, weight: Any) -> Any:
         if weight is None or tuple(path) not in paths:
             return weight
-        return of_rank(weight, outputs.at(tuple(path), predictions, "the outputs"))
+        return of_rank(weight, per_output.at(tuple(path), predictions, "the outputs"))
 
     return _mapped(of_units, sample_weight)
 

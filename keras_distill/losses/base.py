@@ -12,9 +12,8 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill import arguments
 from keras_distill.losses import checks
-from keras_distill.schedules import Hyperparameter
-
-Tensor = Any
+from keras_distill.types import Tensor
+from keras_distill.values import Value
 
 # Stands in for infinite outputs (logits of classes masked with -inf), because 0 * inf
 # and inf - inf are NaN; small enough that quotients and differences of it stay finite
@@ -65,7 +64,7 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
     """
 
     # of losses that have one
-    tempering: Hyperparameter | None = None
+    tempering: Value | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -171,7 +170,7 @@ class TemperedLoss(DistillationLoss):
     # what makes probabilities of its logits
     activation = "softmax"
 
-    tempering: Hyperparameter
+    tempering: Value
 
     def __init__(
         self,
@@ -185,7 +184,7 @@ class TemperedLoss(DistillationLoss):
         dtype: Any = None,
     ) -> None:
         super().__init__(axis=axis, reduction=reduction, name=name, dtype=dtype)
-        self.tempering = Hyperparameter(
+        self.tempering = Value(
             "temperature",
             temperature,
             requirement="positive and finite",

@@ -9,8 +9,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill.losses import checks, divergences
 from keras_distill.losses.base import TemperedLoss, smallest
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 
 class SigmoidLoss(TemperedLoss):

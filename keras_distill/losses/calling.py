@@ -8,8 +8,7 @@ from keras import ops
 
 from keras_distill.losses.base import DistillationLoss
 from keras_distill.losses.checks import ChecksShapes, may_have_shape
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 # Keras losses whose `y_true` are ids, so that it has an axis less than `y_pred`
 _OF_IDS = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CTC)

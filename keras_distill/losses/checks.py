@@ -1,13 +1,12 @@
 """What can be said about a pair of outputs before a divergence is taken."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-Tensor = Any
+from keras_distill.types import Tensor
 
 # Operations that an activation shows through, and which of their inputs carries it.
 _TRANSPARENT_OPS = {

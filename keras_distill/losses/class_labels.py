@@ -5,9 +5,8 @@ from typing import Any
 from keras import ops
 
 from keras_distill.losses import checks
-from keras_distill.outputs import of_rank
-
-Tensor = Any
+from keras_distill.per_output import of_rank
+from keras_distill.types import Tensor
 
 
 def target_ids(

@@ -1,12 +1,10 @@
 """Pearson's correlation, where it may be undefined."""
 
-from typing import Any
-
 import keras
 import numpy as np
 from keras import ops
 
-Tensor = Any
+from keras_distill.types import Tensor
 
 # Deviations below it would overflow what they are divided by.
 _TINY = 1e-30

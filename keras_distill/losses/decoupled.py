@@ -11,9 +11,8 @@ from keras_distill.losses import checks, divergences
 from keras_distill.losses.base import BatchContext
 from keras_distill.losses.class_labels import target_ids
 from keras_distill.losses.softmax import SoftmaxLoss
-from keras_distill.outputs import of_rank
-
-Tensor = Any
+from keras_distill.per_output import of_rank
+from keras_distill.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

@@ -16,11 +16,10 @@ in rounding, and the gradient exactly 0 where both distributions are equal.
 """
 
 import math
-from typing import Any
 
 from keras import ops
 
-Tensor = Any
+from keras_distill.types import Tensor
 
 # Below all scores, and finite, so that its products with 0 are 0.
 _LOWEST = -1e30

@@ -8,8 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill.losses import checks
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 
 @dataclass(frozen=True)

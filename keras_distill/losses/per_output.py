@@ -6,13 +6,13 @@ from typing import Any
 
 import keras
 
-from keras_distill import outputs
+from keras_distill import per_output
 from keras_distill.losses.base import BatchContext, DistillationLoss
 from keras_distill.losses.calling import as_loss, call_loss
-from keras_distill.outputs import Path
-from keras_distill.schedules import Hyperparameter
+from keras_distill.per_output import Path
+from keras_distill.types import Tensor
+from keras_distill.values import Value
 
-Tensor = Any
 tree = keras.tree
 
 
@@ -72,14 +72,14 @@ class PerOutputLoss:
         label_masks = label_masks or {}
         terms = {}
         for path, loss in self._by_path(student_output).items():
-            weight = outputs.weight_at(path, sample_weight)
-            teacher = outputs.at(path, teacher_output, "the teacher's output")
-            student = outputs.at(path, student_output, "the student's output")
+            weight = per_output.weight_at(path, sample_weight)
+            teacher = per_output.at(path, teacher_output, "the teacher's output")
+            student = per_output.at(path, student_output, "the student's output")
             if isinstance(loss, DistillationLoss):
                 loss = loss.for_batch(
                     BatchContext(
                         inputs=inputs,
-                        labels=outputs.found(path, labels),
+                        labels=per_output.found(path, labels),
                         labelled=label_masks.get(path),
                         step=step,
                     )
@@ -88,7 +88,7 @@ class PerOutputLoss:
             terms[path] = call(teacher, student, weight)
         return terms
 
-    def scheduled(self) -> Iterator[tuple[DistillationLoss, Hyperparameter]]:
+    def scheduled(self) -> Iterator[tuple[DistillationLoss, Value]]:
         """Yield the losses whose temperature is a schedule, with the temperature."""
         for loss in dict.fromkeys(tree.flatten(self._losses)):
             tempering = loss.tempering if isinstance(loss, DistillationLoss) else None
@@ -99,8 +99,10 @@ class PerOutputLoss:
         losses = self._losses
         if isinstance(losses, list | tuple) and isinstance(student_output, Mapping):
             # in the order in which Keras takes the outputs
-            losses = outputs.as_structured(losses, student_output, self._output_names)
-        return outputs.by_path(
+            losses = per_output.as_structured(
+                losses, student_output, self._output_names
+            )
+        return per_output.by_path(
             losses,
             student_output,
             names=self._output_names,

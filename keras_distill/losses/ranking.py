@@ -14,9 +14,8 @@ from keras_distill.losses import divergences
 from keras_distill.losses.base import BatchContext
 from keras_distill.losses.binary import SigmoidLoss
 from keras_distill.losses.lists import Lists, arranged, read
-from keras_distill.schedules import Hyperparameter
-
-Tensor = Any
+from keras_distill.types import Tensor
+from keras_distill.values import Value
 
 _register = keras.saving.register_keras_serializable(package="keras_distill")
 
@@ -335,7 +334,7 @@ class CalibratedListwise(ListwiseLoss):
             name=name,
             dtype=dtype,
         )
-        self.tempering = Hyperparameter(
+        self.tempering = Value(
             "temperature",
             1.0,
             requirement="1 in a calibrated loss",

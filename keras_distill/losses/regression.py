@@ -1,13 +1,10 @@
 """Losses on the raw outputs, without a distribution in between."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from keras_distill.losses.base import DistillationLoss
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

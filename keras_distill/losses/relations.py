@@ -10,9 +10,8 @@ from keras_distill.losses import checks
 from keras_distill.losses.correlations import pearson_distance
 from keras_distill.losses.divergences import log_probabilities
 from keras_distill.losses.softmax import SoftmaxLoss
-from keras_distill.outputs import of_rank
-
-Tensor = Any
+from keras_distill.per_output import of_rank
+from keras_distill.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

@@ -7,8 +7,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill.losses import checks, divergences
 from keras_distill.losses.base import TemperedLoss
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 _register = keras.saving.register_keras_serializable(package="keras_distill")
 

@@ -8,8 +8,7 @@ from keras import ops
 from keras_distill.losses import checks
 from keras_distill.losses.base import INFINITE, BatchContext, DistillationLoss
 from keras_distill.losses.binary import SigmoidLoss
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

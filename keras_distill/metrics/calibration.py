@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-Tensor = Any
+from keras_distill.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_distill import files
+from keras_distill import atomic
 
 _NAME = re.compile(r"epoch_(\d+)\.weights\.h5")
 
@@ -63,7 +63,7 @@ class Backup(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write this epoch's backup, then remove the earlier ones."""
         finished = epoch + 1
-        files.replace(self._path(finished), lambda path: self.model.save_weights(path))
+        atomic.replace(self._path(finished), lambda path: self.model.save_weights(path))
         for earlier in self._epochs():
             if earlier < finished:
                 self._path(earlier).unlink()

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_distill.sharing import shared_state
+from keras_distill.shared_weights import shared_state
 
 
 def check_peers(peers: Any, staleness: Any) -> None:

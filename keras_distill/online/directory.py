@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_distill import features, files
+from keras_distill import atomic
 from keras_distill.distiller import Distiller
+from keras_distill.inputs import select
 from keras_distill.scopes import scopes_kept
 from keras_distill.teachers.combining import check_combination, mean_outputs
 
-Tensor = Any
 tree = keras.tree
 
 
@@ -145,7 +145,7 @@ class SharedPeers(keras.callbacks.Callback):
         for name in self.teaching:
             peer = self._read[name]
             try:
-                seen = features.select(peer.model, x)
+                seen = select(peer.model, x)
                 with scopes_kept():
                     said = peer.model(seen, training=False)
                 if _shapes(said) != fitting:
@@ -202,7 +202,7 @@ class SharedPeers(keras.callbacks.Callback):
     def _publish(self) -> None:
         path = self.directory / f"{self.name}.keras"
         try:
-            files.replace(path, lambda scratch: self.model.student.save(scratch))
+            atomic.replace(path, lambda scratch: self.model.student.save(scratch))
         except OSError as error:  # a full or a distant disk is no reason to die
             warnings.warn(f"The student wasn't published: {error}", stacklevel=2)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_distill import files
+from keras_distill import atomic
 from keras_distill.distiller import Distiller
 from keras_distill.online.backup import Backup
 from keras_distill.teachers.base import Teacher
@@ -124,7 +124,7 @@ def born_again(
             student.load_weights(finished)
         else:
             _train(student, teacher, fit, Backup(running))
-            files.replace(finished, student.save)
+            atomic.replace(finished, student.save)
         # a kill before this line leaves both, of which the finished one counts
         shutil.rmtree(running, ignore_errors=True)
         teacher = student
@@ -169,7 +169,7 @@ def _check_same_run(path: Path, students: Sequence[keras.Model]) -> None:
             )
     if len(described) > len(earlier):
         text = json.dumps(described)
-        files.replace(path, lambda scratch: _write(scratch, text))
+        atomic.replace(path, lambda scratch: _write(scratch, text))
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,13 +7,13 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_distill import features, monitoring, own_training
+from keras_distill import monitoring, own_training
 from keras_distill.distillation import Batch, DistillationTerm
+from keras_distill.inputs import select
 from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.losses.calling import check_scope_names
 from keras_distill.monitoring import BAD_LOSS, TeacherGuard
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 BAD_PEER = (
     "A peer's output is NaN or infinite, so the others would learn nothing from it. "
@@ -82,7 +82,7 @@ class Peer(LabelledModel):
         return self.model(self._read(inputs), training=training)
 
     def _read(self, x: Any) -> Any:
-        return features.select(self.model, x, withheld=self._mask.keys)
+        return select(self.model, x, withheld=self._mask.keys)
 
     @property
     def _trained_model(self) -> keras.Model:

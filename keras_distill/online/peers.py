@@ -7,27 +7,27 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_distill import features, monitoring, own_training
+from keras_distill import monitoring, own_training
 from keras_distill.building import build_optimizer
 from keras_distill.compilation import check_label_mask
 from keras_distill.guards import kinds
 from keras_distill.guards.look import Look, Seen
 from keras_distill.guards.planned_steps import updates_of, warn_of_idle
 from keras_distill.guards.validation import check_validation_data, labels_of
+from keras_distill.inputs import check_held, select
 from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.losses import ForwardKL
 from keras_distill.monitoring import TeacherGuard
 from keras_distill.naming import distinct
 from keras_distill.online import checks
 from keras_distill.online.peer import BAD_PEER, Peer, PeerLogs, refresh
-from keras_distill.outputs import loss_weights_of
-from keras_distill.saving import RandomStates
+from keras_distill.per_output import loss_weights_of
+from keras_distill.resuming import RandomStates
 from keras_distill.signatures import like
 from keras_distill.teachers.base import as_targets
 from keras_distill.teachers.combining import check_combination, mean_outputs
 from keras_distill.tracing import Retraceable
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 
 class _Untracked:
@@ -243,7 +243,7 @@ class MutualLearning(Retraceable, RandomStates):
         data = keras.utils.unpack_x_y_sample_weight(data)
         x, y, sample_weight = data
         peers, step = self._compiled_peers, self.optimizer.iterations
-        features.check_held(x, peers[0]._label_mask.keys, what="the label mask")
+        check_held(x, peers[0]._label_mask.keys, what="the label mask")
         checks.check_labels(y)
         said = self._said_by_copies(x)
         with tf.GradientTape() as tape:
@@ -456,7 +456,7 @@ class MutualLearning(Retraceable, RandomStates):
 def _run(
     model: keras.Model, x: Any, training: bool | None, *, withheld: Sequence[str] = ()
 ) -> Any:
-    return model(features.select(model, x, withheld=withheld), training=training)
+    return model(select(model, x, withheld=withheld), training=training)
 
 
 def _frozen_copy(model: keras.Model) -> keras.Model:

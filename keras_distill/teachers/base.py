@@ -1,4 +1,4 @@
-"""What may teach, and what it says of a batch."""
+"""What a distiller asks of a teacher, and the adapter of models and functions to it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -7,154 +7,169 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_distill import features
-from keras_distill.outputs import Path
-from keras_distill.teachers.recorded import Recorded
+from keras_distill import inputs
+from keras_distill.batch import Batch
+from keras_distill.types import Nested
 
-Tensor = Any
-Teacher = Callable[..., Any]
-
-
-class Step(NamedTuple):
-    """What a training step holds when its teacher is asked.
-
-    Args:
-        inputs: The batch's inputs, all keys of a dict.
-        labels: The labels in the structure of the student's outputs; None where there
-            are none.
-        label_masks: Boolean, which rows have a label, by the path of outputs where
-            some have none.
-        withheld: Keys that a teacher without declared inputs isn't given.
-        withheld_from_student: Keys that a student without declared inputs isn't given.
-    """
-
-    inputs: Any
-    labels: Any = None
-    label_masks: Mapping[Path, Tensor] = {}
-    withheld: Sequence[str] = ()
-    withheld_from_student: Sequence[str] = ()
+# What users pass as a teacher: a Keras model or layer, a `Teacher`, or any callable
+# that takes the inputs of a batch and returns outputs.
+TeacherLike = Callable[..., Any]
 
 
 class Lesson(NamedTuple):
-    """What a teacher says of a batch.
+    """What a teacher returns for a batch.
 
     Args:
-        targets: Its outputs; None where it has nothing to say.
-        members: The outputs of each model that it consists of, by name, where their
-            losses are to be logged.
+        targets: Its outputs. None where it has none for this batch: the student then
+            learns from the labels only.
+        members: The outputs of the models that it consists of, by name, where the
+            losses against each are logged.
     """
 
-    targets: Any
-    members: Mapping[str, Any] = {}
+    targets: Nested
+    members: Mapping[str, Nested] = {}
 
 
-class StepTeacher(keras.Model, ABC):
-    """A teacher that is asked with more of a step than the inputs that it reads."""
+class Teacher(ABC):
+    """A source of targets for a student.
+
+    Subclasses implement `teach`. They are called in every training step, so `teach`
+    computes with tensors and looks at no values.
+    """
 
     @abstractmethod
-    def teach(self, step: Step) -> Lesson:
-        """Return what it says of a batch, as it would when serving."""
+    def teach(self, batch: Batch) -> Lesson:
+        """Return the targets for a batch. Gradients are stopped by the caller."""
 
     @property
     def reads(self) -> Sequence[str]:
-        """Keys of a batch under which recorded answers stand, as in `Recorded`."""
+        """Keys of the inputs that hold recorded outputs, which no model may read."""
         return ()
 
     @property
     def declares(self) -> Sequence[str] | None:
-        """The names of the inputs that it reads, None where it doesn't tell."""
+        """Names of the inputs that it reads; None where that isn't known."""
         return None
 
     @property
     def logged_members(self) -> Sequence[str]:
-        """The names of the members that `teach` returns."""
+        """Names of the `members` that its lessons hold."""
         return ()
 
+    @property
+    def changes(self) -> bool:
+        """Whether it changes while it teaches."""
+        return False
 
-class FollowingTeacher(StepTeacher):
-    """A teacher whose weights follow the student's; a distiller's files hold it."""
+    @property
+    def state(self) -> Sequence[keras.Variable]:
+        """The variables that `teach` reads."""
+        return getattr(self, "variables", ())
+
+
+class FollowingTeacher(Teacher):
+    """A teacher that is updated from the student's weights. Files hold it.
+
+    Subclasses are Keras models.
+    """
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes while it teaches."""
+        return True
 
     @abstractmethod
     def follow(
         self, student: keras.Model, *, step: Any = 0, updated: Any = True
     ) -> None:
-        """Take in what an update of the student's weights has brought.
+        """Update the teacher after a step of the student's optimiser.
 
         Args:
             student: The student.
-            step: The number of updates before this one.
-            updated: Whether there was one in this step, a boolean scalar.
+            step: The number of the optimiser's updates before this step.
+            updated: Whether this step updated the student's weights, a boolean scalar.
         """
 
 
-def changes(teacher: Teacher | None) -> bool:
-    """Return whether a teacher is one that changes while it teaches."""
-    return isinstance(teacher, FollowingTeacher | keras.callbacks.Callback)
+class _Adapted(Teacher):
+    """A Keras layer or another callable as a teacher."""
+
+    def __init__(self, given: TeacherLike) -> None:
+        self.given = given
+
+    def teach(self, batch: Batch) -> Lesson:
+        return Lesson(call(self.given, batch.inputs, withheld=batch.withheld))
+
+    @property
+    def declares(self) -> Sequence[str] | None:
+        return inputs.declared_names(self.given)
+
+    @property
+    def state(self) -> Sequence[keras.Variable]:
+        return getattr(self.given, "variables", ())
 
 
-def checked(teacher: Teacher | None) -> Teacher | None:
-    """Return `teacher`, or raise where it can't teach.
+class _Absent(Teacher):
+    """The teacher of a distiller that was loaded without one."""
 
-    Raises:
-        TypeError: If it can't be called.
-        ValueError: If it is a Keras model or layer without weights.
-    """
-    if teacher is not None and not callable(teacher):
-        raise TypeError(
-            "`teacher` must be a Keras model or a callable of a batch. Received: "
-            f"teacher={teacher!r} of type {type(teacher).__name__}"
-        )
-    if isinstance(teacher, keras.Layer) and not teacher.built:
-        raise ValueError(
-            f"The teacher '{teacher.name}' isn't built: it has no weights, let alone "
-            "trained ones. Train it, load it, or call it on a batch before it teaches."
-        )
-    return teacher
-
-
-def ask(teacher: Teacher | None, step: Step) -> Lesson:
-    """Return what a teacher says of a batch, as it would when serving.
-
-    Args:
-        teacher: A Keras layer or model, called with `training=False`, or any other
-            callable.
-        step: What there is to read; of a dict, a model is given the keys that it
-            declares.
-
-    Returns:
-        The outputs as tensors, with no gradient to the teacher.
-
-    Raises:
-        ValueError: If there is no teacher.
-    """
-    if teacher is None:
+    def teach(self, batch: Batch) -> Lesson:
         raise ValueError(
             "This distiller has no teacher: files don't hold it. Assign it, "
             "`distiller.teacher = teacher`, or load the file with "
             "`Distiller.load(filepath, teacher=teacher)`."
         )
-    if isinstance(teacher, StepTeacher):
-        said = teacher.teach(step)
-    else:
-        said = Lesson(call(teacher, step.inputs, withheld=step.withheld))
-    members = {name: as_targets(member) for name, member in said.members.items()}
-    return Lesson(as_targets(said.targets), members)
+
+
+def as_teacher(given: TeacherLike | None) -> Teacher:
+    """Return a `Teacher` for what a user passed as one.
+
+    Raises:
+        TypeError: If it can't be called.
+        ValueError: If it is a Keras model or layer without weights.
+    """
+    if given is None:
+        return _Absent()
+    if not callable(given) and not isinstance(given, Teacher):
+        raise TypeError(
+            "`teacher` must be a Keras model or a callable of a batch. Received: "
+            f"teacher={given!r} of type {type(given).__name__}"
+        )
+    if isinstance(given, keras.Layer) and not given.built:
+        raise ValueError(
+            f"The teacher '{given.name}' isn't built: it has no weights, let alone "
+            "trained ones. Train it, load it, or call it on a batch before it teaches."
+        )
+    return given if isinstance(given, Teacher) else _Adapted(given)
+
+
+def ask(teacher: Teacher, batch: Batch) -> Lesson:
+    """Return a teacher's lesson as tensors through which no gradient passes."""
+    lesson = teacher.teach(batch)
+    members = {name: as_targets(member) for name, member in lesson.members.items()}
+    return Lesson(as_targets(lesson.targets), members)
 
 
 def call(
-    teacher: Teacher,
-    x: Any,
+    teacher: TeacherLike,
+    x: Nested,
     *,
     withheld: Sequence[str] = (),
     training: bool | None = False,
-) -> Any:
-    """Return a teacher's outputs for the part of the inputs that it reads."""
-    seen = features.select(teacher, x, withheld=withheld)
+) -> Nested:
+    """Return a callable's outputs for the part of the inputs that it reads.
+
+    Args:
+        teacher: A Keras layer or model, called with `training`, or another callable.
+        x: The inputs. Of a dict, a model is given the keys that it declares.
+        withheld: Keys that a callable without declared inputs isn't given.
+        training: As in `keras.Model.call`.
+    """
+    seen = inputs.select(teacher, x, withheld=withheld)
     is_layer = isinstance(teacher, keras.Layer)
     return teacher(seen, training=training) if is_layer else teacher(seen)
 
 
-def as_targets(outputs: Any) -> Any:
+def as_targets(outputs: Nested) -> Nested:
     """Return a teacher's outputs as tensors through which no gradient passes."""
     if outputs is None:
         return None
@@ -163,26 +178,7 @@ def as_targets(outputs: Any) -> Any:
     )
 
 
-def targets_read(teacher: Teacher | None) -> tuple[str, ...]:
-    """Return the keys of a batch under which the teacher's own answers stand."""
-    if isinstance(teacher, Recorded | StepTeacher):
-        return tuple(teacher.reads)
-    return ()
-
-
-def declared_names(teacher: Teacher | None) -> list[str] | None:
-    """Return the names of a teacher's inputs, None where it doesn't tell them all."""
-    if isinstance(teacher, StepTeacher):
-        return None if teacher.declares is None else list(teacher.declares)
-    return features.declared_names(teacher)
-
-
-def logged_members(teacher: Teacher | None) -> tuple[str, ...]:
-    """Return the names of the members whose losses are logged."""
-    return tuple(teacher.logged_members) if isinstance(teacher, StepTeacher) else ()
-
-
-def supports_jit(teacher: Teacher | None) -> bool:
+def supports_jit(teacher: TeacherLike | None) -> bool:
     """Return whether XLA can compile a teacher, as Keras asks each layer."""
     if not isinstance(teacher, keras.Layer):
         return True

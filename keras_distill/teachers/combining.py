@@ -8,8 +8,8 @@ from keras import ops
 
 from keras_distill.losses.calling import of_one_rank, with_known_shape
 from keras_distill.losses.checks import may_have_shape
+from keras_distill.types import Tensor
 
-Tensor = Any
 tree = keras.tree
 
 _COMBINATIONS = ("logits", "probabilities")

@@ -6,14 +6,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import outputs as of_outputs
+from keras_distill import per_output
 from keras_distill.losses import checks
 from keras_distill.losses.class_labels import target_ids
-from keras_distill.outputs import Path, of_rank
+from keras_distill.per_output import Path, of_rank
 from keras_distill.teachers.base import Step, Teacher
 from keras_distill.teachers.ensemble import Ensemble
+from keras_distill.types import Tensor
 
-Tensor = Any
 tree = keras.tree
 
 
@@ -110,7 +110,7 @@ class CorrectnessWeighted(Ensemble):
         masks = {
             tuple(path): labelled
             if not tree.is_nested(labelled)
-            else of_outputs.found(tuple(path), labelled)
+            else per_output.found(tuple(path), labelled)
             for path, _ in tree.flatten_with_path(said[0])
         }
         return self._weighted(said, labels, masks)
@@ -142,10 +142,10 @@ class CorrectnessWeighted(Ensemble):
         for path, _ in tree.flatten_with_path(outputs[0]):
             path = tuple(path)
             logits = [
-                ops.convert_to_tensor(of_outputs.at(path, output, "a member's output"))
+                ops.convert_to_tensor(per_output.at(path, output, "a member's output"))
                 for output in outputs
             ]
-            of_output = of_outputs.found(path, labels)
+            of_output = per_output.found(path, labels)
             if of_output is None:
                 raise ValueError(self._no_labels(path, labels))
             shares.append(self._shares(logits, of_output, masks.get(path)))
@@ -209,7 +209,7 @@ class CorrectnessWeighted(Ensemble):
         return labels
 
     def _no_labels(self, path: Path, labels: Any) -> str:
-        received = "None" if labels is None else of_outputs.describe(labels)
+        received = "None" if labels is None else per_output.describe(labels)
         output = f" of output {list(path)}" if path else ""
         return (
             f"`{self.name}` needs the label of each example{output}. Give `fit` "

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_distill import features
+from keras_distill import inputs
 from keras_distill.scopes import scopes_kept
 from keras_distill.teachers.base import Teacher
 
@@ -97,7 +97,7 @@ def cross_fit(
 
 def _predict(teacher: Teacher, x: Any, batch_size: int) -> Any:
     """Return a teacher's outputs for all rows, as NumPy arrays."""
-    x = features.select(teacher, x)
+    x = inputs.select(teacher, x)
     if isinstance(teacher, keras.Model):
         with scopes_kept():
             return teacher.predict(x, batch_size=batch_size, verbose=0)

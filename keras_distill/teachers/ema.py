@@ -1,17 +1,16 @@
 """A teacher that is the moving average of its student."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill import sharing
-from keras_distill.schedules import Hyperparameter
+from keras_distill import shared_weights
 from keras_distill.teachers import base
 from keras_distill.teachers.base import FollowingTeacher, Lesson, Step
-
-Tensor = Any
+from keras_distill.values import Value
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -67,7 +66,9 @@ class EMA(FollowingTeacher):
         _check_student(student)
         # the model casts its own inputs
         super().__init__(name=name, **{"autocast": False, **kwargs})
-        self._decay = Hyperparameter(
+        # Not tracked: a hyperparameter is none of the model's metrics.
+        self._untracked = SimpleNamespace()
+        self._untracked.decay = Value(
             "decay",
             decay,
             requirement="in [0, 1)",
@@ -79,11 +80,11 @@ class EMA(FollowingTeacher):
     @property
     def decay(self) -> float | LearningRateSchedule:
         """How much the teacher keeps; floats may be assigned during `fit`."""
-        return self._decay.value
+        return self._untracked.decay.value
 
     @decay.setter
     def decay(self, value: float) -> None:
-        self._decay.value = value
+        self._untracked.decay.value = value
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the model's outputs."""
@@ -106,7 +107,7 @@ class EMA(FollowingTeacher):
                 scalar; if not, nothing changes.
         """
         _check_alike(self.model, student)
-        moved = ops.where(updated, 1.0 - self._decay.at(step), 0.0)
+        moved = ops.where(updated, 1.0 - self._untracked.decay.at(step), 0.0)
         for of_teacher, of_student in zip(
             self.model.variables, student.variables, strict=True
         ):
@@ -168,12 +169,14 @@ def _copy(student: keras.Model) -> keras.Model:
             f"{_CANT_COPY} Received: student '{student.name}' of type "
             f"{type(student).__name__} ({type(error).__name__}: {error})"
         ) from error
-    if sharing.count_shared(model, student) or _shapes(model) != _shapes(student):
+    if shared_weights.count_shared(model, student) or _shapes(model) != _shapes(
+        student
+    ):
         raise TypeError(
             f"{_CANT_COPY} Received: student '{student.name}' of type "
             f"{type(student).__name__}, with {len(student.variables)} variables, and a "
             f"copy with {len(model.variables)}, of which "
-            f"{sharing.count_shared(model, student)} are the student's own"
+            f"{shared_weights.count_shared(model, student)} are the student's own"
         )
     for copied, original in zip(model.variables, student.variables, strict=True):
         copied.assign(original)

@@ -5,8 +5,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-Tensor = Any
-
 
 def after(said: Any, inputs: Any) -> Any:
     """Return `inputs`, where XLA compiles such that they wait for what was said.

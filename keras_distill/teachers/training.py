@@ -4,13 +4,13 @@ from typing import Any
 
 import keras
 
-from keras_distill import features, own_training
+from keras_distill import own_training
+from keras_distill.inputs import select
 from keras_distill.labels import LabelledModel, LabelMask
-from keras_distill.saving import RandomStates
-from keras_distill.sharing import shared_weights
+from keras_distill.resuming import RandomStates
+from keras_distill.shared_weights import shared_weights
 from keras_distill.teachers.base import StepTeacher
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 
 class TrainingTeacher(RandomStates, LabelledModel):
@@ -106,7 +106,7 @@ class TrainingTeacher(RandomStates, LabelledModel):
         return self.teacher(self._read(inputs), training=training)
 
     def _read(self, x: Any) -> Any:
-        return features.select(self.teacher, x, withheld=self._label_mask.keys)
+        return select(self.teacher, x, withheld=self._label_mask.keys)
 
     @property
     def _trained_model(self) -> keras.Model:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_distill as kd
-from keras_distill import features
+from keras_distill.inputs import select
 from tests.distiller.models import (
     CLASSES,
     Subclassed,
@@ -110,7 +110,7 @@ def test_inputs_are_matched_by_name_whatever_their_order(container: type) -> Non
     joined = layers.Concatenate()([named["a"], named["b"]])
     model = keras.Model(inputs, layers.Dense(CLASSES)(joined))
     batch = {"a": X[:, :2], "b": X[:, 2:], "c": X}
-    seen = features.select(model, batch)
+    seen = select(model, batch)
     assert seen.keys() == {"a", "b"}
     kernel, bias = model.layers[-1].get_weights()
     np.testing.assert_allclose(
@@ -126,7 +126,7 @@ def test_a_batch_that_is_no_dict_goes_to_both_models_as_it_is() -> None:
     )
     distiller = compiled(kd.Distiller(model, keras.models.clone_model(model)))
     assert np.isfinite(distiller.train_on_batch(pair, Y)).all()
-    assert features.select(model, pair) is pair
+    assert select(model, pair) is pair
 
 
 def test_the_teacher_sees_the_dtype_of_the_data() -> None:

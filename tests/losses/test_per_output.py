@@ -15,7 +15,7 @@ from keras_distill.losses import (
     Standardized,
 )
 from keras_distill.losses.per_output import PerOutputLoss
-from keras_distill.outputs import as_structured, describe
+from keras_distill.per_output import as_structured, describe
 from keras_distill.schedules import TeacherAnnealing
 
 RNG = np.random.default_rng(6)

@@ -9,9 +9,9 @@ from keras import ops
 
 from keras_distill import arguments
 from keras_distill.losses.checks import ChecksShapes
-from keras_distill.outputs import of_rank
+from keras_distill.per_output import of_rank
+from keras_distill.types import Tensor
 
-Tensor = Any
 Shape = tuple[int | None, ...]
 
 

@@ -17,8 +17,7 @@ from keras_distill.hints.losses.base import (
     checked_positive,
     same_size,
 )
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 
 class RelationLoss(FeatureLoss, ABC):

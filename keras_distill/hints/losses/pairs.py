@@ -5,15 +5,12 @@ of large inner products; differences themselves would take `batch**2` times the 
 in memory.
 """
 
-from typing import Any
-
 import keras
 import numpy as np
 from keras import ops
 
 from keras_distill.hints.losses.base import divided, root
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 
 def mean(values: Tensor, weights: Tensor) -> Tensor:

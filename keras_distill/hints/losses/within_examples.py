@@ -13,8 +13,7 @@ from keras_distill.hints.losses.base import (
     root,
     same_size,
 )
-
-Tensor = Any
+from keras_distill.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

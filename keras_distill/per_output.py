@@ -7,10 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
-Tensor = Any
-tree = keras.tree
+from keras_distill.types import Path, Tensor
 
-Path = tuple[Any, ...]
+tree = keras.tree
 
 
 def by_path(

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_distill import sharing
+from keras_distill import shared_weights
 
 
 class RandomStates(keras.Model):
@@ -37,8 +37,8 @@ def models_config(
     if teacher is not None:
         config |= {
             "teacher": keras.saving.serialize_keras_object(teacher),
-            "shared_layers": sharing.shared_layers(teacher, student),
-            "shared_weights": sharing.count_shared(teacher, student),
+            "shared_layers": shared_weights.shared_layers(teacher, student),
+            "shared_weights": shared_weights.count_shared(teacher, student),
         }
     return config
 
@@ -62,10 +62,10 @@ def with_models(
         config.get("teacher"), "inputs", None
     )
     if names and taken_apart:
-        config["teacher"] = sharing.with_layers_of(
+        config["teacher"] = shared_weights.with_layers_of(
             config["teacher"], config["student"], names
         )
-    if count != sharing.count_shared(config.get("teacher"), config["student"]):
+    if count != shared_weights.count_shared(config.get("teacher"), config["student"]):
         raise ValueError(
             "Keras can't tell from a file how these two models share weights. Build "
             "both, make and compile the `Distiller`, and read the file with "
