@@ -1,6 +1,6 @@
-"""What Keras leaves out of files although training can't go on without it."""
+"""Saved trainers: configs, states of random numbers, and loading with a teacher."""
 
-from typing import Any
+from typing import Any, Self
 
 import keras
 
@@ -16,17 +16,87 @@ class RandomStates(keras.Model):
     def save_own_variables(self, store: Any) -> None:
         """Write the states."""
         for i, state in enumerate(self._random_states()):
-            store[str(i)] = state.numpy()
+            store[str(i)] = keras.ops.convert_to_numpy(state)
 
     def load_own_variables(self, store: Any) -> None:
         """Read the states."""
         for i, state in enumerate(self._random_states()):
-            if str(i) in store.keys():  # a layer without weights may be an addition
+            # Files of a model before a layer without weights was added lack its state.
+            if str(i) in store.keys():
                 state.assign(store[str(i)])
 
     def _random_states(self) -> list[keras.Variable]:
         weights = {id(weight) for weight in self.non_trainable_weights}
-        return [v for v in self.non_trainable_variables if id(v) not in weights]
+        # Not `non_trainable_variables`, among which JAX finds the teacher's.
+        variables = self.variables
+        if self.trainable:
+            variables = [v for v in variables if not v.trainable]
+        return [v for v in variables if id(v) not in weights]
+
+
+class SavedDistiller(RandomStates):
+    """A distiller that is saved with its compiled state, and loaded with a teacher."""
+
+    student: keras.Model
+    teacher: Any
+    privileged_features: tuple[str, ...]
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, with a teacher only where it changes."""
+        changes = self.teacher_in_training or self.following_teacher
+        hints = self._lent.hints.settled()
+        return {
+            **super().get_config(),
+            **models_config(self.student, self.teacher if changes else None),
+            "privileged_features": list(self.privileged_features),
+            "hints": keras.saving.serialize_keras_object(hints),
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> Self:
+        """Build a distiller from `get_config`'s result."""
+        config = with_models(config, custom_objects)
+        config["hints"] = keras.saving.deserialize_keras_object(
+            config.get("hints", []), custom_objects=custom_objects
+        )
+        return cls(**config)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Return the arguments of `compile`, serialised."""
+        config: dict[str, Any] = super().get_compile_config()
+        if config:
+            ours = {**self._lent.setup.config, "alpha": self.alpha}
+            config |= keras.saving.serialize_keras_object(ours)
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile with `get_compile_config`'s result."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    @classmethod
+    def load(cls, filepath: Any, teacher: Any = None, **kwargs: Any) -> Self:
+        """Load a saved distiller, compiled state included, and give it its teacher.
+
+        Args:
+            filepath: A `.keras` file that `distiller.save` wrote.
+            teacher: The teacher, which the file holds only where it trains or follows
+                the student.
+            **kwargs: What `keras.saving.load_model` takes.
+
+        Raises:
+            TypeError: If the file holds another kind of model.
+        """
+        distiller = keras.saving.load_model(filepath, **kwargs)
+        if not isinstance(distiller, cls):
+            raise TypeError(
+                f"The file must hold a `Distiller`. Received: {filepath}, which holds "
+                f"a {type(distiller).__name__}"
+            )
+        if teacher is not None:
+            distiller.teacher = teacher
+        return distiller
 
 
 def models_config(

@@ -8,14 +8,15 @@ from typing import Any
 import keras
 from keras import layers, ops
 
+from keras_distill import backend
+from keras_distill.batch import Batch
 from keras_distill.hints.hint import Hint
 from keras_distill.hints.layers import Shape, find, listing, output_shape
 from keras_distill.hints.losses import FeatureLoss
 from keras_distill.hints.losses.base import same_size
 from keras_distill.hints.taps import Caught, Taps
-from keras_distill.losses import BatchContext, DistillationLoss
+from keras_distill.losses import DistillationLoss
 from keras_distill.losses.calling import call_loss
-from keras_distill.monitoring import replicas
 from keras_distill.per_output import of_rank
 from keras_distill.types import Tensor
 from keras_distill.values import Value
@@ -75,16 +76,17 @@ class HintTerm:
         """
         if not self._hints:
             return
-        if not isinstance(teacher, keras.Layer):
+        model = teacher.model
+        if model is None:
             raise TypeError(
                 "Hints need a teacher with layers, a Keras model. Received: "
                 f"teacher={teacher!r} of type {type(teacher).__name__}"
             )
         found = {
-            hint.name: find(teacher, hint.hint, whose="teacher") for hint in self._hints
+            hint.name: find(model, hint.hint, whose="teacher") for hint in self._hints
         }
         for hint in self._hints:
-            self._fit(hint, output_shape(found[hint.name], whose="teacher"), teacher)
+            self._fit(hint, output_shape(found[hint.name], whose="teacher"), model)
         self.projectors = {  # in one order, which files go by
             hint.name: self.projectors[hint.name]
             for hint in self._hints
@@ -101,42 +103,51 @@ class HintTerm:
         """Listen to the hint layers while the teacher runs."""
         return self._hinting.open()
 
+    @property
+    def state(self) -> list[keras.Variable]:
+        """The variables of weights that are floats: no metric holds them."""
+        return [hint.weighting.state for hint in self._hints]
+
     def add_to(
-        self,
-        loss: Tensor,
-        guided: Caught,
-        hinting: Caught,
-        *,
-        sample_weight: Any,
-        rows: Tensor,
-        step: Any,
+        self, loss: Tensor, guided: Caught | None, hinting: Caught, batch: Batch
     ) -> Tensor:
         """Return a batch's loss with the weighted hints, and log them.
 
         Args:
             loss: The loss without hints.
-            guided: What the student's layers put out.
-            hinting: What the teacher's did.
-            sample_weight: The batch's; it acts where it is one for all outputs.
-            rows: The number of examples.
-            step: The optimiser's step, which scheduled weights are read at.
+            guided: The outputs of the student's layers; None if it didn't run.
+            hinting: The outputs of the teacher's layers.
+            batch: The batch. One sample weight for all outputs acts on hints too.
+
+        Raises:
+            ValueError: If the student wasn't called in training before.
         """
+        if not self._hints:
+            return loss
+        if guided is None:
+            raise ValueError(
+                "Hints compare layers in the pass that has made the outputs. Call "
+                "`distiller(x, training=True)` before `compute_loss`."
+            )
+        sample_weight = batch.sample_weight
         if keras.tree.is_nested(sample_weight):
             sample_weight = None
+        rows = ops.shape(keras.tree.flatten(batch.output)[0])[0]
         for hint in self._hints:
             features = guided.output(hint.name)
             if hint.name in self.projectors:
                 features = self.projectors[hint.name](features, training=True)
             targets = ops.stop_gradient(hinting.output(hint.name))
             weights = _for_values(hint.compared, sample_weight, features)
-            value = call_loss(_at(hint.compared, step), targets, features, weights)
-            value = ops.cast(value, loss.dtype)
-            weight = hint.weighting.at(step)
-            self.metrics[_logged_as(hint)].update_state(
-                value * replicas(), sample_weight=rows
+            compared = _at(hint.compared, batch.step)
+            value = ops.cast(
+                call_loss(compared, targets, features, weights), loss.dtype
             )
-            if hint.weighting.scheduled:
-                self.metrics[hint.weighting.name].update_state(weight)
+            self.metrics[_logged_as(hint)].update_state(
+                value * backend.replicas(), sample_weight=rows
+            )
+            weight = hint.weighting.at(batch.step)
+            hint.weighting.update_state(weight)
             loss = loss + ops.cast(weight, loss.dtype) * value
         return loss
 
@@ -230,7 +241,7 @@ def _for_values(loss: Any, sample_weight: Any, features: Tensor) -> Any:
 def _at(loss: Any, step: Any) -> Any:
     """Return a loss with what it has scheduled at a step."""
     if isinstance(loss, DistillationLoss):
-        return loss.for_batch(BatchContext(step=step))
+        return loss.for_batch(Batch(step=step))
     return loss
 
 

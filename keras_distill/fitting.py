@@ -1,0 +1,182 @@
+"""`fit` and `evaluate` with checks before the first epoch and after each step."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_distill import arguments, backend
+from keras_distill.guard import raise_if_flagged
+from keras_distill.guards.look import Look
+from keras_distill.guards.planned_steps import updates_of, warn_of_idle
+from keras_distill.guards.validation import check_validation_data, labels_of
+from keras_distill.labels.structures import check_weights_are_read
+from keras_distill.signatures import like
+from keras_distill.tracing import Retraceable
+from keras_distill.values import Value
+
+
+class WatchedFit(Retraceable):
+    """A model that finds mistakes before, during and after `fit`.
+
+    Before the first epoch, it checks the arguments. After each step, it looks at what
+    a compiled step has flagged, and at what the guards have summed up. At the end, it
+    warns of schedules that never started.
+    """
+
+    warned_of_idle_schedules = False
+
+    @property
+    def _looks(self) -> Sequence[Look]:
+        """The guards' looks at the values of the first batches."""
+        return ()
+
+    @property
+    def _flag_messages(self) -> Mapping[str, str]:
+        """Error messages by the name of the loss that a compiled step flags."""
+        return {}
+
+    @property
+    def _scheduled(self) -> Mapping[str, Value]:
+        """Weights and temperatures that `fit` logs, by name."""
+        return {}
+
+    @property
+    def _evaluated(self) -> Sequence[keras.Model]:
+        """The models that validation data must fit."""
+        return ()
+
+    @property
+    def _evaluates_without_labels(self) -> bool:
+        """Whether validation data may have no labels."""
+        return False
+
+    @like(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; takes and returns what `keras.Model.fit` does.
+
+        Raises:
+            ValueError: If validation data don't fit, sample weights have no labels, or
+                the data hold no batch.
+        """
+        arguments.check_known("fit", kwargs, arguments.parameters(keras.Model.fit))
+        given = inspect.signature(super().fit).bind(*args, **kwargs)
+        self._check_data(given.arguments)
+        if not backend.is_tensorflow():
+            # On TensorFlow, `make_train_function` adds the same to each step.
+            _with_callback(given, _AfterEachStep())
+        begin = updates_of(self.optimizer) if self.compiled else 0
+        history = super().fit(*given.args, **given.kwargs)
+        for look in self._looks:
+            look.conclude()
+        if not self.warned_of_idle_schedules:
+            self.warned_of_idle_schedules = warn_of_idle(
+                self._scheduled, begin, updates_of(self.optimizer)
+            )
+        if history.epoch and "loss" not in history.history:
+            raise ValueError(
+                "`fit` needs data, but none of its epochs saw a batch. Received: an "
+                "empty data set, or an iterator that was read to its end before"
+            )
+        return history
+
+    @like(keras.Model.evaluate)
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; takes and returns what `keras.Model.evaluate` does.
+
+        Raises:
+            ValueError: If there are sample weights, but no labels.
+        """
+        given = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
+        received = "`sample_weight` without `y`"
+        check_weights_are_read(given.get("y"), given.get("sample_weight"), received)
+        return super().evaluate(*args, **kwargs)
+
+    @like(keras.Model.train_on_batch)
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Train on one batch, as `keras.Model.train_on_batch` does."""
+        if backend.is_tensorflow():
+            return super().train_on_batch(*args, **kwargs)
+        given = inspect.signature(super().train_on_batch).bind(*args, **kwargs)
+        as_dict = given.arguments.pop("return_dict", False)
+        self._before_steps()
+        logs = super().train_on_batch(**given.arguments, return_dict=True)
+        self._after_step(logs)
+        return logs if as_dict else self._flatten_metrics_in_order(logs)
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Build the function that `fit` calls for each step."""
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force=force)
+        if backend.is_tensorflow():
+            step: Any = self.train_function
+
+            def watched_step(iterator: Any) -> Any:
+                logs = step(iterator)
+                self._after_step(logs)
+                return logs
+
+            self.train_function: Any = watched_step
+
+    def _before_steps(self) -> None:
+        """Prepare for steps on JAX, before the trainer takes the variables' values."""
+
+    def _after_step(self, logs: Mapping[str, Any]) -> None:
+        """Look at what a step has flagged and summed up."""
+        raise_if_flagged(logs, self._flag_messages)
+        for look in self._looks:
+            look.after_step(getattr(self, "jax_state_sync", lambda: None))
+
+    def _check_data(self, given: Mapping[str, Any]) -> None:
+        """Raise an error that `fit` would raise after its first epoch, or never."""
+        received = "`sample_weight` without `y`"
+        check_weights_are_read(given.get("y"), given.get("sample_weight"), received)
+        data = given.get("validation_data")
+        if isinstance(data, tuple | list):
+            _, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+            received = "`validation_data` of `(x, None, weights)`"
+            check_weights_are_read(y, weight, received)
+        if data is not None:
+            labels = labels_of(given.get("x"), given.get("y"))
+            for model in self._evaluated:
+                check_validation_data(
+                    model, data, labels, unlabelled=self._evaluates_without_labels
+                )
+
+
+class _AfterEachStep(keras.callbacks.Callback):
+    """Looks at a step once the trainer has stored the state that it returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The logs of a step that may still run: reading them would wait for it.
+        self._logs: Mapping[str, Any] = {}
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Let the model prepare, after other callbacks have restored its state."""
+        self.model._before_steps()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Look at the step before, which has ended."""
+        self._logs, ended = logs or {}, self._logs
+        self.model._after_step(ended)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Look at the last step."""
+        self.model._after_step(self._logs)
+        self._logs = {}
+
+
+def _with_callback(
+    given: inspect.BoundArguments, callback: keras.callbacks.Callback
+) -> None:
+    """Add a callback to the arguments of `fit`."""
+    callbacks = given.arguments.get("callbacks")
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.append(callback)
+        return
+    several = isinstance(callbacks, list | tuple)
+    earlier = list(callbacks) if several else [] if callbacks is None else [callbacks]
+    given.arguments["callbacks"] = [*earlier, callback]

@@ -1,0 +1,223 @@
+"""What `Distiller.compile` sets up beside what Keras does."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_distill import backend, own_training
+from keras_distill.guard import BAD_TEACHER, Guard
+from keras_distill.guards.look import Look
+from keras_distill.guards.teacher_loss import TeacherLabelLoss
+from keras_distill.inputs import check_not_declared
+from keras_distill.labels import LabelMask
+from keras_distill.labels.probabilities import BAD_LABELS
+from keras_distill.losses.calling import check_scope_names
+from keras_distill.objective import Objective
+from keras_distill.shared_weights import shared_state
+from keras_distill.teachers.base import Teacher, TeacherLike
+from keras_distill.teachers.joint import TeacherLogs, TrainingTeacher
+
+
+class Setup:
+    """The checked arguments of `Distiller.compile`, and the objects made of them.
+
+    A plain object: a model that holds it doesn't track or save it.
+
+    Args:
+        student: The student.
+        given: The teacher as the user passed it.
+        teacher: The same as a `Teacher`.
+        privileged_features: As in `Distiller`.
+        optimizer: The student's.
+        config: The arguments of `Distiller.compile` that are not Keras', for files.
+        loss: As in `keras.Model.compile`; so are `loss_weights` and `metrics`.
+        alpha: As in `Distiller.compile`.
+        auto_scale_loss: As in `keras.Model.compile`.
+        compiled: Whether XLA or JAX compiles the step, which then can't raise errors.
+        afterwards: Called once after the first step, when all models are built.
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        given: TeacherLike | None,
+        teacher: Teacher,
+        privileged_features: Sequence[str],
+        *,
+        optimizer: keras.optimizers.Optimizer,
+        config: Mapping[str, Any],
+        loss: Any,
+        loss_weights: Any,
+        metrics: Any,
+        alpha: Any,
+        auto_scale_loss: bool,
+        afterwards: Callable[[], Any],
+    ) -> None:
+        self.config, self._loss = dict(config), loss
+        self.output_names = getattr(student, "output_names", None)
+        check_scope_names([loss, config["teacher_loss"]])
+        has_own_loss = own_training.overrides(student, "compute_loss")
+        self.objective = Objective(
+            config["distillation_loss"],
+            alpha,
+            loss_weights=config["distillation_loss_weights"],
+            output_names=self.output_names,
+            has_labels=loss is not None or has_own_loss,
+            members=teacher.logged_members,
+        )
+        if loss is None and not has_own_loss:
+            self.objective.check_needs_no_labels("loss=None")
+        self.label_mask = LabelMask(
+            config["label_mask"], output_names=self.output_names
+        )
+        masks = self.label_mask.keys
+        check_label_mask(self.label_mask, student, metrics)
+        own_training.check_replaced(student, "student")
+        own_training.check_called(student, "student", masks=masks, alpha=alpha)
+        check_names(self.objective, student)
+        _warn_of_privileged_features_alone(teacher, privileged_features, self.objective)
+        self.joint = self._joint(given, student, optimizer, auto_scale_loss)
+        self.joint_logs = None if self.joint is None else TeacherLogs(self.joint)
+        self.teacher_log: TeacherLabelLoss | None = None
+        if config["log_teacher"] and self.joint is None:
+            self.teacher_log = TeacherLabelLoss(loss, loss_weights, self.label_mask)
+        self.guard: Guard | None = None
+        self.look = self._look(teacher, afterwards)
+
+    def _joint(
+        self,
+        given: TeacherLike | None,
+        student: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        auto_scale_loss: bool,
+    ) -> TrainingTeacher | None:
+        """Return the teacher with its optimiser, where it trains."""
+        config = self.config
+        if config["teacher_loss"] is None:
+            others = config["teacher_optimizer"], config["teacher_metrics"]
+            if any(other is not None for other in others):
+                raise ValueError(
+                    "The teacher trains only where it has a `teacher_loss`. Received: "
+                    f"teacher_optimizer={config['teacher_optimizer']}, "
+                    f"teacher_metrics={config['teacher_metrics']}, teacher_loss=None"
+                )
+            check_not_shared(given, student)
+            return None
+        return TrainingTeacher(
+            given,
+            student,
+            optimizer=config["teacher_optimizer"] or _another(optimizer),
+            student_optimizer=optimizer,
+            loss=config["teacher_loss"],
+            metrics=config["teacher_metrics"],
+            label_mask=self.label_mask,
+            auto_scale_loss=auto_scale_loss,
+        )
+
+    def _look(self, teacher: Teacher, afterwards: Callable[[], Any]) -> Look:
+        """Return a look at the values that the losses of this `compile` are given."""
+        return Look(
+            self.config["distillation_loss"],
+            self._loss,
+            teacher_loss=self.config["teacher_loss"],
+            output_names=self.output_names,
+            judges_teacher=self.joint is None and not teacher.changes,
+            afterwards=afterwards,
+        )
+
+    def take_teacher(
+        self, teacher: Teacher, student: keras.Model, afterwards: Callable[[], Any]
+    ) -> None:
+        """Log and look at another teacher from the next step on."""
+        self.objective.log_members(teacher.logged_members)
+        check_names(self.objective, student)
+        self.look = self._look(teacher, afterwards)
+
+    def begin(self, model: keras.Model) -> None:
+        """Take what Keras has made of its own arguments.
+
+        Args:
+            model: The distiller, compiled by Keras.
+        """
+        if self.config["check_teacher"]:
+            self.guard = Guard(compiled=backend.compiles(model))
+        if self.joint is not None:
+            self.joint.jit_compile = model.jit_compile
+        for value in self.objective.all_values:
+            value.read_by(model)
+
+    @property
+    def metrics(self) -> dict[str, keras.metrics.Metric]:
+        """The metrics of the loss's terms and hyperparameters, by name."""
+        log = self.teacher_log
+        return self.objective.metrics | ({"teacher_loss": log.metric} if log else {})
+
+    @property
+    def state(self) -> list[keras.Variable]:
+        """The variables that a step reads or changes, and that no metric holds."""
+        return [*self.objective.state, *self.look.state]
+
+    @property
+    def flag_messages(self) -> dict[str, str]:
+        """Error messages by the name of the loss that a compiled step flags."""
+        messages = {"student_loss": BAD_LABELS + " values that aren't"}
+        if self.guard is not None:
+            messages["distillation_loss"] = BAD_TEACHER
+        return messages
+
+
+def check_not_shared(teacher: TeacherLike | None, student: keras.Model) -> None:
+    """Raise ValueError if a student's training would change its fixed teacher."""
+    shared = shared_state(teacher, student)
+    if shared:
+        raise ValueError(
+            "The student would train weights that its fixed teacher holds too, and so "
+            "change the teacher. Give `teacher_loss` to train both, freeze the shared "
+            "layers, or give each model its own. Received: shared weights "
+            f"{[weight.path for weight in shared]}"
+        )
+
+
+def check_label_mask(mask: LabelMask, student: keras.Model, metrics: Any) -> None:
+    """Raise ValueError if a student reads the mask, or metrics would pass it over."""
+    check_not_declared(student, mask.keys, what="label masks")
+    if mask.keys and metrics is not None:
+        raise ValueError(
+            "`metrics` would count rows without a label. Pass them as "
+            "`weighted_metrics`, where such rows weigh 0. Received: "
+            f"metrics={metrics} with label masks {mask.keys}"
+        )
+
+
+def check_names(objective: Objective, student: keras.Model) -> None:
+    """Raise ValueError if Keras logs an output's loss under the name of ours."""
+    output_names = getattr(student, "output_names", None)
+    ours = objective.metrics
+    taken = [name for name in output_names or () if f"{name}_loss" in ours]
+    if taken:
+        raise ValueError(
+            "An output's loss would be logged under the name of one of ours, "
+            f"{sorted(ours)}. Name the output otherwise. Received: outputs "
+            f"named {taken}"
+        )
+
+
+def _warn_of_privileged_features_alone(
+    teacher: Teacher, privileged_features: Sequence[str], objective: Objective
+) -> None:
+    read, alpha = teacher.declares, objective.final_alpha()
+    if read and set(read) <= set(privileged_features) and alpha > 0.5:
+        warnings.warn(
+            f"The teacher reads privileged features alone, {list(read)}, at alpha "
+            f"{alpha}: what the student can't predict of them is noise to it, and it "
+            "may end below a student without a teacher. Let the teacher read the "
+            "student's features too, or lower alpha.",
+            stacklevel=5,  # where `Distiller.compile` is called
+        )
+
+
+def _another(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return an optimiser of the same configuration, with no state yet."""
+    return type(optimizer).from_config(optimizer.get_config())

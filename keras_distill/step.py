@@ -1,0 +1,208 @@
+"""One step of a distiller: both models run, losses are added, terms are logged."""
+
+from typing import Any
+
+import keras
+
+from keras_distill import backend, own_training, per_output
+from keras_distill.batch import Batch
+from keras_distill.inputs import check_held
+from keras_distill.labels import LabelledModel, LabelMask, OwnLoss
+from keras_distill.setup import Setup
+from keras_distill.teachers.base import Lesson, as_targets, ask
+from keras_distill.teaching import Taught
+from keras_distill.types import Nested, Tensor
+
+
+class DistilledStep(LabelledModel, Taught):
+    """The parts of a distiller that run in each step of training and evaluation."""
+
+    def losses_of_step(
+        self,
+        x: Nested,
+        y: Nested,
+        y_pred: Nested,
+        sample_weight: Nested,
+        training: bool = True,
+    ) -> list[Tensor]:
+        """Return the student's loss, and the loss of a teacher that trains.
+
+        Args:
+            x: The inputs, with all keys where they are a dict.
+            y: The labels; None without.
+            y_pred: The student's outputs.
+            sample_weight: As in `keras.Model.fit`.
+            training: Whether the step trains or evaluates.
+        """
+        setup, given = self._setup, (x, y, sample_weight)
+        y, sample_weight = self._by_output(y, sample_weight, y_pred)
+        # Before the teacher runs: a layer that both models hold keeps what it adds to
+        # a loss only until it is called again.
+        own = self.own_loss(x, y, y_pred, sample_weight, training)
+        self._log_of_step = set()
+        if not training and (y is not None or self._evaluates_itself):
+            return [own.total]
+        batch = self._batch(x, y, y_pred, sample_weight, training)
+        if not training:
+            lesson = ask(self._lent.teacher, batch)
+            loss, self._log_of_step = setup.objective.measure(lesson, batch)
+            return [own.total + loss]
+        check_held(x, self.privileged_features, what="privileged features")
+        check_held(x, setup.label_mask.keys, what="the label mask")
+        if y is None and own.labels is None:
+            setup.objective.check_needs_no_labels("y=None")
+        if not self.student.trainable_weights:
+            own_training.warn_of_frozen("student", [self.student.name])
+        with self._lent.hints.of_teacher() as hinting:
+            lesson, of_teacher = self._lesson(batch, given)
+        total = self._taught(own, lesson, batch)
+        total = self._lent.hints.add_to(total, self._guided(), hinting, batch)
+        self._log_of_step |= set(self._lent.hints.metrics)
+        return [total, *of_teacher]
+
+    def _batch(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
+    ) -> Batch:
+        """Return the record of a step."""
+        mask = self._setup.label_mask
+        labels = mask.mask_labels(x, y)
+        if backend.compiles(self) and y is not None and self._has_label_loss:
+            # Without labels that can't be any. A step that can raise has raised.
+            labels, _ = self._checked_labels(x, y, sample_weight)
+        step: Any = 0
+        if training:
+            step = backend.updates(self.optimizer, self._lent.batches)
+            backend.count(self._lent.batches)
+        return Batch(
+            inputs=x,
+            labels=per_output.as_structured(labels, y_pred, self._setup.output_names),
+            labelled=mask.by_path(x, y_pred),
+            sample_weight=sample_weight,
+            output=y_pred,
+            step=step,
+            withheld=mask.keys,
+            withheld_from_student=self._withheld,
+        )
+
+    def _lesson(
+        self, batch: Batch, given: tuple[Any, Any, Any]
+    ) -> tuple[Lesson, list[Tensor]]:
+        """Return the teacher's outputs, and its loss where it trains.
+
+        Args:
+            batch: The record of the step.
+            given: Inputs, labels and weights, not brought to the student's outputs.
+        """
+        joint = self.teacher_in_training
+        if joint is None:
+            return ask(self._lent.teacher, batch), []
+        x, y, sample_weight = given
+        output = joint(x, training=True)
+        loss = joint.compute_loss(x, y, output, sample_weight)
+        joint.log_loss(loss, x)
+        joint.compute_metrics(x, y, output, sample_weight)
+        return Lesson(as_targets(output)), [loss]
+
+    def _taught(self, own: OwnLoss, lesson: Lesson, batch: Batch) -> Tensor:
+        """Return the loss without hints, and let the guards see the batch."""
+        setup, is_finite = self._setup, None
+        if setup.guard is not None and lesson.targets is not None:
+            targets, is_finite = setup.guard.checked(lesson.targets)
+            lesson = lesson._replace(targets=targets)
+        total, logged = setup.objective.total(own, lesson, batch, is_finite=is_finite)
+        setup.look.at(batch, lesson.targets)
+        if setup.teacher_log is not None and lesson.targets is not None:
+            setup.teacher_log.update(batch, lesson.targets, setup.output_names)
+            logged.add("teacher_loss")
+        if setup.joint_logs is not None:
+            logged |= set(setup.joint_logs.result())
+        self._log_of_step = logged
+        return total
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Tensor]:
+        """Update the compiled metrics, and return what this step has computed.
+
+        The terms of the loss and the hyperparameters are left out of a step that
+        didn't compute them: an evaluation, or a batch without labels or targets.
+        """
+        if y is not None or own_training.overrides(self.student, "compute_metrics"):
+            logs = super().compute_metrics(x, y, y_pred, sample_weight)
+            of_labels = set()
+        else:
+            logs = self.get_metrics_result()
+            of_labels = own_training.logged_names(own_training.compiled_metrics(self))
+        hidden = of_labels | (self._logged_names - self._log_of_step)
+        if not (self._has_label_loss or self._log_of_step):
+            hidden.add("loss")  # An evaluation of metrics alone.
+        shown = {name: log for name, log in logs.items() if name not in hidden}
+        if not shown:
+            raise ValueError(
+                "Evaluation needs labels, and a `loss` or `metrics` in `compile`. "
+                f"Received: y={y}, loss={self.loss}"
+            )
+        return shown
+
+    def test_step(self, *args: Any) -> Any:
+        """Evaluate the student; the teacher runs only where there are no labels."""
+        if not own_training.overrides(self.student, "test_step"):
+            return super().test_step(*args)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(*args)
+        with own_training.compiled_as(self.student, self):
+            logs = self.student.test_step((self._read(x), y, sample_weight))
+        own_training.check_names(logs, self._logged_names)
+        return logs
+
+    def predict_step(self, *args: Any) -> Any:
+        """Predict with the student."""
+        if not own_training.overrides(self.student, "predict_step"):
+            return super().predict_step(*args)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(*args)
+        return self.student.predict_step((self._read(x), y, sample_weight))
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Keras' metrics, the terms of the loss, hyperparameters, the teacher's."""
+        setup = self._lent.setup
+        if setup is None:
+            return super().metrics
+        ours = {**setup.metrics, **self._lent.hints.metrics}
+        of_teacher = [] if setup.joint_logs is None else [setup.joint_logs]
+        return [*super().metrics, *ours.values(), *of_teacher]
+
+    @property
+    def _logged_names(self) -> set[str]:
+        """The names that no other metric may have."""
+        setup = self._setup
+        of_teacher = setup.joint_logs.result() if setup.joint_logs else ()
+        return {*setup.metrics, *self._lent.hints.metrics, *of_teacher}
+
+    @property
+    def _log_of_step(self) -> set[str]:
+        """The names of the terms that the step of this thread has computed."""
+        return getattr(self._lent.of_step, "logged", set())
+
+    @_log_of_step.setter
+    def _log_of_step(self, names: set[str]) -> None:
+        self._lent.of_step.logged = names
+
+    @property
+    def _evaluates_itself(self) -> bool:
+        """Whether methods of the student's own may need no labels."""
+        methods = ("compute_loss", "compute_metrics", "test_step")
+        return any(own_training.overrides(self.student, name) for name in methods)
+
+    @property
+    def _setup(self) -> Setup:
+        if self._lent.setup is None:
+            raise ValueError("You must call `compile()` on the distiller before this.")
+        return self._lent.setup
+
+    @property
+    def _label_mask(self) -> LabelMask:
+        return self._setup.label_mask
+
+    @property
+    def _trained_model(self) -> keras.Model:
+        return self.student

@@ -1,0 +1,205 @@
+"""A trainer that reads a teacher without owning it."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import arguments, backend
+from keras_distill.guards.models import check_two, warn_if_swapped
+from keras_distill.hints import Hint
+from keras_distill.hints.taps import Caught
+from keras_distill.hints.term import HintTerm
+from keras_distill.inputs import check_not_declared, select
+from keras_distill.setup import Setup, check_not_shared
+from keras_distill.teachers.base import FollowingTeacher, TeacherLike, as_teacher
+from keras_distill.teachers.joint import TrainingTeacher
+from keras_distill.types import Nested, Tensor
+
+
+class _Lent:
+    """What a trainer uses and doesn't own: Keras doesn't track or save it."""
+
+    def __init__(self, given: TeacherLike | None, hints: HintTerm) -> None:
+        self.given = given
+        self.teacher = as_teacher(given)
+        self.hints = hints
+        self.setup: Setup | None = None
+        # The number of batches that JAX's trainer has seen.
+        self.batches = keras.Variable(0, dtype="int32", trainable=False)
+        self.compared_sizes = False
+        # Each device of a strategy traces its step in a thread of its own.
+        self.of_step = threading.local()
+
+
+class Taught(keras.Model):
+    """A model that holds a student, and lends itself a teacher.
+
+    The teacher is neither tracked nor saved, and it isn't changed. Its variables are
+    among the `non_trainable_variables`, from which JAX's trainer makes the arguments
+    of a compiled step, so that no weight of the teacher becomes a constant in it.
+
+    Args:
+        student: As in `Distiller`; so are the other arguments.
+    """
+
+    @arguments.explained
+    def __init__(
+        self,
+        student: keras.Model,
+        teacher: TeacherLike | None = None,
+        *,
+        privileged_features: Sequence[str] = (),
+        hints: Sequence[Hint] = (),
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(student, keras.Model):
+            raise TypeError(
+                "`student` must be a `keras.Model`. Received: "
+                f"student={student!r} of type {type(student).__name__}"
+            )
+        if isinstance(privileged_features, str):
+            raise TypeError(
+                "`privileged_features` must be a list of names. Received: "
+                f"privileged_features={privileged_features!r}"
+            )
+        check_two(student, teacher)
+        check_not_declared(student, privileged_features, what="privileged features")
+        recorded = getattr(teacher, "reads", ())
+        check_not_declared(student, recorded, what="recorded teacher outputs")
+        # The student casts its own inputs. The teacher may need them as they come.
+        super().__init__(
+            name=name,
+            **{"dtype": student.dtype_policy, "autocast": False, **kwargs},
+        )
+        self.student = student
+        self.privileged_features = tuple(privileged_features)
+        self._lent = _Lent(teacher, HintTerm(student, hints))
+        if teacher is not None:
+            self._lent.hints.attach(self._lent.teacher)
+            self._compare_sizes(stacklevel=6)
+        self.projectors = self._lent.hints.projectors
+        # All weights of a distiller are those of its student and its projectors.
+        self.built = student.built
+
+    @property
+    def teacher(self) -> TeacherLike | None:
+        """The teacher; assign one to a distiller that was loaded without."""
+        return self._lent.given
+
+    @teacher.setter
+    def teacher(self, teacher: TeacherLike) -> None:
+        lent = self._lent
+        if self.teacher_in_training is not None:
+            raise ValueError(
+                "This distiller's teacher trains, so it can't be replaced: files hold "
+                "it. Make a new `Distiller`, or `compile` without `teacher_loss` first."
+            )
+        check_two(self.student, teacher)
+        adapted = as_teacher(teacher)
+        if lent.setup is not None:
+            check_not_shared(teacher, self.student)
+        lent.hints.attach(adapted)
+        self.projectors = lent.hints.projectors
+        if lent.setup is not None:
+            lent.setup.take_teacher(adapted, self.student, self._compare_sizes)
+        lent.given, lent.teacher = teacher, adapted
+        # The step was traced with the earlier teacher.
+        self.train_function: Any = None
+        lent.compared_sizes = False
+        self._compare_sizes(stacklevel=5)
+
+    @property
+    def teacher_in_training(self) -> TrainingTeacher | None:
+        """The teacher with its optimiser, where it trains; files hold it."""
+        return self._lent.setup.joint if self._lent.setup else None
+
+    @property
+    def following_teacher(self) -> FollowingTeacher | None:
+        """The teacher, where its weights follow the student's; files hold it."""
+        teacher = self._lent.teacher
+        return teacher if isinstance(teacher, FollowingTeacher) else None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "teacher":
+            object.__setattr__(self, name, value)  # Past Keras' tracking.
+        else:
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        # Keras saves what dir() lists. The teacher isn't ours to save.
+        return [name for name in super().__dir__() if name != "teacher"]
+
+    def _follow(self, before: Tensor | None = None) -> None:
+        """Let a teacher follow the student, once the optimiser has updated it.
+
+        Args:
+            before: The number of updates before this step; None to find it out.
+        """
+        following = self.following_teacher
+        if following is None:
+            return
+        batches, optimizer = self._lent.batches, self.optimizer
+        if before is None:
+            before = backend.updates(optimizer, batches, batches_ago=1)
+        # Where gradients are accumulated, most steps update nothing.
+        updated = ops.not_equal(backend.updates(optimizer, batches), before)
+        following.follow(self.student, step=before, updated=updated)
+
+    def _before_steps(self) -> None:
+        """Count batches from where the optimiser's count is, e.g. after a resume."""
+        count = backend.batches_seen(self.optimizer)
+        self._lent.batches.assign(count)
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        """The state that a step reads or changes, without trainable weights.
+
+        It holds the teacher's variables too, which files and `weights` don't.
+        """
+        own: list[keras.Variable] = super().non_trainable_variables
+        if backend.is_tensorflow():
+            return own
+        lent = self._lent
+        state = [*lent.teacher.state, *lent.hints.state, lent.batches]
+        if lent.setup is not None:
+            state += lent.setup.state
+        # No variable twice: JAX gives up its memory.
+        others = {id(v): v for v in state}
+        taken = [*super().variables, *self.metrics_variables]
+        for variable in taken:
+            others.pop(id(variable), None)
+        return [*own, *others.values()]
+
+    @property
+    def _withheld(self) -> tuple[str, ...]:
+        """Inputs that a student without declared inputs isn't given."""
+        masks = self._lent.setup.label_mask.keys if self._lent.setup else ()
+        return (*self.privileged_features, *masks, *self._lent.teacher.reads)
+
+    def _read(self, x: Nested) -> Nested:
+        """Return the inputs that the student reads."""
+        return select(self.student, x, withheld=self._withheld)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Catch the outputs of the guided layers in a pass of the student."""
+        with self._lent.hints.of_student() as caught:
+            yield
+        self._lent.of_step.guided = caught
+
+    def _guided(self) -> Caught | None:
+        """Return what the student's last pass in training caught, and forget it."""
+        caught: Caught | None = vars(self._lent.of_step).pop("guided", None)
+        return caught
+
+    def _compare_sizes(self, stacklevel: int = 4) -> None:
+        """Warn of models that seem swapped, once both are built."""
+        if not self._lent.compared_sizes and self.student.built:
+            self._lent.compared_sizes = True
+            models = self.student, self._lent.given
+            warn_if_swapped(*models, self.privileged_features, stacklevel=stacklevel)
