@@ -133,9 +133,7 @@ def count(batches: keras.Variable) -> None:
         batches.assign(keras.ops.add(batches, 1))
 
 
-def after_update(
-    result: Any, model: keras.Model, action: Callable[[], None]
-) -> Any:
+def after_update(result: Any, model: keras.Model, action: Callable[[], None]) -> Any:
     """Return what a step of Keras' trainer returned, after an action on its model.
 
     Args:

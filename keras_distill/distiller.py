@@ -216,9 +216,7 @@ class Distiller(WatchedFit, SavedDistiller, ServesStudent, DistilledStep):
     def train_step(self, *args: Any) -> Any:
         """Run each model once, and update what trains."""
         if not backend.is_tensorflow():
-            return backend.after_update(
-                super().train_step(*args), self, self._follow
-            )
+            return backend.after_update(super().train_step(*args), self, self._follow)
         import tensorflow as tf
 
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(*args)

@@ -5,15 +5,16 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
 
-from keras_distill import monitoring, own_training
-from keras_distill.distillation import Batch, DistillationTerm
+from keras_distill import own_training, per_output
+from keras_distill.batch import Batch
+from keras_distill.guard import Guard, flagged
 from keras_distill.inputs import select
-from keras_distill.labels import LabelledModel, LabelMask
+from keras_distill.labels import LabelledModel, LabelMask, OwnLoss
 from keras_distill.losses.calling import check_scope_names
-from keras_distill.monitoring import BAD_LOSS, TeacherGuard
-from keras_distill.types import Tensor
+from keras_distill.objective import Objective
+from keras_distill.teachers.base import Lesson
+from keras_distill.types import Nested, Tensor
 
 BAD_PEER = (
     "A peer's output is NaN or infinite, so the others would learn nothing from it. "
@@ -63,13 +64,12 @@ class Peer(LabelledModel):
             metrics=_copied(metrics),
             weighted_metrics=_copied(weighted_metrics),
         )
-        self.term = DistillationTerm(
+        self.objective = Objective(
             distillation_loss,
             alpha,
-            label_losses=loss,
             output_names=self.output_names,
+            has_labels=True,
         )
-        self.term.record(self._compile_loss)
 
     @property
     def output_names(self) -> Sequence[str] | None:
@@ -88,69 +88,65 @@ class Peer(LabelledModel):
     def _trained_model(self) -> keras.Model:
         return self.model
 
-    def own_loss(self, data: tuple[Any, Any, Any], output: Any) -> Tensor:
+    def alone(self, data: tuple[Any, Any, Any], output: Nested) -> OwnLoss:
         """Return the loss that the model would be trained with alone, and log it."""
         x, y, sample_weight = data
-        loss = self.compute_loss(x, y, output, sample_weight)
-        logged = loss
-        if self.jit_compile:  # without XLA, the loss has asserted it
-            y, sample_weight = self._by_output(y, sample_weight, output)
-            _, are_valid = self._checked_labels(x, y, sample_weight)
-            logged = ops.where(are_valid, loss, BAD_LOSS)
-        monitoring.log_loss(self, logged, x)
-        return loss
+        y, sample_weight = self._by_output(y, sample_weight, output)
+        own = self.own_loss(x, y, output, sample_weight)
+        self.log_loss(flagged(own.total, own.are_valid), x)
+        return own
 
     def taught_loss(
         self,
         data: tuple[Any, Any, Any],
-        output: Any,
-        own_loss: Tensor,
+        output: Nested,
+        own: OwnLoss,
         *,
-        said: Any,
-        guard: TeacherGuard | None,
+        targets: Nested,
+        guard: Guard | None,
         step: Any,
     ) -> Tensor:
         """Return the loss under the others, and log what they add to it.
 
         Args:
             data: Inputs, labels and sample weights.
-            output: The model's.
-            own_loss: What `own_loss` returned.
-            said: The mean of the others' outputs.
-            guard: Looks at it, where it is to be looked at.
-            step: The optimiser's, which schedules are read at.
+            output: The model's outputs.
+            own: The result of `alone`.
+            targets: The mean of the others' outputs.
+            guard: Checks the targets, where they are to be checked.
+            step: The optimiser's step, at which schedules are read.
         """
         x, (y, sample_weight) = data[0], self._by_output(*data[1:], output)
-        are_finite = None
+        is_finite = None
         if guard is not None:
-            said, are_finite = guard.watch(said)
+            targets, is_finite = guard.checked(targets)
+        labels = self._mask.mask_labels(x, y)
         batch = Batch(
             inputs=x,
-            labels=self._mask.mask_labels(x, y),
-            label_masks=self._mask.by_path(x, output),
+            labels=per_output.as_structured(labels, output, self.output_names),
+            labelled=self._mask.by_path(x, output),
             sample_weight=sample_weight,
-            teacher_output=said,
-            member_outputs={},
-            teacher_is_finite=are_finite,
-            labels_are_valid=None,
-            student_output=output,
-            masked_output=self._mask.mask_predictions(x, output),
+            output=output,
             step=step,
         )
-        student_loss = monitoring.label_loss(self, self.model, own_loss)
-        return self.term.add_to(own_loss, student_loss, batch)
+        # The peer's own loss, which `alone` logs, is flagged for bad labels.
+        own = own._replace(are_valid=None)
+        total, _ = self.objective.total(
+            own, Lesson(targets), batch, is_finite=is_finite
+        )
+        return total
 
     def logs(self) -> dict[str, Tensor]:
         """Return the model's loss, its metrics and its distillation loss."""
         logs: dict[str, Tensor] = self.get_metrics_result()
         own_training.check_names(logs, ["distillation_loss"])
-        distilled = self.term.metrics["distillation_loss"].result()
+        distilled = self.objective.metrics["distillation_loss"].result()
         return {**logs, "distillation_loss": distilled}
 
     def reset_metrics(self) -> None:
         """Begin a new epoch."""
         super().reset_metrics()
-        for metric in self.term.metrics.values():
+        for metric in self.objective.metrics.values():
             metric.reset_state()
 
     @property

@@ -1,33 +1,32 @@
 """Models that train together in one `fit`, each taught by the mean of the others."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_distill import monitoring, own_training
+from keras_distill import backend, own_training
+from keras_distill.batch import Batch
 from keras_distill.building import build_optimizer
-from keras_distill.compilation import check_label_mask
+from keras_distill.fitting import WatchedFit
+from keras_distill.guard import Guard
 from keras_distill.guards import kinds
-from keras_distill.guards.look import Look, Seen
-from keras_distill.guards.planned_steps import updates_of, warn_of_idle
-from keras_distill.guards.validation import check_validation_data, labels_of
+from keras_distill.guards.look import Look
 from keras_distill.inputs import check_held, select
+from keras_distill.labels.masks import log_loss
 from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.losses import ForwardKL
-from keras_distill.monitoring import TeacherGuard
 from keras_distill.naming import distinct
 from keras_distill.online import checks
 from keras_distill.online.peer import BAD_PEER, Peer, PeerLogs, refresh
 from keras_distill.per_output import loss_weights_of
 from keras_distill.resuming import RandomStates
-from keras_distill.signatures import like
+from keras_distill.setup import check_label_mask
 from keras_distill.teachers.base import as_targets
 from keras_distill.teachers.combining import check_combination, mean_outputs
-from keras_distill.tracing import Retraceable
 from keras_distill.types import Tensor
+from keras_distill.values import Value
 
 
 class _Untracked:
@@ -36,14 +35,13 @@ class _Untracked:
     def __init__(self) -> None:
         self.peers: list[Peer] = []
         self.metrics: list[keras.metrics.Metric] = []
-        self.guard: TeacherGuard | None = None
+        self.guard: Guard | None = None
         self.looks: list[Look] = []
-        self.warned_of_idle = False
         self.config: dict[str, Any] = {}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class MutualLearning(Retraceable, RandomStates):
+class MutualLearning(WatchedFit, RandomStates):
     r"""Trains models together, each on labels and on the mean of what the others say.
 
     `loss = sum_i (1 - alpha) * loss(y, p_i) + alpha * distillation_loss(t_i, p_i)
@@ -133,12 +131,12 @@ class MutualLearning(Retraceable, RandomStates):
     @property
     def alpha(self) -> Any:
         """Weight of the distillation loss; floats may be assigned during `fit`."""
-        return self._compiled_peers[0].term.alpha
+        return self._compiled_peers[0].objective.alpha
 
     @alpha.setter
     def alpha(self, value: Any) -> None:
         for peer in self._compiled_peers:
-            peer.term.alpha = value
+            peer.objective.alpha = value
 
     def compile(
         self,
@@ -202,7 +200,7 @@ class MutualLearning(Retraceable, RandomStates):
         super().compile(optimizer, **kwargs)
         for peer in trained:
             peer.jit_compile = self.jit_compile
-        hyperparameters = dict(trained[0].term.metrics)
+        hyperparameters = dict(trained[0].objective.metrics)
         for name in ("student_loss", "distillation_loss"):
             del hyperparameters[name]
         untracked = self._untracked
@@ -213,7 +211,7 @@ class MutualLearning(Retraceable, RandomStates):
         ]
         untracked.guard = None
         if check_peers:
-            untracked.guard = TeacherGuard(xla=self.jit_compile, message=BAD_PEER)
+            untracked.guard = Guard(compiled=backend.compiles(self), message=BAD_PEER)
         takers = kinds.of_combination(self.combine, self.activation)
         untracked.looks = [
             Look(
@@ -226,7 +224,7 @@ class MutualLearning(Retraceable, RandomStates):
             )
             for peer in trained
         ]
-        untracked.warned_of_idle = False
+        self.warned_of_idle_schedules = False
         untracked.config = {**ours, "check_peers": check_peers}
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -251,7 +249,7 @@ class MutualLearning(Retraceable, RandomStates):
             for peer in peers:
                 # a layer keeps what it adds to a loss only until it is called again
                 outputs.append(peer(x, training=True))
-                own_losses.append(peer.own_loss(data, outputs[-1]))
+                own_losses.append(peer.alone(data, outputs[-1]))
             checks.check_apart(self.peers)  # those that weren't built before
             losses = []
             for i, peer in enumerate(peers):
@@ -262,13 +260,13 @@ class MutualLearning(Retraceable, RandomStates):
                         data,
                         outputs[i],
                         own_losses[i],
-                        said=as_targets(self._mean(others)),
+                        targets=as_targets(self._mean(others)),
                         guard=self._untracked.guard,
                         step=step,
                     )
                 )
             loss = sum(losses[1:], start=losses[0])
-            monitoring.log_loss(self, loss, x)
+            log_loss(self, loss, x)
             loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(loss, self.trainable_weights)
         if gradients:
@@ -278,7 +276,7 @@ class MutualLearning(Retraceable, RandomStates):
         looks = self._untracked.looks
         for peer, output, look in zip(peers, outputs, looks, strict=True):
             masks = peer._label_mask.by_path(x, output)
-            look.at(Seen(output, output, label_masks=masks))
+            look.at(Batch(inputs=x, output=output, labelled=masks), output)
             peer.compute_metrics(x, y, output, sample_weight)
         logs: dict[str, Tensor] = self.get_metrics_result()
         return logs
@@ -300,11 +298,11 @@ class MutualLearning(Retraceable, RandomStates):
         losses = []
         for peer in self._compiled_peers:
             output = peer(x, training=False)
-            losses.append(peer.own_loss(data, output))
+            losses.append(peer.alone(data, output).total)
             peer.compute_metrics(x, y, output, sample_weight)
-        monitoring.log_loss(self, sum(losses[1:], start=losses[0]), x)
+        log_loss(self, sum(losses[1:], start=losses[0]), x)
         measured = {f"{p.name}_distillation_loss" for p in self._compiled_peers}
-        measured |= set(self._compiled_peers[0].term.metrics)
+        measured |= set(self._compiled_peers[0].objective.metrics)
         logs = self.get_metrics_result()
         return {name: log for name, log in logs.items() if name not in measured}
 
@@ -313,46 +311,27 @@ class MutualLearning(Retraceable, RandomStates):
         """The loss, what each peer measures, and what is scheduled."""
         return [*super().metrics, *self._untracked.metrics]
 
-    def make_train_function(self, force: bool = False) -> None:
-        """Build the function that `fit` calls; XLA's is looked after from outside."""
-        if self.train_function is not None and not force:
-            return
-        super().make_train_function(force=force)
-        step: Any = self.train_function
-        for look in self._untracked.looks:
-            step = look.watching(step)
-        if self.jit_compile:
-            messages = {}
-            for peer in self._compiled_peers:
-                messages[f"{peer.name}_loss"] = BAD_LABELS + " values that aren't"
-                messages[f"{peer.name}_distillation_loss"] = BAD_PEER
-            step = monitoring.stopping(step, messages)
-        self.train_function: Any = step
+    @property
+    def _looks(self) -> Sequence[Look]:
+        return self._untracked.looks
 
-    @like(keras.Model.fit)
-    def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """Train the peers; takes and returns what `keras.Model.fit` does.
+    @property
+    def _flag_messages(self) -> dict[str, str]:
+        messages = {}
+        for peer in self._compiled_peers if backend.compiles(self) else ():
+            messages[f"{peer.name}_loss"] = BAD_LABELS + " values that aren't"
+            messages[f"{peer.name}_distillation_loss"] = BAD_PEER
+        return messages
 
-        Raises:
-            ValueError: If the peers can't be evaluated on the validation data.
-        """
-        given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
-        if given.get("validation_data") is not None:
-            labels = labels_of(given.get("x"), given.get("y"))
-            for peer in self.peers:
-                # whose own methods may take other labels than outputs
-                if not own_training.overrides(peer, "compute_loss"):
-                    check_validation_data(peer, given["validation_data"], labels)
-        begin = updates_of(self.optimizer) if self.compiled else 0
-        history = super().fit(*args, **kwargs)
-        untracked = self._untracked
-        for look in untracked.looks:
-            look.conclude()
-        if not untracked.warned_of_idle:
-            scheduled = self._compiled_peers[0].term.hyperparameters
-            end = updates_of(self.optimizer)
-            untracked.warned_of_idle = warn_of_idle(scheduled, begin, end)
-        return history
+    @property
+    def _scheduled(self) -> dict[str, Value]:
+        return self._compiled_peers[0].objective.values
+
+    @property
+    def _evaluated(self) -> Sequence[keras.Model]:
+        # A loss of a peer's own may take other labels than outputs.
+        own = "compute_loss"
+        return [peer for peer in self.peers if not own_training.overrides(peer, own)]
 
     def serving_model(self) -> keras.Model:
         """Raise, as peers serve one by one: `keras_distill.export` asks for one model.

@@ -9,7 +9,7 @@ from keras_distill.inputs import select
 from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.resuming import RandomStates
 from keras_distill.shared_weights import shared_weights
-from keras_distill.teachers.base import StepTeacher
+from keras_distill.teachers.base import Teacher
 from keras_distill.types import Tensor
 
 
@@ -51,7 +51,7 @@ class TrainingTeacher(RandomStates, LabelledModel):
                 f"no weights to train. Received: teacher={teacher!r} of type "
                 f"{type(teacher).__name__}"
             )
-        if isinstance(teacher, StepTeacher):
+        if isinstance(teacher, Teacher):
             raise TypeError(
                 f"An object of type {type(teacher).__name__} teaches by what others "
                 "have learned, so it takes no `teacher_loss`. Train its models before, "
