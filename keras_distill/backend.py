@@ -154,3 +154,63 @@ def after_update(result: Any, model: keras.Model, action: Callable[[], None]) ->
         action()
     changed = [scope.get_current_value(v) for v in model.non_trainable_variables]
     return logs, (trainable, changed, *others)
+
+
+def ends_data(error: BaseException) -> bool:
+    """Return whether an error tells Keras that the data have ended."""
+    if isinstance(error, StopIteration):
+        return True
+    if not is_tensorflow():
+        return False
+    import tensorflow as tf
+
+    return isinstance(error, tf.errors.OutOfRangeError)
+
+
+def giving_back(step: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
+    """Return a step that leaves its model with values if it raises an error.
+
+    JAX's trainer takes the values from a model's variables, hands them to the step,
+    and stores what it returns.
+
+    Args:
+        step: The function of the trainer that runs one or more steps.
+        model: The model.
+    """
+    if not is_jax():
+        return step
+
+    def careful_step(state: Any, iterator: Any) -> Any:
+        try:
+            return step(state, iterator)
+        except StopIteration:
+            raise
+        except BaseException:
+            names = ["trainable_variables", "non_trainable_variables"]
+            if len(state) == 4:
+                names.append("optimizer_variables")
+            names.append("metrics_variables")
+            values = [value for values in state for value in values]
+            # A step that had begun to run has used up the memory of its arguments.
+            if not any(value.is_deleted() for value in values):
+                model._jax_state = dict(zip(names, state, strict=False))
+                model._jax_state_synced = False
+                model.jax_state_sync()
+            raise
+
+    return careful_step
+
+
+def is_of_inner_trace(x: Tensor) -> bool:
+    """Return whether a tensor was made in a loop or a condition that has ended.
+
+    JAX raises an error of its own where such a tensor is used.
+    """
+    if not is_tensorflow():
+        return False
+    import tensorflow as tf
+
+    if not tf.is_symbolic_tensor(x):
+        return False
+    graph = getattr(x, "graph", None)
+    return graph is not None and graph is not tf.compat.v1.get_default_graph()

@@ -1,10 +1,11 @@
-"""Losses, metrics and optimisers, built outside of the step: it is traced once."""
+"""Optimisers, losses and metrics, built where TensorFlow traces a step only once."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+
+from keras_distill import backend
 
 
 def build_outside(model: keras.Model) -> None:
@@ -14,32 +15,66 @@ def build_outside(model: keras.Model) -> None:
     a function a second time if its first trace creates variables, and training would
     begin half as fast.
     """
-    for part in compiled_parts([model]):
-        object.__setattr__(part, "build", _outside(part.build))
+    if backend.is_tensorflow():
+        for part in compiled_parts([model]):
+            object.__setattr__(part, "build", _outside(part.build))
+
+
+def build_early(model: keras.Model) -> None:
+    """Build the optimiser of a built model, so that files restore its state."""
+    if model.built and not model.optimizer.built and model.trainable_variables:
+        model.optimizer.build(model.trainable_variables)
 
 
 def build_optimizer(model: keras.Model) -> None:
-    """Build a model's optimiser in its first step, where Keras does, but outside of it.
+    """Build a model's optimiser in its first step on TensorFlow, but outside of it.
 
-    In the first step, callbacks have decided on what trains.
+    By then, callbacks have decided which weights train. An optimiser that was built
+    for others, and that hasn't made a step, is replaced by a fresh one.
     """
+    import tensorflow as tf
+
     optimizer, variables = model.optimizer, model.trainable_variables
-    # on several devices, Keras has built it before
-    if optimizer.built or not variables or tf.distribute.has_strategy():
+    # On several devices, Keras has built it before.
+    if not variables or tf.distribute.has_strategy():
         return
+    if optimizer.built:
+        optimizer = _for_others(optimizer, variables)
+        if optimizer is None:
+            return
+        model.optimizer = optimizer
     with tf.init_scope(), tf.variable_creator_scope(_at_once):
-        # weights that the step itself makes have no value yet
+        # Weights that the step itself creates have no value yet.
         if not any(map(is_empty, variables)):
             optimizer.build(variables)
 
 
+def _for_others(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> keras.optimizers.Optimizer | None:
+    """Return a fresh optimiser if this one was built for other weights, or None."""
+    known = {id(variable) for variable in optimizer._trainable_variables}
+    if known == {id(variable) for variable in variables}:
+        return None
+    import tensorflow as tf
+
+    with tf.init_scope():
+        if backend.batches_seen(optimizer):
+            return None  # Keras raises an error that names the weights.
+        return type(optimizer).from_config(optimizer.get_config())
+
+
 def is_empty(variable: keras.Variable) -> bool:
-    """Return whether a variable has no value yet, as one that a trace has made."""
+    """Return whether a variable has no value yet, as one that a trace has created."""
+    import tensorflow as tf
+
     value = variable.value
     return isinstance(value, tf.Variable) and not bool(value.is_initialized())
 
 
 def _outside(build: Callable[..., None]) -> Callable[..., None]:
+    import tensorflow as tf
+
     def build_outside_of_a_trace(*args: Any, **kwargs: Any) -> None:
         with tf.init_scope(), tf.variable_creator_scope(_at_once):
             build(*args, **kwargs)
@@ -47,7 +82,7 @@ def _outside(build: Callable[..., None]) -> Callable[..., None]:
     return build_outside_of_a_trace
 
 
-def _at_once(create: Callable[..., tf.Variable], **kwargs: Any) -> tf.Variable:
+def _at_once(create: Callable[..., Any], **kwargs: Any) -> Any:
     """Create a variable that has its value at once."""
     return create(**{**kwargs, "experimental_enable_variable_lifting": False})
 

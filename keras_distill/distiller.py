@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_distill import arguments, backend, per_output
-from keras_distill.building import build_optimizer
+from keras_distill.building import build_early, build_optimizer
 from keras_distill.fitting import WatchedFit
 from keras_distill.losses import ForwardKL
 from keras_distill.resuming import SavedDistiller
@@ -204,7 +204,7 @@ class Distiller(WatchedFit, SavedDistiller, ServesStudent, DistilledStep):
         self.warned_of_idle_schedules = False
         setup.begin(self)
         # So that `load_weights` before the first step restores its state.
-        self._build_optimizer()
+        build_early(self)
 
     def call(self, inputs: Nested, training: bool | None = None) -> Nested:
         """Return the student's outputs."""
@@ -234,7 +234,8 @@ class Distiller(WatchedFit, SavedDistiller, ServesStudent, DistilledStep):
         with tf.control_dependencies([loss]):
             for model, of_model in zip(models, gradients, strict=True):
                 if of_model:
-                    model.optimizer.apply(of_model, model.trainable_weights)
+                    pairs = zip(of_model, model.trainable_weights, strict=True)
+                    model.optimizer.apply_gradients(pairs)
         self._follow(updates)
         return self.compute_metrics(x, y, output, sample_weight)
 

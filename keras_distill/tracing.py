@@ -4,13 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
+from keras_distill import backend
 from keras_distill.building import compiled_parts, is_empty
 from keras_distill.scopes import scopes_kept
-
-# How Keras learns that the data have ended.
-_END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
 
 
 class Retraceable(keras.Model):
@@ -18,7 +15,8 @@ class Retraceable(keras.Model):
 
     TensorFlow lets a function create variables in its first trace only, and leaves
     them without values where that trace fails. So a step that failed before it ever
-    ran is traced anew, and what it had built is built anew.
+    ran is traced anew, and what it had built is built anew. JAX's trainer takes the
+    values of all variables before a step. Where the step fails, they are given back.
     """
 
     @property
@@ -48,6 +46,9 @@ class Retraceable(keras.Model):
         step = getattr(self, name)
         if step is earlier:
             return
+        if not backend.is_tensorflow():
+            setattr(self, name, backend.giving_back(step, self))
+            return
         models = [self, *self._compiled_within]
         unbuilt = [part for part in compiled_parts(models) if not part.built]
         has_run = False
@@ -57,10 +58,8 @@ class Retraceable(keras.Model):
             try:
                 with scopes_kept():
                     outputs = step(data)
-            except _END_OF_DATA:
-                raise
-            except BaseException:
-                if not has_run:
+            except BaseException as error:
+                if not (has_run or backend.ends_data(error)):
                     setattr(self, name, None)
                     _unbuild(unbuilt)
                     _initialize(models)

@@ -1,4 +1,4 @@
-"""What layers put out while their model runs, so that it need not run again."""
+"""The outputs of layers, caught while their model runs: it needs no second pass."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,17 +6,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
-import tensorflow as tf
 
+from keras_distill import backend
 from keras_distill.types import Tensor
 
-_METHODS = ("call", "quantized_call")  # what a layer does its work by
+# The methods that compute the output of a layer.
+_METHODS = ("call", "quantized_call")
 _LOCK = threading.RLock()
-_OPEN: dict[int, int] = {}  # by the layer's id: how many listen to it
+# How many taps are open on a layer, by its id.
+_OPEN: dict[int, int] = {}
 
 
 class _Listeners(threading.local):
-    """Those of one thread: each replica of a strategy traces in its own."""
+    """The open taps of one thread: each replica of a strategy traces in its own."""
 
     def __init__(self) -> None:
         self.caught: list[dict[int, list[Any]]] = []
@@ -37,7 +39,7 @@ class Taps:
 
     @contextmanager
     def open(self) -> Iterator["Caught"]:
-        """Yield what the layers put out; they are left as they were when it ends."""
+        """Yield the outputs of the layers; afterwards they are as they were."""
         layers = list({id(layer): layer for layer in self._layers.values()}.values())
         outputs: dict[int, list[Any]] = {id(layer): [] for layer in layers}
         _LISTENERS.caught.append(outputs)
@@ -50,7 +52,7 @@ class Taps:
 
 
 class Caught:
-    """What layers put out in one pass of their model.
+    """The outputs of layers in one pass of their model.
 
     Args:
         layers: The layers by name.
@@ -64,11 +66,11 @@ class Caught:
         self._outputs = outputs
 
     def output(self, name: str) -> Tensor:
-        """Return what the layer of this name put out.
+        """Return the output of the layer of this name.
 
         Raises:
-            ValueError: If it didn't run once, put out more than one tensor, or ran
-                inside a loop or a condition, which nothing leaves.
+            ValueError: If it didn't run once, returned more than one tensor, or ran
+                inside a loop or a condition, outside of which its output is unknown.
         """
         outputs = self._outputs[id(self._layers[name])]
         received = f"Received: layer '{self._layers[name].name}' of '{name}'"
@@ -83,10 +85,7 @@ class Caught:
                 "A hint needs a layer with one output. Name another. "
                 f"{received}, which returned {len(keras.tree.flatten(output))} tensors"
             )
-        graph = (
-            getattr(output, "graph", None) if tf.is_symbolic_tensor(output) else None
-        )
-        if graph is not None and graph is not tf.compat.v1.get_default_graph():
+        if backend.is_of_inner_trace(output):
             raise ValueError(
                 "A hint can't read a layer that runs inside a loop, a condition or a "
                 f"function of its own, such as a recurrent cell. Name the layer around "
@@ -102,8 +101,8 @@ def _install(layers: Sequence[keras.Layer]) -> None:
             if _OPEN[id(layer)] == 1:
                 for name in _METHODS:
                     if callable(getattr(layer, name, None)):
-                        # past Keras' tracking: what stands on the instance comes
-                        # before the method of its class
+                        # Past Keras' tracking. Python finds an attribute of the
+                        # instance before the method of its class.
                         object.__setattr__(layer, name, _tapped(layer, name))
 
 
@@ -117,7 +116,7 @@ def _remove(layers: Sequence[keras.Layer]) -> None:
                     tapped = vars(layer).get(name)
                     if tapped is not None:
                         object.__delattr__(layer, name)
-                        if tapped.earlier is not None:  # it wasn't the class's
+                        if tapped.earlier is not None:  # The instance had its own.
                             object.__setattr__(layer, name, tapped.earlier)
 
 
