@@ -1,11 +1,15 @@
 """All questions about the backend that Keras runs on, asked in one place."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 from keras_distill.types import Tensor
+
+# Operations of TensorFlow that write variables, such as those of seeds.
+_WRITING_OPS = re.compile("Assign|ResourceScatter|Rng")
 
 
 def is_tensorflow() -> bool:
@@ -214,3 +218,66 @@ def is_of_inner_trace(x: Tensor) -> bool:
         return False
     graph = getattr(x, "graph", None)
     return graph is not None and graph is not tf.compat.v1.get_default_graph()
+
+
+def after_check(
+    x: Tensor, holds: Tensor, message: str, values: Sequence[Tensor]
+) -> Tensor:
+    """Return a tensor that a TensorFlow graph computes once a condition has held.
+
+    Everything computed from it waits for the check, updates of variables included.
+
+    Args:
+        x: The tensor.
+        holds: The condition, a boolean scalar.
+        message: The text of the `tf.errors.InvalidArgumentError`.
+        values: Tensors that are printed after it.
+    """
+    import tensorflow as tf
+
+    check = tf.debugging.Assert(holds, [message, *values])
+    # Outside of a graph, the check has raised, and returned None.
+    with tf.control_dependencies([] if check is None else [check]):
+        return tf.identity(x)
+
+
+def writes_state(call: Callable[[], Any]) -> set[str]:
+    """Return what a call writes: names of operations or of variables, empty if none.
+
+    TensorFlow traces the call and doesn't run it. Other backends run it, or trace it
+    within a step, and drop what it writes.
+    """
+    if not is_tensorflow():
+        with _Writes() as scope:
+            call()
+        written: set[str] = scope.names
+        return written
+    import tensorflow as tf
+
+    graph = tf.__internal__.FuncGraph("called_again")
+    with graph.as_default():
+        call()
+    traced = graph.as_graph_def()
+    nodes = [*traced.node, *(n for f in traced.library.function for n in f.node_def)]
+    return {node.op for node in nodes if _WRITING_OPS.search(node.op)}
+
+
+class _Writes(keras.StatelessScope):
+    """A scope that notes which variables are assigned, and keeps their values.
+
+    Variables have the values that the scope around it gives them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def add_update(self, update: tuple[keras.Variable, Tensor]) -> None:
+        self.names.add(f"Assign {update[0].path}")
+        super().add_update(update)
+
+    def get_current_value(self, variable: keras.Variable) -> Tensor | None:
+        value = super().get_current_value(variable)
+        if value is None and self.original_scope is not None:
+            value = self.original_scope.get_current_value(variable)
+        return value

@@ -1,4 +1,4 @@
-"""Methods of training that a model's class overrides, and how they are honoured."""
+"""Methods of training that a model's own class overrides."""
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-# What Keras' methods read of a compiled model.
+# The attributes of a compiled model that Keras' methods read.
 _COMPILED = (
     "compiled",
     "loss",
@@ -17,15 +17,15 @@ _COMPILED = (
     "_loss_tracker",
 )
 
-# The steps of a distiller take their place.
+# Methods that a distiller never calls, because it has its own steps.
 REFUSED_IN_TRAINING = ("train_step", "make_train_function")
 REFUSED = (*REFUSED_IN_TRAINING, "make_test_function", "make_predict_function")
-# Those of a distiller are called in their place. KerasHub's tasks have such methods,
-# which prepare text and images; a distiller is given prepared data.
+# Methods that a distiller replaces by its own. KerasHub's tasks override them to
+# prepare text and images, but a distiller is given prepared data.
 UNCALLED_IN_TRAINING = ("compile", "fit", "train_on_batch")
 _UNCALLED_IN_USE = ("evaluate", "test_on_batch", "predict", "predict_on_batch")
 UNCALLED = (*UNCALLED_IN_TRAINING, *_UNCALLED_IN_USE)
-# What is called, with labels and weights but no label masks.
+# Methods that are called with labels and weights, but without label masks.
 _UNMASKED = ("compute_loss", "compute_metrics", "test_step")
 
 
@@ -38,13 +38,18 @@ def overrides(model: keras.Model, name: str) -> bool:
 def check_replaced(
     model: keras.Model, whose: str, *, serves: bool = True, stacklevel: int = 5
 ) -> None:
-    """Raise ValueError if steps of a model's own would not run; warn of other methods.
+    """Check that no method of a model's own is ignored in silence.
 
     Args:
         model: The model that trains.
-        whose: What it is called.
-        serves: Whether it is evaluated and predicted with through what trains it.
+        whose: The role of the model in error messages, e.g. `"student"`.
+        serves: Whether the object that trains it also evaluates it and predicts
+            with it.
         stacklevel: As in `warnings.warn`.
+
+    Raises:
+        ValueError: If the model has steps of its own. Other methods that would not run
+            cause a warning.
     """
     refused = REFUSED if serves else REFUSED_IN_TRAINING
     uncalled = UNCALLED if serves else UNCALLED_IN_TRAINING
@@ -73,11 +78,11 @@ def check_replaced(
 def check_called(
     model: keras.Model, whose: str, *, masks: Sequence[str], alpha: Any = None
 ) -> None:
-    """Raise ValueError if a model has methods that can't be given what they need.
+    """Raise ValueError if a method of a model's own lacks arguments that it needs.
 
     Args:
         model: The model that trains.
-        whose: What it is called.
+        whose: The role of the model in error messages, e.g. `"student"`.
         masks: The names of the label masks.
         alpha: As in `Distiller.compile`.
     """
@@ -104,10 +109,13 @@ def _listed(names: Sequence[str]) -> str:
 
 @contextmanager
 def compiled_as(model: keras.Model, outer: keras.Model) -> Iterator[None]:
-    """Let a model's own methods find the losses and metrics of the model around it."""
+    """Lend a model the losses, metrics and optimiser of the model around it.
+
+    Its own methods read them from `self`.
+    """
     earlier = {name: vars(model)[name] for name in _COMPILED if name in vars(model)}
     for name in _COMPILED:
-        # past Keras' tracking, as what is only lent
+        # Keras would track, and so save, what is only lent.
         object.__setattr__(model, name, getattr(outer, name))
     try:
         yield
@@ -119,13 +127,13 @@ def compiled_as(model: keras.Model, outer: keras.Model) -> Iterator[None]:
 
 
 def all_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """Return a model's metrics, those too that its class keeps to itself."""
+    """Return a model's metrics, with those that its own `metrics` doesn't list."""
     metrics: list[keras.metrics.Metric] = keras.Model.metrics.fget(model)
     return [*metrics, *model.metrics]
 
 
 def compiled_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """Return the metrics that Keras made of `compile`'s arguments, but for `loss`."""
+    """Return the metrics that Keras made of `compile`'s arguments, without `loss`."""
     metrics = [] if model._compile_metrics is None else [model._compile_metrics]
     return metrics + (model._compile_loss.metrics if model._compile_loss else [])
 
@@ -141,11 +149,11 @@ def logged_names(metrics: Sequence[keras.metrics.Metric]) -> set[str]:
 
 
 def check_names(logged: Collection[str], ours: Collection[str]) -> None:
-    """Raise ValueError if a metric is logged under the name of what distillation logs.
+    """Raise ValueError if a metric has a name that distillation logs.
 
     Args:
         logged: The names of a model's metrics.
-        ours: The names that are taken.
+        ours: The names that distillation logs.
     """
     taken = sorted(set(logged) & set(ours))
     if taken:
@@ -157,7 +165,7 @@ def check_names(logged: Collection[str], ours: Collection[str]) -> None:
 
 
 def warn_of_frozen(whose: str, names: Sequence[str]) -> None:
-    """Warn, as Keras' own step does, that there is nothing to train."""
+    """Warn, as Keras' own step does, that no weight is trainable."""
     warnings.warn(
         f"There are no trainable weights, so `fit` changes nothing in the {whose}. Set "
         f"`trainable = True` and compile again. Received: {whose} named {list(names)}",
@@ -166,7 +174,7 @@ def warn_of_frozen(whose: str, names: Sequence[str]) -> None:
 
 
 def own_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """Return the metrics that a model's class keeps, without compiled ones."""
+    """Return the metrics of a model's own class, without compiled ones."""
     if not overrides(model, "metrics"):
         return list(model._metrics)
     compiled = [model._loss_tracker, *compiled_metrics(model)]

@@ -1,4 +1,4 @@
-"""What stands for which of a model's outputs: losses, weights, masks, labels."""
+"""Losses, weights, masks and labels, matched to the outputs of a model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,28 +7,28 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill.types import Path, Tensor
+from keras_distill.types import Nested, Path, Tensor
 
 tree = keras.tree
 
 
 def by_path(
     per_output: Any,
-    outputs: Any,
+    outputs: Nested,
     *,
     names: Sequence[str] | None,
     what: str,
     partial: bool = False,
 ) -> dict[Path, Any]:
-    """Return what is given per output under the path of that output.
+    """Return the items of a structure like a model's outputs by the outputs' paths.
 
     Args:
-        per_output: One thing for every output; or a list, tuple or dict of things
-            that mirrors `outputs`, with None where an output has none.
+        per_output: One item for all outputs, or a list, tuple or dict of items in the
+            structure of `outputs`, with None for outputs without one.
         outputs: A model's outputs.
-        names: The names of the outputs in order, where the model has any, so that a
-            dict may be given for a list of outputs.
-        what: What is given, as error messages call it.
+        names: The names of the outputs in order, where the model has any. A dict by
+            these names may be given for a list of outputs.
+        what: The name of the items in error messages.
         partial: Whether a dict for a list of outputs may leave some out.
 
     Raises:
@@ -63,11 +63,12 @@ def by_path(
     }
 
 
-def as_structured(structure: Any, outputs: Any, names: Sequence[str] | None) -> Any:
-    """Return a dict for a list of outputs as a list, and a list for a dict as a dict.
+def as_structured(structure: Any, outputs: Nested, names: Sequence[str] | None) -> Any:
+    """Return a structure with the containers of the outputs, in Keras' order.
 
-    In the order that Keras takes them in; for a single output, what stands for it.
-    What doesn't fit the outputs is returned as it is.
+    A dict for a list of outputs becomes a list, a list for a dict of outputs a dict.
+    A list or a dict for a single output becomes its only item. A structure that
+    doesn't fit the outputs is returned as it is.
     """
     if isinstance(structure, Mapping) and not isinstance(outputs, Mapping):
         structure = [structure.get(name) for name in names or ()]
@@ -79,13 +80,13 @@ def as_structured(structure: Any, outputs: Any, names: Sequence[str] | None) -> 
     return structure
 
 
-def at(path: Path, structure: Any, what: str) -> Any:
+def at(path: Path, structure: Nested, what: str) -> Any:
     """Return the tensor of one output.
 
     Args:
         path: The output's path.
         structure: Tensors in the structure of the outputs.
-        what: What `structure` is, as error messages call it.
+        what: The name of `structure` in error messages.
 
     Raises:
         ValueError: If the structure holds no tensor there.
@@ -101,10 +102,10 @@ def at(path: Path, structure: Any, what: str) -> Any:
 
 
 def loss_weights_of(loss: Any, loss_weights: Any) -> Any:
-    """Return `loss_weights` as Keras takes them for these losses.
+    """Return `loss_weights` in the form that Keras takes for these losses.
 
-    They are Python floats, not NumPy's or ints. A dict beside a list of losses stands
-    for the list of its values in the alphabetical order of its keys.
+    Keras takes Python floats, not ints or NumPy's numbers. It reads a dict beside a
+    list of losses as the list of its values in the alphabetical order of its keys.
 
     Raises:
         TypeError: If one isn't a number.
@@ -124,7 +125,7 @@ def loss_weights_of(loss: Any, loss_weights: Any) -> Any:
         ) from None
 
 
-def weight_at(path: Path, sample_weight: Any) -> Any:
+def weight_at(path: Path, sample_weight: Nested) -> Any:
     """Return the sample weights of one output, None where it has none.
 
     Raises:
@@ -133,34 +134,39 @@ def weight_at(path: Path, sample_weight: Any) -> Any:
     weight = sample_weight
     for key in path if tree.is_nested(sample_weight) else ():
         try:
-            # rows of a tensor aren't outputs
+            # The rows of a tensor aren't outputs.
             weight = weight[key] if tree.is_nested(weight) else None
         except (KeyError, IndexError, TypeError):
             return at(path, sample_weight, "`sample_weight`")
     return weight
 
 
-def found(path: Path, structure: Any) -> Any:
-    """Return the tensor of one output, None where the structure holds none there."""
-    leaf = structure
-    try:
-        for key in path:
-            # rows of a tensor aren't outputs
-            leaf = leaf[key] if tree.is_nested(leaf) else None
-    except (KeyError, IndexError, TypeError):
-        return None
+def found(path: Path, structure: Nested) -> Any:
+    """Return the tensor of one output, None where the structure has none there."""
+    leaf = part(path, structure)
     return None if tree.is_nested(leaf) else leaf
 
 
-def describe(outputs: Any) -> str:
-    """Return the structure of `outputs` with shapes in the place of tensors."""
+def part(path: Path, structure: Nested) -> Any:
+    """Return the part of a structure at a path, None where the path leads nowhere."""
+    for key in path:
+        try:
+            # The rows of a tensor aren't outputs.
+            structure = structure[key] if tree.is_nested(structure) else None
+        except (KeyError, IndexError, TypeError):
+            return None
+    return structure
+
+
+def describe(outputs: Nested) -> str:
+    """Return the structure of `outputs` with shapes in place of tensors."""
     return str(
         tree.map_structure(lambda x: tuple(getattr(x, "shape", ())) or str(x), outputs)
     )
 
 
 def of_rank(mask: Tensor, other: Tensor) -> Tensor:
-    """Return the rows' mask or weights with as many dimensions as `other`."""
+    """Return a mask or weights of rows with as many dimensions as `other`."""
     mask, other = ops.convert_to_tensor(mask), ops.convert_to_tensor(other)
     while len(mask.shape) > len(other.shape) and mask.shape[-1] == 1:
         mask = ops.squeeze(mask, -1)

@@ -53,6 +53,7 @@ FLOORS = {
 }
 ON_THE_SAME_FLOOR = {
     ("losses", "schedules"),  # a temperature may be a schedule
+    ("labels", "losses"),  # a label mask acts as sample weights of a loss
     ("distiller", "compilation"),  # one room, too large for one file
 }
 

@@ -1,35 +1,26 @@
-"""The label loss of a fixed teacher, logged."""
+"""A log of the label loss that a fixed teacher's outputs have."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
-from keras_distill import per_output
-from keras_distill.guards.look import Seen
+from keras_distill import backend, per_output
+from keras_distill.batch import Batch
 from keras_distill.labels import LabelMask
-from keras_distill.labels.units import (
-    masked_by_unit,
-    weights_of_units,
-    with_unit_axis,
-)
 from keras_distill.losses.calling import with_known_shape
 from keras_distill.losses.per_output import PerOutputLoss
-from keras_distill.monitoring import replicas
+from keras_distill.types import Nested
 
 tree = keras.tree
-
-# Operations that write variables, such as those of Keras' and TensorFlow's seeds.
-_CHANGING = re.compile("Assign|ResourceScatter|Rng")
 
 
 class TeacherLabelLoss:
     """Logs the label loss that a teacher's outputs have, as `teacher_loss`.
 
-    A plain object: a model that holds it neither tracks nor saves it.
+    It is a plain object, so a model that holds it neither tracks nor saves it. A step
+    writes the variables of `metric`.
 
     Args:
         losses: The student's label losses, as in `keras.Model.compile`.
@@ -51,34 +42,43 @@ class TeacherLabelLoss:
         self._is_checked = False
         self.metric = keras.metrics.Mean("teacher_loss")
 
-    def update(self, inputs: Any, seen: Seen, names: Any = None) -> None:
-        """Take in a batch, where it has labels and the teacher says something.
+    def update(
+        self, batch: Batch, targets: Nested, names: Sequence[str] | None = None
+    ) -> None:
+        """Update the metric with a batch that has labels and targets.
 
         Args:
-            inputs: The batch's inputs.
-            seen: Its outputs and labels.
+            batch: The record of the step, with the student's outputs.
+            targets: The teacher's outputs; None where it has none for this batch.
             names: The names of the student's outputs in order, where it has any.
+
+        Raises:
+            ValueError: If a loss keeps a state that another call would change.
         """
-        if seen.teacher is None or seen.labels is None:
+        if targets is None or batch.labels is None:
             return
         losses, weights = (
-            per_output.as_structured(each, seen.student, names)
+            per_output.as_structured(each, batch.output, names)
             for each in (self._losses, self._loss_weights)
         )
-        by_unit = masked_by_unit(seen.label_masks, seen.student)
-        given = (
-            with_unit_axis(seen.labels, by_unit),
-            self._label_mask.mask_predictions(inputs, _shaped(seen)),
-            weights_of_units(seen.sample_weight, seen.student, by_unit),
+        given = self._label_mask.loss_inputs(
+            batch.inputs,
+            batch.labels,
+            _shaped(targets, batch.output),
+            batch.sample_weight,
+            losses=losses,
+            names=names,
         )
         of_outputs = PerOutputLoss(losses, output_names=names, of_labels=True)
+        # Keras gives a label loss nothing else of the batch.
+        compared = Batch(output=given.predictions, sample_weight=given.sample_weight)
         if not self._is_checked:
             self._is_checked = True
-            _check_keeps_nothing(losses, lambda: of_outputs(*given))
-        found = of_outputs(*given)
+            _check_keeps_nothing(losses, lambda: of_outputs(given.labels, compared))
+        found = of_outputs(given.labels, compared)
         weights = per_output.by_path(
             1.0 if weights is None else weights,
-            seen.student,
+            batch.output,
             names=names,
             what="`loss_weights`",
             partial=True,
@@ -87,32 +87,24 @@ class TeacherLabelLoss:
             (weights.get(path, 1.0) * loss for path, loss in found.items()),
             start=ops.zeros(()),
         )
-        rows = ops.shape(tree.flatten(seen.student)[0])[0]
-        self.metric.update_state(total * replicas(), sample_weight=rows)
+        rows = ops.shape(tree.flatten(batch.output)[0])[0]
+        self.metric.update_state(total * backend.replicas(), sample_weight=rows)
 
 
-def _shaped(seen: Seen) -> Any:
-    """Return the teacher's outputs with what the student's tell of their shapes."""
+def _shaped(targets: Nested, outputs: Nested) -> Nested:
+    """Return the teacher's outputs with the static shapes of the student's."""
     shaped = [
         with_known_shape(
-            per_output.at(tuple(path), seen.teacher, "the teacher's output"), student
+            per_output.at(tuple(path), targets, "the teacher's output"), output
         )
-        for path, student in tree.flatten_with_path(seen.student)
+        for path, output in tree.flatten_with_path(outputs)
     ]
-    return tree.pack_sequence_as(seen.student, shaped)
+    return tree.pack_sequence_as(outputs, shaped)
 
 
 def _check_keeps_nothing(losses: Any, call: Callable[[], Any]) -> None:
-    """Raise ValueError if a call of losses changes what another call returns.
-
-    They are called in a graph that never runs.
-    """
-    graph = tf.__internal__.FuncGraph("called_again")
-    with graph.as_default():
-        call()
-    traced = graph.as_graph_def()
-    nodes = [*traced.node, *(n for f in traced.library.function for n in f.node_def)]
-    changing = {node.op for node in nodes if _CHANGING.search(node.op)}
+    """Raise ValueError if a call of losses changes the result of another call."""
+    changing = backend.writes_state(call)
     if changing:
         raise ValueError(
             "`log_teacher=True` calls the label loss another time, but this one keeps "

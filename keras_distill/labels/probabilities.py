@@ -1,16 +1,15 @@
-"""Labels that are probabilities must lie in [0, 1]."""
+"""A check of binary cross-entropies: their labels must lie in [0, 1]."""
 
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
-from keras_distill import per_output
+from keras_distill import backend
 from keras_distill.per_output import of_rank
-from keras_distill.types import Tensor
+from keras_distill.types import Nested, Path, Tensor
 
 tree = keras.tree
 
@@ -24,60 +23,69 @@ _BINARY = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy
 
 def checked_probabilities(
     loss: Any,
-    labels: Any,
-    sample_weight: Any = None,
+    labels: Nested,
+    sample_weight: Nested = None,
     *,
     output_names: Sequence[str] | None = None,
     xla: bool = False,
-) -> tuple[Any, Tensor]:
-    """Raise where the labels of a binary cross-entropy lie outside [0, 1].
+) -> tuple[Nested, Tensor]:
+    """Check that the labels of binary cross-entropies lie in [0, 1].
 
-    Rows of weight 0 are passed over, except for NaN, which no weight makes up for.
+    A label outside raises an error where a step of TensorFlow runs without XLA. What
+    XLA compiles can't raise: zeros then replace the labels, so that the weights stay
+    finite until the caller looks at the flag that is returned.
+
+    Rows of weight 0 may have any label but NaN, because 0 * NaN is NaN.
 
     Args:
-        loss: The label loss, or a structure of them that mirrors the outputs.
+        loss: The label loss, or a structure of losses like the outputs.
         labels: The labels.
         sample_weight: As in `keras.Model.fit`.
         output_names: The names of the outputs in order, where the model has any.
-        xla: Whether the step is compiled by XLA, which drops assertions silently.
-            There zeros take the place of such labels, so that the step's weights
-            stay finite until someone looks at what is returned.
+        xla: Whether XLA compiles the step.
 
     Returns:
-        The labels, and whether all are as they must be, a boolean scalar.
+        The labels, and whether all of them are valid, a boolean scalar.
 
     Raises:
-        tf.errors.InvalidArgumentError: If a label lies outside; so does NaN.
+        tf.errors.InvalidArgumentError: If a label lies outside, or is NaN.
     """
     losses = _by_path_of_labels(loss, labels, output_names)
     weights = {tuple(p): weight for p, weight in tree.flatten_with_path(sample_weight)}
     checked: list[Any] = []
-    all_valid = tf.constant(True)
+    all_valid = ops.convert_to_tensor(True)
     for path, label in tree.flatten_with_path(labels):
         path = tuple(path)
-        # () is the path of what is given once for all outputs
+        # One loss or weight for all outputs has the path ().
         if label is None:
             _check_needs_no_label(losses.get(path, losses.get(())), path)
             checked.append(None)
             continue
         label = ops.convert_to_tensor(label)
         of_binary = _is_binary_crossentropy(losses.get(path, losses.get(())))
-        if of_binary and not label.dtype.is_bool:
+        if of_binary and keras.backend.standardize_dtype(label.dtype) != "bool":
             counting = _counting(label, weights.get(path, weights.get(())))
-            # not by their range: where XLA looks for one, it passes over NaN
-            valid = tf.reduce_all((counting >= 0) & (counting <= 1))
-            if xla:
-                label = tf.where(valid, label, tf.zeros_like(label))
+            # A range from the smallest to the largest would pass over NaN under XLA.
+            within = ops.logical_and(counting >= 0, counting <= 1)
+            valid = ops.all(within)
+            if raises(xla=xla):
+                span = [ops.min(counting), ops.max(counting)]
+                label = backend.after_check(label, valid, BAD_LABELS, span)
             else:
-                label = _asserted(valid, label, counting)
-            all_valid &= valid
+                label = ops.where(valid, label, ops.zeros_like(label))
+            all_valid = ops.logical_and(all_valid, valid)
         checked.append(label)
     return tree.pack_sequence_as(labels, checked), all_valid
 
 
+def raises(*, xla: bool) -> bool:
+    """Return whether bad labels raise an error, and aren't only flagged."""
+    return backend.is_tensorflow() and not xla
+
+
 def _by_path_of_labels(
-    loss: Any, labels: Any, names: Sequence[str] | None
-) -> dict[per_output.Path, Any]:
+    loss: Any, labels: Nested, names: Sequence[str] | None
+) -> dict[Path, Any]:
     """Return losses by the path of their labels, as Keras matches the two."""
     flat = tree.flatten(loss)
     if not tree.is_nested(labels) and len(flat) == 1:
@@ -89,7 +97,7 @@ def _by_path_of_labels(
     return {tuple(path): item for path, item in tree.flatten_with_path(loss)}
 
 
-def _check_needs_no_label(loss: Any, path: per_output.Path) -> None:
+def _check_needs_no_label(loss: Any, path: Path) -> None:
     if loss is not None:
         raise ValueError(
             f"Output {list(path)} has a loss, but no labels. Pass them, or give None "
@@ -99,7 +107,8 @@ def _check_needs_no_label(loss: Any, path: per_output.Path) -> None:
 
 def _is_binary_crossentropy(loss: Any) -> bool:
     if isinstance(loss, str) and loss.lower() in ("crossentropy", "ce"):
-        return False  # the shape of the output decides
+        # The shape of the output decides which loss it is.
+        return False
     found = keras.losses.get(loss)
     if isinstance(found, functools.partial):
         found = found.func
@@ -110,16 +119,10 @@ def _is_binary_crossentropy(loss: Any) -> bool:
 
 
 def _counting(label: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the labels with 0 in place of those that don't count."""
+    """Return the labels, with 0 in place of those of rows that weigh 0."""
     if weight is None:
         return label
     counts = ops.not_equal(of_rank(weight, label), 0)
-    counts |= ops.not_equal(label, label)  # 0 * NaN would be NaN
+    # NaN counts in any row: it alone doesn't equal itself.
+    counts = ops.logical_or(counts, ops.not_equal(label, label))
     return ops.where(counts, label, ops.zeros_like(label))
-
-
-def _asserted(valid: Tensor, label: Tensor, counting: Tensor) -> Tensor:
-    found = [tf.reduce_min(counting), tf.reduce_max(counting)]
-    # what is computed of the labels, updates included, is to wait for the check
-    with tf.control_dependencies([tf.debugging.Assert(valid, [BAD_LABELS, *found])]):
-        return tf.identity(label)

@@ -1,66 +1,95 @@
-"""Losses under a label mask need a value for each row, or unlabelled rows count."""
+"""The values of a label loss: under a mask, there must be one for each row."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import keras
-import tensorflow as tf
 from keras import ops
 
-from keras_distill import per_output
-from keras_distill.labels import structures
-from keras_distill.per_output import Path
-from keras_distill.types import Tensor
+from keras_distill import backend
+from keras_distill.losses.calling import as_loss
+from keras_distill.types import Path, Tensor
+
+# Computes the values of a loss from labels and outputs.
+_Call = Callable[[Tensor, Tensor], Tensor]
 
 
 class RowValues:
-    """Checks, once for each loss, that its values are those of a mask's rows.
+    """Checks that losses have a value for each row of a label mask.
 
-    Keras multiplies a loss's values by the mask: a value for the whole batch would
-    stay as it is.
+    Keras multiplies the values by the sample weights. A loss with one value for the
+    whole batch would count the rows without a label too.
+
+    Each loss is traced once for each output. It isn't run, because another call would
+    change what it keeps, such as a seed.
     """
 
     def __init__(self) -> None:
-        self._checked: set[tuple[Path, int]] = set()
+        self._traced: dict[tuple[Path, int], _Values | None] = {}
 
     def check(
-        self,
-        losses: Any,
-        labels: Any,
-        masked: Any,
-        masks: Mapping[Path, Tensor],
-        *,
-        names: Any,
+        self, loss: Any, label: Tensor | None, output: Tensor, mask: Tensor, path: Path
     ) -> None:
         """Raise ValueError if the values of a loss don't fit its mask.
 
         Args:
-            losses: As `loss` in `keras.Model.compile`.
-            labels: The labels in the structure of the outputs.
-            masked: The outputs with their masks, as losses are given them.
-            masks: The label masks by the path of their output.
-            names: The names of the outputs in order, where the model has any.
+            loss: A label loss, as in `keras.Model.compile`.
+            label: The labels of the output; None without.
+            output: The output, as the loss is given it.
+            mask: The mask, of the shape that the values must have.
+            path: The path of the output.
         """
-        for path in masks:
-            loss = structures.loss_at(path, losses, masked, names=names)
-            label, output = (
-                per_output.found(path, labels),
-                per_output.found(path, masked),
+        key = path, id(loss)
+        if label is None or key in self._traced:
+            return
+        values = _traced(loss, label, output)
+        self._traced[key] = values
+        rows = tuple(mask.shape)
+        if values is not None and not _are_of(rows, values.shape):
+            raise ValueError(
+                f"The loss of output {list(path)} must have a value for each row "
+                "of its label mask, or rows without a label would count. Average "
+                "over the last axis alone, as `keras.ops.mean(values, axis=-1)`; "
+                f"Keras averages over the rows. Received: loss={loss}, which "
+                f"returns values of shape {values.shape}, for a label mask of "
+                f"shape {rows}"
             )
-            key = path, id(loss)
-            if loss is None or label is None or key in self._checked:
-                continue
-            self._checked.add(key)
-            values, rows = _values_of(loss, label, output), output._keras_mask.shape
-            if values is not None and not _are_of(rows, values):
-                raise ValueError(
-                    f"The loss of output {list(path)} must have a value for each row "
-                    "of its label mask, or rows without a label would count. Average "
-                    "over the last axis alone, as `keras.ops.mean(values, axis=-1)`; "
-                    f"Keras averages over the rows. Received: loss={loss}, which "
-                    f"returns values of shape {tuple(values)}, for a label mask of "
-                    f"shape {tuple(rows)}"
-                )
+
+    def own_mask(
+        self, loss: Any, label: Tensor | None, output: Tensor, path: Path
+    ) -> Tensor | None:
+        """Return the mask that a checked loss itself puts on its values, None without.
+
+        `SparseCategoricalCrossentropy` has one for its `ignore_class`. The loss is
+        called for it another time.
+        """
+        values = self._traced.get((path, id(loss)))
+        if values is None or not values.are_masked:
+            return None
+        found = as_loss(loss)
+        given = [ops.convert_to_tensor(x, dtype=found.dtype) for x in (label, output)]
+        return backend.keras_mask(found.call(*given))
+
+
+class _Values(NamedTuple):
+    """The shape of a loss's values, and whether the loss puts a mask on them."""
+
+    shape: tuple[int | None, ...]
+    are_masked: bool
+
+
+class _ValuesOf(keras.Operation):
+    """The computation of a loss's values, for Keras to trace on any backend."""
+
+    def __init__(self, function: _Call) -> None:
+        super().__init__()
+        self.function = function
+        self.are_masked = False
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        values = self.function(y_true, y_pred)
+        self.are_masked = backend.keras_mask(values) is not None
+        return values
 
 
 def _are_of(rows: Sequence[Any], values: Sequence[Any]) -> bool:
@@ -69,35 +98,33 @@ def _are_of(rows: Sequence[Any], values: Sequence[Any]) -> bool:
     return is_column or len(values) == len(rows)
 
 
-def _values_of(
-    loss: Any, label: Tensor, output: Tensor
-) -> tuple[int | None, ...] | None:
-    """Return the shape of a loss's values, None where it doesn't show.
-
-    The loss is traced, not run, so that it is called but once in a step.
-    """
+def _traced(loss: Any, label: Tensor, output: Tensor) -> _Values | None:
+    """Return what tracing shows of a loss's values, None where it shows nothing."""
     call = _call_of(loss)
     if call is None:
         return None
     dtype = keras.config.floatx()
-    specs = [
-        tf.TensorSpec(ops.convert_to_tensor(t).shape, dtype) for t in (label, output)
-    ]
+    operation = _ValuesOf(call)
     try:
-        traced = tf.function(call, autograph=False).get_concrete_function(*specs)
-        shape = traced.structured_outputs.shape
+        specs = [
+            keras.KerasTensor(ops.convert_to_tensor(x).shape, dtype)
+            for x in (label, output)
+        ]
+        shape = operation.compute_output_spec(*specs).shape
     except Exception:
-        return None  # what can't be called raises where it is computed
-    return None if shape.rank is None else tuple(shape)
+        # A loss that can't be called raises where it is computed.
+        return None
+    return _Values(tuple(shape), operation.are_masked)
 
 
-def _call_of(loss: Any) -> Any:
-    """Return what computes the values of a loss, None where nothing does alone."""
+def _call_of(loss: Any) -> _Call | None:
+    """Return the computation of a loss's values, None where it has none of its own."""
     if isinstance(loss, str) and loss.lower() in ("crossentropy", "ce"):
-        return None  # Keras chooses by shape among losses that have them
-    found: Any = keras.losses.get(loss)
-    if not isinstance(found, keras.losses.Loss):
-        return found  # a function
+        # Keras chooses by shape, among losses that have a value for each row.
+        return None
+    found = as_loss(loss)
     if type(found).__call__ is not keras.losses.Loss.__call__:
-        return None  # it reads the mask itself
-    return found.call
+        # It may do more than reduce the values of `call`.
+        return None
+    call: _Call = found.call
+    return call

@@ -6,22 +6,23 @@ from typing import Any
 import keras
 
 from keras_distill import per_output
+from keras_distill.types import Nested, Path
 
 tree = keras.tree
 
 
 def labels_by_output(
-    labels: Any, predictions: Any, *, names: Sequence[str] | None, losses: Any
-) -> Any:
-    """Return labels that leave outputs out with None in their places.
+    labels: Nested, predictions: Nested, *, names: Sequence[str] | None, losses: Any
+) -> Nested:
+    """Return labels in the structure of the outputs, None for outputs without labels.
 
-    As Keras matches them: a dict by name, a list with the losses that aren't None.
-    Everything else is left to Keras.
+    Keras matches a dict of labels by name, and a list of labels with the losses that
+    aren't None. Labels of any other structure are returned as they are.
 
     Args:
         labels: The labels.
         predictions: The outputs.
-        names: Names of the outputs in order, where the model has any.
+        names: The names of the outputs in order, where the model has any.
         losses: As `loss` in `keras.Model.compile`.
     """
     count = len(tree.flatten(predictions))
@@ -49,27 +50,35 @@ def labels_by_output(
     return tree.pack_sequence_as(predictions, [given.get(path) for path in paths])
 
 
-def loss_at(
-    path: per_output.Path, losses: Any, predictions: Any, *, names: Sequence[str] | None
-) -> Any:
-    """Return the label loss of one output, None where it has none.
+def losses_at(
+    path: Path, losses: Any, predictions: Nested, *, names: Sequence[str] | None
+) -> list[Any]:
+    """Return the label losses of one output, an empty list where it has none.
 
     Args:
         path: The output's path.
         losses: As `loss` in `keras.Model.compile`.
         predictions: The outputs.
-        names: Names of the outputs in order, where the model has any.
+        names: The names of the outputs in order, where the model has any.
     """
-    if not tree.is_nested(losses):
-        return losses
-    if not path:  # a list or a dict of one loss
-        return tree.flatten(losses)[0]
-    return per_output.found(path, per_output.as_structured(losses, predictions, names))
+    if not path:
+        # Of several losses of a single output, Keras returns the value of the first.
+        of_output: Any = tree.flatten(losses)[:1]
+    elif not tree.is_nested(losses):
+        of_output = losses
+    else:
+        count = len(tree.flatten(predictions))
+        is_list = isinstance(losses, list | tuple) and _is_flat(losses)
+        if is_list and len(losses) == count and not _is_flat(predictions):
+            losses = tree.pack_sequence_as(predictions, list(losses))
+        losses = per_output.as_structured(losses, predictions, names)
+        of_output = per_output.part(path, losses)
+    return [loss for loss in tree.flatten(of_output) if loss is not None]
 
 
 def weights_by_output(
-    sample_weight: Any, predictions: Any, *, names: Sequence[str] | None
-) -> Any:
+    sample_weight: Nested, predictions: Nested, *, names: Sequence[str] | None
+) -> Nested:
     """Return sample weights in the structure of the outputs.
 
     Raises:
@@ -90,13 +99,13 @@ def weights_by_output(
     return per_output.as_structured(sample_weight, predictions, names)
 
 
-def check_weights_are_read(y: Any, sample_weight: Any, received: str) -> None:
+def check_weights_are_read(y: Nested, sample_weight: Nested, received: str) -> None:
     """Raise ValueError for sample weights without labels, which Keras would drop.
 
     Args:
         y: The labels, as in `keras.Model.fit`.
         sample_weight: As there.
-        received: What was given, as the error message calls it.
+        received: The words for what was given in the error message.
     """
     if y is None and sample_weight is not None:
         raise ValueError(
@@ -107,10 +116,9 @@ def check_weights_are_read(y: Any, sample_weight: Any, received: str) -> None:
         )
 
 
-def _is_flat(predictions: Any) -> bool:
-    return tree.is_nested(predictions) and not any(
-        tree.is_nested(item)
-        for item in (
-            predictions.values() if isinstance(predictions, Mapping) else predictions
-        )
-    )
+def _is_flat(structure: Nested) -> bool:
+    """Return whether a structure is a list, tuple or dict of tensors."""
+    if not tree.is_nested(structure):
+        return False
+    items = structure.values() if isinstance(structure, Mapping) else structure
+    return not any(tree.is_nested(item) for item in items)

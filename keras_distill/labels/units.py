@@ -1,15 +1,12 @@
-"""Label masks that hold a value for each unit of a multi-label output."""
+"""Label masks with a value for each unit of a multi-label output."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_distill import per_output
-from keras_distill.labels import structures
-from keras_distill.per_output import Path, of_rank
-from keras_distill.types import Tensor
+from keras_distill.types import Nested, Path, Tensor
 
 tree = keras.tree
 
@@ -43,11 +40,11 @@ _FUNCTIONS_OF_UNITS = (
 
 
 def are_units(mask: Tensor, output: Tensor) -> bool:
-    """Return whether a mask holds a value for each unit, not for each row or step."""
+    """Return whether a mask has a value for each unit, not for each row or step."""
     return len(mask.shape) == len(output.shape) > 1 and mask.shape[-1] != 1
 
 
-def masked_by_unit(masks: Mapping[Path, Tensor], predictions: Any) -> list[Path]:
+def masked_by_unit(masks: Mapping[Path, Tensor], predictions: Nested) -> list[Path]:
     """Return the paths of the outputs that are masked by unit."""
     return [
         tuple(path)
@@ -56,13 +53,10 @@ def masked_by_unit(masks: Mapping[Path, Tensor], predictions: Any) -> list[Path]
     ]
 
 
-def check_losses(
-    losses: Any, predictions: Any, paths: Collection[Path], *, names: Any
-) -> None:
-    """Raise ValueError if a loss of these outputs has no value for each unit."""
-    for path in paths:
-        loss = structures.loss_at(path, losses, predictions, names=names)
-        if loss is not None and not _has_units(loss):
+def check_losses(losses: Sequence[Any], path: Path) -> None:
+    """Raise ValueError if a loss of an output has no value for each unit."""
+    for loss in losses:
+        if not _has_units(loss):
             raise ValueError(
                 f"The label mask of output {list(path)} holds a value for each unit, "
                 "so its loss must be a mean over units, one of "
@@ -71,45 +65,26 @@ def check_losses(
             )
 
 
-def with_unit_axis(structure: Any, paths: Collection[Path]) -> Any:
+def with_unit_axis(structure: Nested, paths: Collection[Path]) -> Nested:
     """Return labels or outputs with a last axis of size 1 where masked by unit.
 
-    So a loss, which averages over the last axis, has a value for each unit.
+    A metric averages over the last axis, so it then has a value for each unit.
     """
-
-    def expanded(path: Any, tensor: Any) -> Any:
-        if tensor is None or tuple(path) not in paths:
-            return tensor
-        return ops.expand_dims(ops.convert_to_tensor(tensor), -1)
-
-    return _mapped(expanded, structure) if paths else structure
-
-
-def weights_of_units(
-    sample_weight: Any, predictions: Any, paths: Collection[Path]
-) -> Any:
-    """Return sample weights that act on the values of each unit where masked so."""
-    if sample_weight is None or not paths:
-        return sample_weight
-    if not tree.is_nested(sample_weight):
-        sample_weight = tree.map_structure(lambda _: sample_weight, predictions)
-
-    def of_units(path: Any, weight: Any) -> Any:
-        if weight is None or tuple(path) not in paths:
-            return weight
-        return of_rank(weight, per_output.at(tuple(path), predictions, "the outputs"))
-
-    return _mapped(of_units, sample_weight)
-
-
-def _mapped(function: Any, structure: Any) -> Any:
-    mapped = [function(*item) for item in tree.flatten_with_path(structure)]
-    return tree.pack_sequence_as(structure, mapped)
+    if not paths:
+        return structure
+    expanded = [
+        tensor
+        if tensor is None or tuple(path) not in paths
+        else ops.expand_dims(ops.convert_to_tensor(tensor), -1)
+        for path, tensor in tree.flatten_with_path(structure)
+    ]
+    return tree.pack_sequence_as(structure, expanded)
 
 
 def _has_units(loss: Any) -> bool:
     found = keras.losses.get(loss)
     kinds = tuple(getattr(keras.losses, name) for name in _OF_UNITS)
     functions = [getattr(keras.losses, name) for name in _FUNCTIONS_OF_UNITS]
-    found = getattr(found, "func", found)  # of a `functools.partial`
+    # A `functools.partial` holds its function as `func`.
+    found = getattr(found, "func", found)
     return isinstance(found, kinds) or found in functions

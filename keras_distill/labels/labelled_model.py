@@ -1,0 +1,173 @@
+"""A model that trains another one on the labelled rows of each batch."""
+
+from collections.abc import Collection
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import backend, own_training
+from keras_distill.labels import structures, units
+from keras_distill.labels.masks import LabelMask
+from keras_distill.labels.probabilities import checked_probabilities, raises
+from keras_distill.signatures import like
+from keras_distill.types import Nested, Tensor
+
+
+class LabelledModel(keras.Model):
+    """A model around another, whose label losses and metrics leave out unlabelled rows.
+
+    Methods of training that the class of the other model overrides are called.
+    """
+
+    @property
+    def _label_mask(self) -> LabelMask:
+        raise NotImplementedError
+
+    @property
+    def _trained_model(self) -> keras.Model:
+        raise NotImplementedError
+
+    @property
+    def _logged_names(self) -> Collection[str]:
+        """The names that this model logs, which no metric of the other may have."""
+        return ()
+
+    def _read(self, x: Nested) -> Nested:
+        """Return the inputs that the other model reads."""
+        raise NotImplementedError
+
+    @like(keras.Model.compile)
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Configure training, as `keras.Model.compile` does."""
+        super().compile(*args, **kwargs)
+        if backend.is_tensorflow():
+            # Only TensorFlow minds variables that the trace of a step creates.
+            from keras_distill import building
+
+            building.build_outside(self)
+
+    def compute_loss(
+        self,
+        x: Nested = None,
+        y: Nested = None,
+        y_pred: Nested = None,
+        sample_weight: Nested = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Return Keras' loss of the labelled rows, or that of the model's own method.
+
+        Where XLA compiles the step, labels outside [0, 1] of a binary cross-entropy
+        count as 0 in training, and evaluation returns NaN.
+        """
+        y, sample_weight = self._by_output(y, sample_weight, y_pred)
+        y, all_valid = self._checked_labels(x, y, sample_weight)
+        given = self._label_mask.loss_inputs(
+            x, y, y_pred, sample_weight, losses=self.loss, names=self._names
+        )
+        model = self._trained_model
+        if own_training.overrides(model, "compute_loss"):
+            with own_training.compiled_as(model, self):
+                loss = model._compute_loss(self._read(x), *given, training)
+        else:
+            loss = super().compute_loss(x, *given, training)
+        if not (training or raises(xla=self.jit_compile)):
+            # No one looks at the flag in evaluation.
+            loss = ops.where(all_valid, loss, float("nan"))
+        return loss
+
+    @property
+    def _names(self) -> list[str] | None:
+        """The names of the outputs in order, None where the model has none."""
+        names: list[str] | None = getattr(self, "output_names", None)
+        return names
+
+    def _checked_labels(
+        self, x: Nested, y: Nested, sample_weight: Nested
+    ) -> tuple[Nested, Tensor]:
+        """Return the labels with unlabelled rows filled, and whether all are valid."""
+        if y is None:
+            # The loss of a model's own may need no labels.
+            return None, ops.convert_to_tensor(True)
+        return checked_probabilities(
+            self.loss,
+            self._label_mask.mask_labels(x, y),
+            sample_weight,
+            output_names=self._names,
+            xla=self.jit_compile,
+        )
+
+    def _by_output(
+        self, y: Nested, sample_weight: Nested, y_pred: Nested
+    ) -> tuple[Nested, Nested]:
+        """Return labels and weights in the structure of the outputs."""
+        return (
+            structures.labels_by_output(y, y_pred, names=self._names, losses=self.loss),
+            structures.weights_by_output(sample_weight, y_pred, names=self._names),
+        )
+
+    def compute_metrics(
+        self, x: Nested, y: Nested, y_pred: Nested, sample_weight: Nested = None
+    ) -> dict[str, Tensor]:
+        """Update the metrics with the rows that have a label."""
+        y, sample_weight = self._by_output(y, sample_weight, y_pred)
+        weights = self._label_mask.mask_weights(x, y, sample_weight, y_pred)
+        y = self._label_mask.mask_labels(x, y)
+        by_unit = self._label_mask.masked_by_unit(x, y_pred)
+        y, y_pred = (units.with_unit_axis(each, by_unit) for each in (y, y_pred))
+        model = self._trained_model
+        if not own_training.overrides(model, "compute_metrics"):
+            logs: dict[str, Tensor] = super().compute_metrics(x, y, y_pred, weights)
+            return logs
+        with own_training.compiled_as(model, self):
+            own = model.compute_metrics(self._read(x), y, y_pred, weights)
+        return self._with_own(self.get_metrics_result(), own)
+
+    def get_metrics_result(self) -> dict[str, Tensor]:
+        """Return the values of the metrics, and those of the model's own method."""
+        logs: dict[str, Tensor] = {}
+        for metric in self.metrics:
+            result = metric.result()
+            named = result if isinstance(result, dict) else {metric.name: result}
+            # Keras would log only the last of two metrics of one name.
+            twice = logs.keys() & named.keys()
+            if twice:
+                own_training.check_names(twice, self._logged_names)
+            logs.update(named)
+        model = self._trained_model
+        if not own_training.overrides(model, "get_metrics_result"):
+            return logs
+        with own_training.compiled_as(model, self):
+            return self._with_own(logs, model.get_metrics_result())
+
+    def _with_own(
+        self, logs: dict[str, Tensor], own: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return logs with those of a method of the model's own.
+
+        `loss` stays the total.
+        """
+        own_training.check_names(own, self._logged_names)
+        return {**logs, **own, "loss": logs["loss"]}
+
+    def reset_metrics(self) -> None:
+        """Reset the metrics. The model's own method decides on its own metrics."""
+        model = self._trained_model
+        if not own_training.overrides(model, "reset_metrics"):
+            super().reset_metrics()
+            return
+        with own_training.compiled_as(model, self):
+            model.reset_metrics()
+            of_model = {id(m) for m in own_training.all_metrics(model)}
+        for metric in self.metrics:
+            if id(metric) not in of_model:
+                metric.reset_state()
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Keras' metrics; the compiled ones only once they have seen labels."""
+        # A compiled metric that isn't built has no result.
+        metrics = [m for m in super().metrics if getattr(m, "built", True)]
+        names = {metric.name for metric in metrics}
+        own = own_training.own_metrics(self._trained_model)
+        return metrics + [metric for metric in own if metric.name not in names]
