@@ -1,0 +1,57 @@
+"""Masks of a loss's values as sample weights.
+
+Keras reads the mask of a loss from an attribute of a tensor, which has no public
+setter. A sample weight has the same effect by public means.
+"""
+
+from typing import Any
+
+from keras import ops
+
+from keras_distill.losses.ranks import of_one_rank
+from keras_distill.types import Tensor
+
+_MEANS = ("mean", "sum_over_batch_size")
+
+
+def masked_weights(
+    mask: Tensor | None, sample_weight: Any, reduction: str | None, dtype: Any
+) -> Any:
+    """Return the sample weights that act on a loss as a mask of its values does.
+
+    Values that the mask leaves out weigh 0. The reductions `"mean"` and
+    `"sum_over_batch_size"` divide by the number of all values, so the others weigh
+    `values / valid values` more. Keras computes the same from a mask.
+
+    Args:
+        mask: Boolean, of the shape of the loss's values. True or nonzero where a value
+            counts; None where all count.
+        sample_weight: The sample weights of the call, or None.
+        reduction: The `reduction` of the loss.
+        dtype: The `dtype` of the loss.
+
+    Returns:
+        A tensor of `dtype`; `sample_weight` itself without a mask.
+    """
+    if mask is None:
+        return sample_weight
+    mask = ops.convert_to_tensor(mask)
+    weight = ops.cast(mask, dtype)
+    if reduction in _MEANS:
+        # Keras counts the values in the loss's dtype too.
+        total = ops.cast(ops.prod(ops.convert_to_tensor(ops.shape(mask))), dtype)
+        share = ops.divide_no_nan(total, ops.sum(weight))
+        weight = ops.where(ops.cast(mask, "bool"), share, ops.zeros_like(weight))
+    if sample_weight is None:
+        return weight
+    sample_weight = ops.cast(ops.convert_to_tensor(sample_weight), dtype)
+    weight, sample_weight = of_one_rank(weight, sample_weight)
+    return weight * sample_weight
+
+
+def both(mask: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Return where both masks are True; None stands for True everywhere."""
+    if mask is None or other is None:
+        return other if mask is None else mask
+    mask, other = (ops.cast(each, "bool") for each in (mask, other))
+    return ops.logical_and(*of_one_rank(mask, other))
