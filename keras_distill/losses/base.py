@@ -1,60 +1,47 @@
-"""The base classes of distillation losses: checks, precision, temperature."""
+"""Base classes of distillation losses: checks, precision, masks, temperature."""
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill import arguments
+from keras_distill import arguments, backend
+from keras_distill.batch import Batch
 from keras_distill.losses import checks
+from keras_distill.losses.weighting import both, masked_weights
 from keras_distill.types import Tensor
 from keras_distill.values import Value
 
-# Stands in for infinite outputs (logits of classes masked with -inf), because 0 * inf
-# and inf - inf are NaN; small enough that quotients and differences of it stay finite
-# in float32.
+BatchContext = Batch
+
+# Replaces infinite logits, which mask classes, because 0 * inf and inf - inf are NaN.
+# Quotients and differences of it are finite in float32.
 INFINITE = 1e30
-
-
-class BatchContext(NamedTuple):
-    """What a training step holds beside the two outputs that a loss compares.
-
-    Args:
-        inputs: The batch's inputs.
-        labels: The labels of the output; None where there are none.
-        labelled: Boolean, which rows have a label; None where all have one.
-        step: The optimiser's step, which schedules are read at.
-
-    Example:
-        >>> from keras_distill.losses import DecoupledKD
-        >>> loss = DecoupledKD().for_batch(BatchContext(labels=[0]))
-        >>> round(float(loss([[2.0, 0.0, 1.0]], [[0.0, 2.0, 0.0]])), 4)
-        8.9448
-    """
-
-    inputs: Any = None
-    labels: Any = None
-    labelled: Any = None
-    step: Any = 0
 
 
 class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
     """A Keras loss whose `y_true` is the teacher's output.
 
     Subclasses implement `compare(teacher_logits, student_logits)`, which returns a
-    value per example. Everything else is `keras.losses.Loss`: reductions, sample
-    weights, masks. The maths is done in float32 at least, whatever the dtype of the
-    outputs, and no gradient reaches the teacher's.
+    value per example. The rest is `keras.losses.Loss`: reductions, sample weights,
+    masks. The maths is done in float32 at least, whatever the dtype of the outputs,
+    and no gradient reaches the teacher's.
 
-    A loss that depends on more of a batch than both outputs overrides `for_batch`,
-    which `Distiller` calls, or `for_weights`, which every call does. Both return the
-    loss to compute with, a copy that holds what it needs; the loss itself stays as it
-    was made.
+    A subclass may override these methods too:
+
+    - `for_batch`, which `Distiller` calls, returns the loss for one batch of training
+      data, where the loss depends on labels, inputs or the step;
+    - `for_weights`, which every call calls, returns the loss for these sample weights
+      and this mask, where values depend on them;
+    - `counted` returns which values count, where the loss leaves some out.
+
+    The first two return a copy of the loss that holds what it needs. The loss itself
+    isn't changed.
 
     Args:
         axis: The class axis. Defaults to -1.
@@ -63,7 +50,7 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
         dtype: dtype of the loss's result. Defaults to `keras.config.floatx()`.
     """
 
-    # of losses that have one
+    # The temperature, in losses that have one.
     tempering: Value | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -87,21 +74,53 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
     def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """Return the loss per example from logits of one shape."""
 
-    def for_batch(self, batch: BatchContext) -> Self:
-        """Return the loss for one batch of training data."""
+    @property
+    def state(self) -> Sequence[keras.Variable]:
+        """The variables that a call reads."""
+        return [] if self.tempering is None else [self.tempering.state]
+
+    def for_batch(self, batch: Batch) -> Self:
+        """Return the loss for one batch of training data.
+
+        Args:
+            batch: The record of the output that the loss compares, as
+                `Batch.of_output` returns it.
+        """
         return self
 
     def for_weights(self, sample_weight: Tensor, mask: Tensor) -> Self:
         """Return the loss for a call with these weights and Keras mask, or None."""
         return self
 
+    def counted(self, y_true: Any, y_pred: Tensor) -> Tensor | None:
+        """Return which values of a call count in its reduction, a boolean tensor.
+
+        Values that don't count weigh 0, and a mean is taken over the others. Returns
+        None, the default, where all count.
+
+        Args:
+            y_true: The teacher's output, as `call` gets it.
+            y_pred: The student's output.
+        """
+        return None
+
     def __call__(
         self, y_true: Any, y_pred: Tensor, sample_weight: Tensor = None
     ) -> Tensor:
         """Return the loss, reduced; `y_true` is the teacher's output."""
-        mask = getattr(y_pred, "_keras_mask", None)
+        return self.with_mask(y_true, y_pred, sample_weight, backend.keras_mask(y_pred))
+
+    def with_mask(
+        self, y_true: Any, y_pred: Tensor, sample_weight: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Return the loss, reduced, of a student's output with a Keras mask or None."""
         loss = self.for_weights(sample_weight, mask)
-        return super(DistillationLoss, loss).__call__(y_true, y_pred, sample_weight)
+        counted = both(mask, loss.counted(y_true, y_pred))
+        weight = masked_weights(counted, sample_weight, self.reduction, self.dtype)
+        if mask is not None:
+            # Keras would count the mask that is on the output a second time.
+            y_pred = ops.copy(y_pred)
+        return super(DistillationLoss, loss).__call__(y_true, y_pred, weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the loss per example; `y_true` is the teacher's output."""
@@ -113,21 +132,21 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
 
     def prepared(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of both outputs, checked and fit to compute with."""
-        # Keras converts the leaves only, so nested lists of numbers are lists still
+        # Keras converts the leaves of nested lists only, so these are lists still.
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         checks.check_same_shape(y_true, y_pred)
         checks.check_axis(y_pred, self.axis)
-        # also in `Distiller`, for any Keras loss; here for custom training loops
-        teacher_output = ops.stop_gradient(_finite(_at_least_float32(y_true)))
-        student_output = _finite(_at_least_float32(y_pred))
+        # `Distiller` stops the gradient for all Keras losses. Custom loops need it
+        # here.
+        teacher_output = ops.stop_gradient(computable(y_true))
         return (
             self.logits(teacher_output, "teacher"),
-            self.logits(student_output, "student"),
+            self.logits(computable(y_pred), "student"),
         )
 
     def copied(self) -> Self:
         """Return a copy that shares its attributes, temperature included."""
-        # not `copy.copy`, for which Keras would write the loss to a file
+        # `copy.copy` would serialise the loss and build another temperature.
         copied = object.__new__(type(self))
         copied.__dict__.update(self.__dict__)
         return copied
@@ -141,17 +160,19 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
 class TemperedLoss(DistillationLoss):
     """A divergence of tempered distributions, times the squared temperature.
 
-    Gradients of tempered divergences shrink with `1 / temperature**2`; the factor
-    keeps the balance with the label loss when the temperature changes (Hinton,
-    Vinyals, Dean 2015, section 2.1). It is applied here and nowhere else.
+    Gradients of tempered divergences shrink with `1 / temperature**2`. The factor
+    `temperature**2` keeps the balance with the label loss when the temperature changes
+    (Hinton, Vinyals, Dean 2015, section 2.1). It is applied here and nowhere else.
 
     Args:
         temperature: Divides the logits; positive. A float, which a callback may
             assign while `fit` runs, or a `LearningRateSchedule` of the optimiser's
-            step, which `Distiller` reads; elsewhere, assign `loss.step`, or the
-            schedule stays at its step 0. Defaults to 1.
-        from_logits: Whether both outputs are logits (default) or probabilities. Of
-            probabilities the logarithm is taken; a 0 counts as the smallest positive
+            step, which `Distiller` reads. In a custom loop, assign `loss.step`, or the
+            schedule is read at step 0. On JAX, an assignment acts on compiled steps of
+            a `Distiller` only; others have the temperature as a constant. Defaults
+            to 1.
+        from_logits: Whether both outputs are logits (default) or probabilities. The
+            logarithm of probabilities is taken; a 0 counts as the smallest positive
             number of its dtype.
         teacher_from_logits: The same for the teacher's output alone. Defaults to
             `from_logits`.
@@ -165,9 +186,9 @@ class TemperedLoss(DistillationLoss):
             shapes differ or the class axis has one unit only.
     """
 
-    # False for divergences that are bounded whatever the temperature
+    # False for divergences whose bounds don't depend on the temperature.
     times_squared_temperature = True
-    # what makes probabilities of its logits
+    # The function that turns logits into probabilities.
     activation = "softmax"
 
     tempering: Value
@@ -192,7 +213,7 @@ class TemperedLoss(DistillationLoss):
         )
         self.from_logits = from_logits
         self.teacher_from_logits = teacher_from_logits
-        # a scheduled temperature is read there
+        # The step at which a schedule of the temperature is read.
         self.step: Any = 0
         self._warned: set[str] = set()
 
@@ -228,7 +249,7 @@ class TemperedLoss(DistillationLoss):
             values = values * temperature**2
         return values
 
-    def for_batch(self, batch: BatchContext) -> Self:
+    def for_batch(self, batch: Batch) -> Self:
         """Return the loss with its temperature at the batch's step."""
         loss = self.copied()
         loss.step = batch.step
@@ -244,7 +265,7 @@ class TemperedLoss(DistillationLoss):
             "temperature": temperature,
             "from_logits": self.from_logits,
         }
-        # only where it is given, so that versions without it read the others' files
+        # Versions without the argument can read files that don't use it.
         if self.teacher_from_logits is not None:
             config["teacher_from_logits"] = self.teacher_from_logits
         return config
@@ -291,15 +312,12 @@ class TemperedLoss(DistillationLoss):
         return ops.log(ops.maximum(probabilities, smallest(probabilities)))
 
 
+def computable(x: Tensor) -> Tensor:
+    """Return an output in float32 at least, without infinite values."""
+    narrow = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
+    return ops.clip(ops.cast(x, "float32") if narrow else x, -INFINITE, INFINITE)
+
+
 def smallest(x: Tensor) -> float:
     """Return the smallest positive normal number of the tensor's dtype."""
     return float(np.finfo(keras.backend.standardize_dtype(x.dtype)).tiny)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    narrow = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
-    return ops.cast(x, "float32") if narrow else x
-
-
-def _finite(x: Tensor) -> Tensor:
-    return ops.clip(x, -INFINITE, INFINITE)

@@ -1,4 +1,4 @@
-"""Soft targets for sigmoid heads: binary and multi-label outputs."""
+"""Soft-target losses for sigmoid heads: binary and multi-label outputs."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from keras_distill.types import Tensor
 
 
 class SigmoidLoss(TemperedLoss):
-    """A tempered loss of units that are each a logit, or a sigmoid, of their own."""
+    """A tempered loss of independent units, each a logit or a sigmoid."""
 
     activation = "sigmoid"
 
     def logits_of_probabilities(self, probabilities: Tensor) -> Tensor:
         """Return logits whose sigmoid is `probabilities`."""
-        # 1 - p is known no better than to the spacing of floats below 1
+        # The spacing of floats below 1 limits how exactly 1 - p is known.
         epsneg = float(
             np.finfo(keras.backend.standardize_dtype(probabilities.dtype)).epsneg
         )
@@ -44,19 +44,19 @@ class BinarySoftTargets(SigmoidLoss):
     `T**2 * (-p * log(q) - (1 - p) * log(1 - q))`, `p = sigmoid(t / T)`,
     `q = sigmoid(s / T)`, averaged over the units of an example as
     `keras.losses.BinaryCrossentropy` does. For click and conversion heads keep
-    `temperature=1`: higher ones spoil the calibration of the student.
+    `temperature=1`: the student is less well calibrated at higher temperatures.
 
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
         subtract_entropy: Whether to subtract the teacher's entropy: the KL
             divergence, which is 0 where the student equals the teacher, with the same
             gradient. Defaults to False.
-        from_logits: Whether outputs are logits (default) or probabilities, which are
-            checked, but not in what XLA compiles.
+        from_logits: Whether outputs are logits (default) or probabilities. The range
+            of probabilities is checked, except in steps that XLA or JAX compiles.
         teacher_from_logits: The same for the teacher's output alone. Defaults to
             `from_logits`.
-        axis: The axis of the units, averaged over. Defaults to -1. Outputs of shape
-            `(batch,)` have one unit an example.
+        axis: The axis of the units, over which the mean is taken. Defaults to -1.
+            Outputs of shape `(batch,)` have one unit per example.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.

@@ -1,4 +1,4 @@
-"""One loss called with a teacher's and a student's output, as Keras calls it."""
+"""Calls of one loss with a teacher's and a student's output, as Keras makes them."""
 
 import re
 from typing import Any
@@ -6,11 +6,14 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_distill import backend
 from keras_distill.losses.base import DistillationLoss
 from keras_distill.losses.checks import ChecksShapes, may_have_shape
+from keras_distill.losses.ranks import of_one_rank as of_one_rank
+from keras_distill.losses.weighting import masked_weights
 from keras_distill.types import Tensor
 
-# Keras losses whose `y_true` are ids, so that it has an axis less than `y_pred`
+# Keras losses whose `y_true` are ids, so it has one axis less than `y_pred`.
 _OF_IDS = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CTC)
 _FUNCTIONS_OF_IDS = (keras.losses.sparse_categorical_crossentropy, keras.losses.ctc)
 
@@ -21,12 +24,13 @@ _DIFFERENT = (
     "keras.ops.reshape(model(x), ...)`. Received:"
 )
 
-_SCOPE = re.compile(r"[A-Za-z0-9_.\\>-]*")  # within another
-_ROOT_SCOPE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\>-]*")  # what TensorFlow takes
+# Names that TensorFlow accepts for a scope within another scope, and outside of one.
+_SCOPE = re.compile(r"[A-Za-z0-9_.\\>-]*")
+_ROOT_SCOPE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\>-]*")
 
 
 class FunctionLoss(keras.losses.Loss):
-    """A loss function, e.g. what Keras finds under `"mse"`, with Keras' reduction."""
+    """A loss function, such as Keras' own of the name `"mse"`, with a reduction."""
 
     def __init__(self, function: Any) -> None:
         super().__init__(name=_scope_name(_name_of(function)))
@@ -48,7 +52,10 @@ def as_loss(loss: Any) -> Any:
 
 
 def crossentropy(y_true: Tensor, y_pred: Tensor) -> Tensor:
-    """Return what Keras computes for the name `"crossentropy"`: the shapes decide."""
+    """Return the loss that Keras computes under the name `"crossentropy"`.
+
+    The shapes decide between the binary, the sparse and the categorical one.
+    """
     classes = y_pred.shape[-1]
     if classes == 1:
         return keras.losses.binary_crossentropy(y_true, y_pred)
@@ -63,7 +70,8 @@ def call_loss(
     """Return a loss between the outputs of a teacher and a student.
 
     Ranks that differ by a last axis of size 1 are brought together as Keras brings
-    those of labels and predictions. A shape that isn't known takes the student's.
+    those of labels and predictions. A static shape that the teacher's output lacks is
+    taken from the student's.
 
     Raises:
         ValueError: If the shapes differ otherwise.
@@ -72,74 +80,55 @@ def call_loss(
     loss = _with_scope_name(loss)
     if not _reads_ids(loss):
         teacher = with_known_shape(teacher, student)
+    checks_itself = isinstance(loss, ChecksShapes) or _reads_ids(loss)
+    aligned = student
     if isinstance(loss, DistillationLoss):
-        teacher, student = _of_students_rank(teacher, student)
-    if isinstance(loss, ChecksShapes) or _reads_ids(loss):
-        return loss(teacher, student, sample_weight)
-    teacher, student = of_one_rank(teacher, student)
-    if not _may_be_ids(loss, teacher, student):
-        _check_no_broadcast(teacher, student)
+        teacher, aligned = _of_students_rank(teacher, student)
+    elif not checks_itself:
+        teacher, aligned = of_one_rank(teacher, student)
+        if not _may_be_ids(loss, teacher, aligned):
+            _check_no_broadcast(teacher, aligned)
+    # A tensor of another rank doesn't carry the mask.
+    mask = None if aligned is student else backend.keras_mask(student)
     try:
-        return loss(teacher, student, sample_weight)
+        return _called(loss, teacher, aligned, sample_weight, mask)
     except Exception as error:
-        if may_have_shape(teacher, student.shape):
+        if checks_itself or may_have_shape(teacher, aligned.shape):
             raise
-        raise ValueError(_different(teacher, student)) from error
+        raise ValueError(_different(teacher, aligned)) from error
 
 
-def of_one_rank(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two tensors of one rank where theirs differ by a last axis of size 1.
-
-    As Keras does with labels and predictions: a vector becomes a column, everything
-    else loses the axis. Masks of Keras' stay.
-    """
-    if len(x.shape) == len(y.shape) + 1:
-        y, x = of_one_rank(y, x)
-    elif len(y.shape) == len(x.shape) + 1 and y.shape[-1] in (1, None):
-        if len(x.shape) == 1:
-            x = _masked_as(x, ops.expand_dims(x, -1))
-        elif len(x.shape) > 1:
-            y = _masked_as(y, ops.squeeze(y, -1))
-    return x, y
+def _called(
+    loss: keras.losses.Loss,
+    teacher: Tensor,
+    student: Tensor,
+    sample_weight: Any,
+    mask: Tensor | None,
+) -> Tensor:
+    """Return a loss with a mask that isn't on the student's output."""
+    if mask is not None and isinstance(loss, ChecksShapes):
+        return loss.with_mask(teacher, student, sample_weight, mask)
+    weight = masked_weights(mask, sample_weight, loss.reduction, loss.dtype)
+    return loss(teacher, student, weight)
 
 
 def with_known_shape(teacher: Tensor, student: Tensor) -> Tensor:
-    """Return the teacher's output with what the student's tells of its shape.
+    """Return the teacher's output with the static shape of the student's.
 
-    An output of `tf.py_function` has no static shape, which losses need. Where the
-    shapes differ when the step runs by more than a last dimension of 1, TensorFlow
+    The output of a `tf.py_function` has no static shape, which losses need. If the
+    shapes differ when the step runs, by more than a last dimension of 1, TensorFlow
     raises an error.
     """
-    if keras.backend.backend() != "tensorflow":
-        return teacher
-    import tensorflow as tf
-
-    if teacher.shape.rank is None:
-        return _shaped_as(teacher, student)
+    if not backend.has_rank(teacher):
+        return backend.reshaped_as(teacher, student, _DIFFERENT + " outputs of shape")
     is_open = None in tuple(teacher.shape)[1:]
     if is_open and may_have_shape(teacher, student.shape):
-        return tf.ensure_shape(teacher, student.shape)
+        return backend.with_shape(teacher, student.shape)
     return teacher
 
 
-def _shaped_as(teacher: Tensor, student: Tensor) -> Tensor:
-    """Return an output of unknown rank in the student's shape, once the step runs."""
-    import tensorflow as tf
-
-    shapes = tf.shape(teacher), tf.shape(student)
-    # as text, because shapes of different ranks can't be compared as numbers
-    t, s = (
-        tf.strings.reduce_join(tf.strings.as_string(shape), separator=",")
-        for shape in shapes
-    )
-    fits = (t == s) | (t + ",1" == s) | (t == s + ",1")
-    message = _DIFFERENT + " outputs of shape"
-    with tf.control_dependencies([tf.debugging.Assert(fits, [message, *shapes])]):
-        return tf.ensure_shape(tf.reshape(teacher, shapes[1]), student.shape)
-
-
 def _of_students_rank(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both with the student's rank, whose last axis is that of the units."""
+    """Return both with the student's rank, in which the last axis is of the units."""
     if len(student.shape) == len(teacher.shape) + 1 > 2 and student.shape[-1] == 1:
         return ops.expand_dims(teacher, -1), student
     return of_one_rank(teacher, student)
@@ -163,13 +152,6 @@ def _different(teacher: Tensor, student: Tensor) -> str:
     )
 
 
-def _masked_as(old: Tensor, new: Tensor) -> Tensor:
-    mask = getattr(old, "_keras_mask", None)
-    if mask is not None:
-        new._keras_mask = mask
-    return new
-
-
 def _reads_ids(loss: keras.losses.Loss) -> bool:
     if isinstance(loss, FunctionLoss):
         return loss.function in _FUNCTIONS_OF_IDS
@@ -177,16 +159,16 @@ def _reads_ids(loss: keras.losses.Loss) -> bool:
 
 
 def _may_be_ids(loss: keras.losses.Loss, teacher: Tensor, student: Tensor) -> bool:
-    """Return whether a teacher's output may be ids of classes, which a loss reads.
+    """Return whether a teacher's output may be ids of classes that the loss reads.
 
-    Ids are integers without the axis of the classes. Keras' losses say which of them
-    read ids; what other losses do with them is theirs to say.
+    Ids are integers without the axis of the classes. It is known which of Keras' losses
+    read ids. Any other loss may.
     """
     dtype = keras.backend.standardize_dtype(teacher.dtype)
     if keras.backend.is_float_dtype(dtype):
         return False
     if isinstance(loss, FunctionLoss) and loss.function is crossentropy:
-        return True  # shapes decide what it reads
+        return True
     has_no_classes = len(student.shape) == len(teacher.shape) + 1
     return has_no_classes and not _is_of_keras(loss)
 
@@ -194,19 +176,22 @@ def _may_be_ids(loss: keras.losses.Loss, teacher: Tensor, student: Tensor) -> bo
 def _is_of_keras(loss: keras.losses.Loss) -> bool:
     computed: Any = type(loss)
     if isinstance(loss, FunctionLoss):
-        computed = getattr(loss.function, "func", loss.function)  # of a partial
+        # A `functools.partial` has the module of functools.
+        computed = getattr(loss.function, "func", loss.function)
     return str(getattr(computed, "__module__", "")).partition(".")[0] == "keras"
 
 
 def _with_scope_name(loss: keras.losses.Loss) -> keras.losses.Loss:
     """Return the loss, or a copy with a name that TensorFlow takes for a scope.
 
-    Keras never forgets a scope that couldn't be entered: later models would fail.
+    TensorFlow raises an error for other names. Keras would keep the scope that it
+    couldn't enter, and models that are built later would fail.
     """
     name = _scope_name(loss.name)
     if name == loss.name:
         return loss
-    copied = object.__new__(type(loss))  # `copy.copy` would write the loss to a file
+    # `copy.copy` would serialise the loss.
+    copied = object.__new__(type(loss))
     copied.__dict__.update(loss.__dict__)
     copied.__dict__["name"] = name
     return copied
@@ -217,7 +202,7 @@ def check_scope_names(losses: Any) -> None:
     for loss in keras.tree.flatten(losses):
         if loss is None or isinstance(loss, str):
             continue
-        # Keras strips what is no letter, digit or underscore from functions' names
+        # Keras keeps only letters, digits and underscores of functions' names.
         name = str(getattr(loss, "name", None) or re.sub(r"\W", "", _name_of(loss)))
         if not _SCOPE.fullmatch(name):
             raise ValueError(

@@ -1,36 +1,34 @@
-"""What can be said about a pair of outputs before a divergence is taken."""
+"""Checks of the outputs, labels and arguments that losses are called with.
+
+Shapes are checked in every call, and values where a tensor has some: not while a
+step is traced. A TensorFlow graph asserts the values when it runs. XLA leaves
+assertions out, and JAX has none, so steps that they compile don't check values.
+"""
 
 from collections.abc import Sequence
 
-import keras
 import numpy as np
 from keras import ops
 
+from keras_distill import backend
 from keras_distill.types import Tensor
 
-# Operations that an activation shows through, and which of their inputs carries it.
-_TRANSPARENT_OPS = {
-    "Cast": 0,
-    "CheckNumerics": 0,
-    "Identity": 0,
-    "Maximum": 0,
-    "Minimum": 0,
-    "Reshape": 0,
-    "SelectV2": 1,
-    "StopGradient": 0,
-    "Transpose": 0,
-}
-
-# What probabilities may exceed 1 by, e.g. as the weighted mean of an ensemble's.
+# How far probabilities may exceed 1, e.g. as the weighted mean of an ensemble's.
 _ROUNDING = 1e-3
-# What rows of probabilities may miss a sum of 1 by: rounded to half precision, or to
-# float32, and how many rows it takes to tell from logits that happen to be near it.
+# How far the sum of a row of probabilities may be from 1, rounded to half precision or
+# to float32. So many rows are needed, because the logits of a few may sum to 1 too.
 _OF_HALF, _ROWS_OF_HALF = 1e-2, 8
 _OF_SINGLE, _ROWS_OF_SINGLE = 1e-5, 2
 
 
 class ChecksShapes:
-    """A loss that checks itself whether it can compare outputs of two shapes."""
+    """A loss that checks shapes itself, and computes with Keras masks itself."""
+
+    def with_mask(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Return the loss, reduced, of a student's output with a Keras mask or None."""
+        raise NotImplementedError
 
 
 def check_same_shape(teacher_output: Tensor, student_output: Tensor) -> None:
@@ -53,7 +51,7 @@ def may_have_shape(x: Tensor, shape: Sequence[int | None]) -> bool:
 
 
 def checked_weight(name: str, value: float) -> float:
-    """Return the weight of a loss's part, or raise ValueError if it can't be one."""
+    """Return the weight of a loss's term, or raise ValueError if it can't be one."""
     if not 0.0 <= value < np.inf:
         raise ValueError(
             f"`{name}` must be finite and not negative. Received: {name}={value}"
@@ -86,8 +84,7 @@ def check_probabilities(
 ) -> None:
     """Raise ValueError if values lie outside [0, 1].
 
-    A graph of TensorFlow's asserts it when it runs, which XLA leaves out in silence.
-    NaN passes: it is no probability, but the mistake is another one.
+    NaN passes: it has another cause than logits in the place of probabilities.
     """
     _check_range(
         output,
@@ -99,7 +96,7 @@ def check_probabilities(
 
 
 def check_class_ids(labels: Tensor, classes: Tensor, loss_name: str) -> None:
-    """Raise ValueError if labels aren't ids of classes, as `check_probabilities`."""
+    """Raise ValueError if labels aren't ids of classes."""
     labels = ops.cast(labels, "float32")
     _check_range(
         labels,
@@ -112,49 +109,28 @@ def check_class_ids(labels: Tensor, classes: Tensor, loss_name: str) -> None:
 
 
 def _check_range(values: Tensor, least: Tensor, greatest: Tensor, message: str) -> None:
-    outside = ops.any((values < least) | (values > greatest))
+    inside = ~ops.any((values < least) | (values > greatest))
     extremes = ops.min(values, initial=np.inf), ops.max(values, initial=-np.inf)
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        if tf.is_symbolic_tensor(values):
-            tf.debugging.Assert(~outside, [message + " (least, greatest)", *extremes])
-            return
-    if outside:
+    if backend.is_traced(values):
+        backend.assert_in_graph(inside, message + " (least, greatest)", extremes)
+    elif not inside:
         found_least, found_greatest = (float(extreme) for extreme in extremes)
         raise ValueError(f"{message} from {found_least} to {found_greatest}")
 
 
 def are_probabilities(output: Tensor, axis: int, activation: str) -> bool:
-    """Return whether `output` is found to be probabilities, where looking is cheap.
+    """Return whether `output` is found to be probabilities, where that is cheap.
 
-    While TensorFlow traces a graph, by the operation that made the tensor; in eager
-    calls by value, where it was a softmax: rows tell it by their sum.
+    In a TensorFlow graph, the operation that computes the tensor decides. Where a
+    tensor has values, rows of a softmax are found by their sum. Nothing is found while
+    JAX traces a step.
     """
-    if activation == "softmax" and _rows_are_probabilities(output, axis):
-        return True
-    return _comes_from(output, activation.capitalize())
-
-
-def _comes_from(output: Tensor, operation_type: str) -> bool:
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    if not tf.is_symbolic_tensor(output):
-        return False
-    operation = output.op
-    while operation.type in _TRANSPARENT_OPS:
-        operation = operation.inputs[_TRANSPARENT_OPS[operation.type]].op
-    return bool(operation.type == operation_type)
+    if backend.is_traced(output):
+        return backend.comes_from(output, activation.capitalize())
+    return activation == "softmax" and _rows_are_probabilities(output, axis)
 
 
 def _rows_are_probabilities(output: Tensor, axis: int) -> bool:
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        if not isinstance(output, tf.__internal__.EagerTensor):
-            return False
     values = ops.convert_to_numpy(output).astype("float32")
     if values.size == 0 or values.min() < 0.0 or values.max() > 1.0:
         return False

@@ -1,7 +1,8 @@
-"""Labels of a softmax's output as the ids of its classes."""
+"""Labels of a softmax output, converted to class ids."""
 
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_distill.losses import checks
@@ -16,22 +17,22 @@ def target_ids(
 
     Args:
         labels: Class ids of that shape, or with a last axis of size 1; or one number
-            for each class, of which the largest is the class's.
+            for each class, of which the largest is at the label's class.
         logits: The outputs.
         axis: The class axis.
-        labelled: Boolean, which rows have a label, 0 being returned for the others.
-            None where all have one.
-        reader: What reads the labels, as error messages call it.
+        labelled: Boolean, which rows have a label. The others get the id 0. None where
+            all have one.
+        reader: The name in error messages of the loss that reads the labels.
 
     Raises:
-        ValueError: If the shapes don't fit, or a label is no class; a graph asserts
-            the latter when it runs, which XLA leaves out.
+        ValueError: If the shapes don't fit, or a label isn't a class. The classes
+            aren't checked in steps that XLA or JAX compiles.
     """
     labels = ops.convert_to_tensor(labels)
     shape = list(logits.shape)
     shape.pop(axis)
     if checks.may_have_shape(labels, logits.shape):
-        # where a dimension isn't known yet, this is the check
+        # This raises in a graph where a dimension that wasn't known differs.
         labels = ops.reshape(labels, ops.shape(logits))
         return ops.argmax(ops.cast(labels, logits.dtype), axis=axis)
     if checks.may_have_shape(labels, [*shape, 1]):
@@ -43,6 +44,9 @@ def target_ids(
             f"{tuple(labels.shape)} for outputs of shape {tuple(logits.shape)}, "
             f"axis={axis}"
         )
+    if keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype)):
+        # Backends cast NaN to different integers, of which 0 would be a class.
+        labels = ops.where(ops.isnan(labels), -ops.ones_like(labels), labels)
     ids = ops.cast(labels, "int32")
     if labelled is not None:
         ids = ops.where(ops.cast(of_rank(labelled, ids), "bool"), ids, 0)

@@ -1,4 +1,4 @@
-"""Pearson's correlation, where it may be undefined."""
+"""Pearson's correlation, with values where it is undefined."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_distill.types import Tensor
 
-# Deviations below it would overflow what they are divided by.
+# A number divided by a smaller deviation would overflow.
 _TINY = 1e-30
 
 
@@ -15,14 +15,14 @@ def pearson_distance(
 ) -> Tensor:
     """Return `1 - r`, `r` Pearson's correlation coefficient along an axis.
 
-    A value of weight `w` counts as `w` equal ones do, and one of weight 0 not at all.
-    Where the teacher's values are all the same, there is no relation to learn, and the
-    distance is 0. Where the student's are, it is 1, with the gradient of a student
-    whose deviations have unit length, so that it may start from there.
+    A value of weight `w` counts as `w` equal values. A value of weight 0 doesn't
+    count. Where the teacher's values are all equal, there is no relation to learn, and
+    the distance is 0. Where the student's values are all equal, the distance is 1, and
+    its gradient is that of deviations of unit length, so that training can start there.
 
     Args:
         teacher: The teacher's values.
-        student: The student's, of the same shape.
+        student: The student's values, of the same shape.
         weight: Weights that broadcast to that shape; not negative.
         axis: The axis to correlate along, which the result lacks.
     """
@@ -30,19 +30,20 @@ def pearson_distance(
     share = weight / ops.maximum(ops.sum(weight, axis=axis, keepdims=True), _TINY)
     teacher, teacher_varies = _standardized(teacher, share, axis)
     student, student_varies = _standardized(student, share, axis)
-    # of unit vectors; exactly 0, as is its gradient, where both are equal
+    # The distance of unit vectors. It and its gradient are exactly 0 where both are
+    # equal.
     distance = 0.5 * ops.sum(share * ops.square(teacher - student), axis=axis)
     distance = ops.where(student_varies, distance, distance + 0.5)
     return ops.where(teacher_varies, distance, 0.0)
 
 
 def _standardized(values: Tensor, share: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Return values of mean 0 and standard deviation 1, and whether they do vary.
+    """Return values of mean 0 and standard deviation 1, and whether they vary.
 
-    Those that don't are 0.
+    Values that don't vary become 0.
     """
     counted = share > 0.0
-    # a value in common is left out first, so that equal values have no mean left
+    # A common value is subtracted first, so that the mean of equal values is exactly 0.
     top = ops.max(
         ops.where(counted, values, -np.inf), axis=axis, keepdims=True, initial=0.0
     )
@@ -52,7 +53,7 @@ def _standardized(values: Tensor, share: Tensor, axis: int) -> tuple[Tensor, Ten
     largest = _largest(deviation, axis)
     epsilon = np.finfo(keras.backend.standardize_dtype(values.dtype)).eps
     varies = largest > ops.maximum(8.0 * float(epsilon) * ops.abs(top), _TINY)
-    # so that no square of what varies is 0
+    # Small deviations are scaled up, or their squares would underflow to 0.
     deviation = deviation / ops.where(varies, largest, 1.0)
     variance = ops.sum(share * ops.square(deviation), axis=axis, keepdims=True)
     deviation = deviation / ops.sqrt(ops.where(varies, variance, 1.0))

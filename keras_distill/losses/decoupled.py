@@ -1,4 +1,4 @@
-"""Decoupled distillation: the target class apart from the others."""
+"""Decoupled distillation: separate losses of the target class and the others."""
 
 from typing import Any, Self
 
@@ -7,8 +7,8 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_distill.batch import Batch
 from keras_distill.losses import checks, divergences
-from keras_distill.losses.base import BatchContext
 from keras_distill.losses.class_labels import target_ids
 from keras_distill.losses.softmax import SoftmaxLoss
 from keras_distill.per_output import of_rank
@@ -17,28 +17,31 @@ from keras_distill.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class DecoupledKD(SoftmaxLoss):
-    r"""Forward KL in two parts of their own weights: the target class, and the others.
+    r"""Forward KL in two terms with separate weights: the target class and the others.
 
-    `T**2 * (alpha * KL(b_t || b_s) + beta * KL(r_t || r_s))`: `b` holds the
-    probabilities of the target class and of all others together, `r` those of the
-    others among themselves, of `softmax(t / T)` and `softmax(s / T)`. `ForwardKL` is
-    the same with `alpha=1` and `beta` the teacher's probability of the others, so that
-    the surer the teacher, the less it says of them.
+    `T**2 * (alpha * KL(b_t || b_s) + beta * KL(r_t || r_s))`, where `b` has two
+    probabilities, that of the target class and that of all other classes together, and
+    `r` is the distribution over the other classes. Both come from `softmax(t / T)` and
+    `softmax(s / T)`. `ForwardKL` is this loss with `alpha=1` and with the teacher's
+    probability of the other classes as `beta`. So in `ForwardKL` the second term
+    vanishes where the teacher is certain, and here it doesn't.
 
-    The target class is the label's. `Distiller` hands labels over; elsewhere,
+    The target class is the label. `Distiller` passes the labels; elsewhere, call
     `loss.with_labels(labels)(teacher_output, student_output)`. Labels are class ids of
     the outputs' shape without the class axis, or with a last axis of size 1; or one
-    number for each class, of which the largest is the target's, as in one-hot or
-    smoothed labels. Rows without a label have no target class, so a `label_mask`
-    leaves them out of this loss as out of the label loss: nothing teaches them.
+    number for each class, of which the largest is at the target, as in one-hot or
+    smoothed labels. Rows without a label have no target class. A `label_mask` leaves
+    them out of this loss as well as out of the label loss, so the student learns
+    nothing from them.
 
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1;
             the paper has 4 for CIFAR-100.
-        alpha: Weight of the target's part; not negative. It has nothing to do with
-            that of `Distiller.compile`. Defaults to 1.
-        beta: Weight of the others' part; not negative. Defaults to 8, one of the
-            paper's for CIFAR-100: the surer the teacher, the larger.
+        alpha: Weight of the target's term; not negative. It isn't the `alpha` of
+            `Distiller.compile`. Defaults to 1.
+        beta: Weight of the other classes' term; not negative. Defaults to 8, one of
+            the paper's values for CIFAR-100. Teachers that are more certain need
+            larger values.
         from_logits: Whether outputs are logits (default) or probabilities.
         teacher_from_logits: The same for the teacher's output alone. Defaults to
             `from_logits`.
@@ -50,8 +53,8 @@ class DecoupledKD(SoftmaxLoss):
     Raises:
         ValueError: If the temperature isn't positive or a weight is negative; when
             called, if there are no labels, the shapes don't fit, there are fewer than
-            three classes, or a label is no class, the loss of which is NaN instead in
-            what XLA compiles.
+            three classes, or a label isn't a class. In steps that XLA or JAX compiles,
+            the loss of such a label is NaN instead.
 
     Example:
         >>> loss = DecoupledKD(temperature=2.0, alpha=1.0, beta=2.0)
@@ -95,27 +98,29 @@ class DecoupledKD(SoftmaxLoss):
         """Return the loss for a batch with these labels.
 
         Args:
-            labels: The labels, see above.
+            labels: The labels, in one of the forms above.
             labelled: Boolean, which rows have a label, of the labels' shape or of
-                `(batch,)` or `(batch, 1)`. None where all have one, the default.
+                `(batch,)` or `(batch, 1)`. None, the default, where all have one.
         """
         loss = self.copied()
         loss._labels, loss._labelled = labels, labelled
         return loss
 
-    def for_batch(self, batch: BatchContext) -> Self:
+    def for_batch(self, batch: Batch) -> Self:
         """Return the loss with the labels of a batch."""
         loss = super().for_batch(batch)
         return loss.with_labels(batch.labels, labelled=batch.labelled)
 
-    def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        """Return the loss per example, masked where there is no label."""
-        values = super().compare(teacher_logits, student_logits)
-        if self._labelled is not None:
-            mask = ops.cast(of_rank(self._labelled, values), "bool")
-            # where Keras looks for what to leave out; there is no public setter
-            values._keras_mask = ops.broadcast_to(mask, ops.shape(values))
-        return values
+    def counted(self, y_true: Any, y_pred: Tensor) -> Tensor | None:
+        """Return which examples have a label."""
+        if self._labelled is None:
+            return None
+        y_pred = ops.convert_to_tensor(y_pred)
+        checks.check_axis(y_pred, self.axis)
+        shape = list(ops.shape(y_pred))
+        shape.pop(self.axis)
+        mask = of_rank(self._labelled, ops.zeros((1,) * len(shape)))
+        return ops.broadcast_to(ops.cast(mask, "bool"), shape)
 
     def divergence(
         self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
@@ -131,7 +136,7 @@ class DecoupledKD(SoftmaxLoss):
         given = teacher_logits, student_logits, temperature, target
         values = self.alpha * divergences.target_kl(*given)
         values += self.beta * divergences.nontarget_kl(*given)
-        # XLA leaves the check out
+        # XLA and JAX leave out the check of the labels.
         return ops.where(ops.any(target, axis=-1), values, np.nan)
 
     def get_config(self) -> dict[str, Any]:

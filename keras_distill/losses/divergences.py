@@ -1,18 +1,21 @@
 """Divergences between the tempered distributions of a teacher and a student.
 
-Pure functions of logits; `p = softmax(teacher_logits / temperature)` and
-`q = softmax(student_logits / temperature)`. All stay in log space and none is scaled
-by the squared temperature. Logits must be finite (`DistillationLoss` sees to it).
-Each returns one value per example: the shape of the logits without `axis`. Gradients
-are those with respect to the student's logits; the teacher's are not to be used.
+These are pure functions of logits, with `p = softmax(teacher_logits / temperature)`
+and `q = softmax(student_logits / temperature)`. They compute in log space, and don't
+multiply by the squared temperature. Logits must be finite: `DistillationLoss` replaces
+infinite ones. Each function returns one value per example, in the shape of the logits
+without `axis`. The gradients are exact in the student's logits only. Callers stop
+those of the teacher's.
 
-The list-wise and pair-wise ones return one value per list instead. Which items form
-a list, `members` says: a boolean `(lists, items)` that scores of shape `(rows, items)`
-broadcast to. Either a row is a list, or one row holds the items of all lists.
+The list-wise and pair-wise functions return one value per list. Their `members` is a
+boolean `(lists, items)`, True for the items of a list, to which scores of shape
+`(rows, items)` broadcast. Either each row is a list, or one row has the items of all
+lists.
 
-Each sum below may carry a term `- p + q`, which adds 0 to the value because both
-sum to 1. It makes every summand non-negative, so that small divergences don't drown
-in rounding, and the gradient exactly 0 where both distributions are equal.
+Some sums below contain the term `- p + q`, which adds 0 to the value because both
+sum to 1. It makes every summand non-negative, so that small divergences keep their
+relative precision, and it makes the gradient exactly 0 where both distributions are
+equal.
 """
 
 import math
@@ -21,17 +24,18 @@ from keras import ops
 
 from keras_distill.types import Tensor
 
-# Below all scores, and finite, so that its products with 0 are 0.
+# Lower than all scores, and finite, so that its product with 0 is 0.
 _LOWEST = -1e30
 
 
 def log_probabilities(logits: Tensor, temperature: Tensor, axis: int) -> Tensor:
     """Return `log softmax(logits / temperature)`.
 
-    The largest logit is subtracted before the division: exact where it matters,
-    whatever offset the logits have in common.
+    The largest logit is subtracted before the division, so that a large common offset
+    costs no precision.
     """
-    # `initial`, because a replica's share of the last batch may be empty
+    # With several devices, one may get no rows of the last batch: the maximum of none
+    # needs an `initial` value.
     top = ops.max(logits, axis=axis, keepdims=True, initial=-math.inf)
     top = ops.stop_gradient(top)
     return ops.log_softmax((logits - top) / temperature, axis=axis)
@@ -44,7 +48,8 @@ def soft_target_cross_entropy(
     log_p = log_probabilities(teacher_logits, temperature, axis)
     log_q = log_probabilities(student_logits, temperature, axis)
     p, q = ops.exp(log_p), ops.exp(log_q)
-    # stop_gradient leaves the value alone: here -p + q serves the gradient only
+    # The cross-entropy isn't 0 at equality, so the term `- p + q` corrects the gradient
+    # only.
     balance = q - ops.stop_gradient(q)
     return ops.sum(balance - p * log_q, axis=axis)
 
@@ -64,11 +69,11 @@ def reverse_kl(
 ) -> Tensor:
     """Return `KL(q || p) = sum q (log q - log p)`.
 
-    Where the teacher rules out all that the student believes in, `log q - log p` is
-    a large number common to those classes, and the gradient, which lives on the
-    differences between them, would be lost in its rounding. So the log ratio is
-    taken relative to that of the student's top class, from differences of raw
-    logits.
+    Where the teacher gives almost no probability to the classes that the student
+    considers likely, `log q - log p` is large and nearly the same for all of them. The
+    gradient depends on its differences between classes, which rounding would destroy.
+    So the ratio is computed relative to that of the student's most likely class, from
+    differences of raw logits.
     """
     log_p = log_probabilities(teacher_logits, temperature, axis)
     log_q = log_probabilities(student_logits, temperature, axis)
@@ -79,7 +84,7 @@ def reverse_kl(
         return values - ops.take_along_axis(values, top, axis=axis)
 
     ratio = (above_top(student_logits) - above_top(teacher_logits)) / temperature
-    # the value of `ratio`, the gradient of `log q`
+    # The sum has the value of `ratio` and the gradient of `log q`.
     ratio = ops.stop_gradient(ratio - log_q) + log_q
     top_ratio = ops.take_along_axis(log_q - log_p, top, axis=axis)
     return ops.sum(q * ratio - q + ops.stop_gradient(q), axis=axis) + ops.squeeze(
@@ -97,8 +102,8 @@ def generalized_jsd(
 ) -> Tensor:
     """Return `beta KL(p || m) + (1 - beta) KL(q || m)`, `m = beta p + (1 - beta) q`.
 
-    `beta` = 0 is taken as the forward and 1 as the reverse KL (Agarwal et al. 2024,
-    https://arxiv.org/abs/2306.13649, equation 1 and the text below it).
+    With `beta=0` it is the forward KL and with `beta=1` the reverse KL (Agarwal et al.
+    2024, https://arxiv.org/abs/2306.13649, equation 1 and the text below it).
     """
     if beta == 0.0:
         return forward_kl(teacher_logits, student_logits, temperature, axis)
@@ -107,11 +112,11 @@ def generalized_jsd(
     log_p = log_probabilities(teacher_logits, temperature, axis)
     log_q = log_probabilities(student_logits, temperature, axis)
     p, q = ops.exp(log_p), ops.exp(log_q)
-    # what m adds to the gradient is 0 in sum; left to autodiff it isn't where p equals
-    # q, because the gradient of logaddexp is wrong between equal numbers
+    # The gradients through m sum to 0. Automatic differentiation returns another sum
+    # where p equals q, because its gradient of logaddexp is wrong for equal numbers.
     log_m_over_p = ops.stop_gradient(_log_mixed(log_q - log_p, 1.0 - beta))
     log_m_over_q = ops.stop_gradient(_log_mixed(log_p - log_q, beta))
-    # as in `reverse_kl`, the gradient lives on differences between the classes
+    # As in `reverse_kl`, the gradient depends on differences between classes.
     common = ops.stop_gradient(ops.sum(q * log_m_over_q, axis=axis, keepdims=True))
     balance = common * (ops.stop_gradient(q) - q)
     teacher_term, student_term = p * log_m_over_p, q * log_m_over_q + balance
@@ -124,7 +129,7 @@ def _log_mixed(log_ratio: Tensor, weight: float) -> Tensor:
     Results near 0 keep their relative precision, also for weights near 0, so that the
     divergence may be divided by its weights.
     """
-    # 80: exp of it is finite in float32, and far from 0 times any weight
+    # exp(80) is finite in float32, and its product with any weight is far above 0.5.
     shift = weight * ops.expm1(ops.minimum(log_ratio, 80.0))
     far = ops.logaddexp(log_ratio + math.log(weight), math.log1p(-weight))
     return ops.where(ops.abs(shift) < 0.5, ops.log1p(shift), far)
@@ -213,7 +218,8 @@ def listwise_cross_entropy(
     log_p = _log_shares(teacher_scores, temperature, members)
     log_q = _log_shares(student_scores, temperature, members)
     p, q = item_weight * ops.exp(log_p), ops.exp(log_q)
-    balance = q - ops.stop_gradient(q)  # as in `soft_target_cross_entropy`
+    # As in `soft_target_cross_entropy`, this corrects the gradient only.
+    balance = q - ops.stop_gradient(q)
     return _total(balance - p * log_q, members)
 
 
@@ -227,9 +233,9 @@ def pairwise_cross_entropy(
 ) -> Tensor:
     """Return the mean of `binary_cross_entropy` over the pairs of each list.
 
-    `rivals`, of shape `(rows, items, items)`, tells with which others an item may be
-    paired. A pair counts where the teacher scores its first item higher, and weighs
-    what that item weighs. The mean of none is 0.
+    `rivals`, of shape `(rows, items, items)`, is True for the items that an item may be
+    paired with. A pair counts where the teacher scores its first item higher, and has
+    the weight of that item. The mean of no pairs is 0.
     """
     teacher_gap, student_gap = _gaps(teacher_scores), _gaps(student_scores)
     values = binary_cross_entropy(teacher_gap, student_gap, temperature)
@@ -242,7 +248,7 @@ def pairwise_cross_entropy(
 def _log_shares(scores: Tensor, temperature: Tensor, members: Tensor) -> Tensor:
     """Return `log softmax(scores / temperature)` over each list's members.
 
-    Others have a share of 0, but in a list without members, where all are equal.
+    Other items have a share of 0. In a list without members, all shares are equal.
     """
     top = ops.max(
         ops.where(members, scores, _LOWEST), -1, keepdims=True, initial=_LOWEST
@@ -262,7 +268,7 @@ def _margin(logits: Tensor, temperature: Tensor, target: Tensor) -> Tensor:
 
 
 def _gaps(scores: Tensor) -> Tensor:
-    """Return by how much each item's score exceeds each other's."""
+    """Return the difference between each item's score and each other item's."""
     return scores[..., :, None] - scores[..., None, :]
 
 

@@ -1,4 +1,4 @@
-"""Lists of items in a batch: how they lie in its tensors, and what counts in them."""
+"""Lists of items in a batch: their layouts in tensors, their masks and weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,17 +13,18 @@ from keras_distill.types import Tensor
 
 @dataclass(frozen=True)
 class Lists:
-    """Which items form lists.
+    """The items that form each list.
 
-    Scores have shape `(rows, items)`. Either each row is a list; or one row holds all
-    items of the batch, and there are as many lists as items: for each the list that
-    it belongs to, of which the one of a group's first item stands for the group.
+    Scores have shape `(rows, items)`. Either each row is a list, or one row holds all
+    items of the batch. In the second case there is a list for each item: the items of
+    the same group. So a group's list is repeated, and the list of its first item is
+    the one that counts.
 
     Args:
-        members: Boolean `(lists, items)`: whether the item is one of the list's.
-        first: Boolean `(lists,)`: whether the list stands for its group. None where
-            each row is a list.
-        item_weight: What an item's part in the loss is multiplied by, a number or
+        members: Boolean `(lists, items)`: whether the item belongs to the list.
+        first: Boolean `(lists,)`: whether the list is the first of its group. None
+            where each row is a list.
+        item_weight: The factor of an item's term in the loss, a number or
             `(rows, items)`.
     """
 
@@ -33,29 +34,31 @@ class Lists:
 
     @property
     def rivals(self) -> Tensor:
-        """Boolean `(rows, items, items)`: the members of the list that an item is of.
+        """Boolean `(rows, items, items)`: the members of each item's list.
 
-        It broadcasts to that shape where a row's items all have the same.
+        It broadcasts to that shape where all items of a row are in one list.
         """
         return self.members[:, None] if self.first is None else self.members[None]
 
     def once(self, holds: Tensor) -> Tensor:
-        """Return `holds`, a boolean per list, but False for repetitions of a list."""
+        """Return `holds`, a boolean per list, with False for repetitions of a list."""
         return holds if self.first is None else ops.logical_and(holds, self.first)
 
 
 def arranged(
-    given: Mapping[str, Any], y_pred: Tensor, sample_weight: Tensor
+    given: Mapping[str, Any], y_pred: Tensor, sample_weight: Tensor, mask: Tensor
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Return what to call a Keras loss with, given scores, a mask and group ids.
+    """Return the arguments of a Keras loss for scores, a mask and group ids.
 
-    Keras casts whatever it is called with to the dtype of the loss, in which ids may
-    collide; so they become booleans here, which `read` understands.
+    Keras casts all arguments to the dtype of the loss, in which ids may collide. So
+    ids become booleans here, which `read` takes back.
 
     Args:
-        given: The teacher's output under `"scores"`, perhaps `"mask"` and `"group"`.
-        y_pred: The student's output. A mask of Keras' that it carries counts too.
+        given: The teacher's output under `"scores"`, and optionally `"mask"` and
+            `"group"`.
+        y_pred: The student's output.
         sample_weight: Weights of lists or items, or None.
+        mask: The Keras mask of the student's output, or None.
 
     Returns:
         `y_true`, `y_pred`, and the weights per list or None.
@@ -68,15 +71,15 @@ def arranged(
     valid = ops.ones_like(student, dtype="bool")
     masks = {
         "The mask": given.get("mask"),
-        "The Keras mask of the student's output": getattr(y_pred, "_keras_mask", None),
+        "The Keras mask of the student's output": mask,
     }
-    for what, mask in masks.items():
-        if mask is not None:
-            mask = ops.cast(_like(student, mask, what, flat=flat), "bool")
-            valid = ops.logical_and(valid, mask)
+    for what, each in masks.items():
+        if each is not None:
+            each = ops.cast(_like(student, each, what, flat=flat), "bool")
+            valid = ops.logical_and(valid, each)
 
     def where_valid(x: Tensor) -> Tensor:
-        # before any maths, because the gradient of 0 * NaN is NaN
+        # Masked values may be NaN, and the gradient of 0 * NaN is NaN.
         return ops.where(valid, x, 0)
 
     y_true = {"scores": where_valid(teacher), "members": valid}
@@ -95,7 +98,7 @@ def arranged(
 
 
 def read(y_true: Mapping[str, Tensor], dtype: str) -> Lists:
-    """Return the lists that `arranged` wrote down, their weights in `dtype`."""
+    """Return the lists in the arguments from `arranged`, with weights in `dtype`."""
     booleans = {
         key: ops.cast(y_true[key], "bool")
         for key in ("members", "first")
@@ -107,8 +110,8 @@ def read(y_true: Mapping[str, Tensor], dtype: str) -> Lists:
 
 
 def _rows(x: Tensor, *, flat: bool) -> Tensor | None:
-    """Return `x` as `(rows, items)`, or None where its shape isn't one for that."""
-    # reshaped rather than squeezed: activations are looked for through it
+    """Return `x` as `(rows, items)`, or None where its shape doesn't allow it."""
+    # A reshape, not a squeeze: `backend.comes_from` looks for activations through it.
     rank = len(x.shape)
     if flat:
         of_items = rank == 1 or (rank == 2 and x.shape[1] in (1, None))
@@ -155,7 +158,7 @@ def _like(scores: Tensor, x: Any, what: str, *, flat: bool) -> Tensor:
 
 def _same_group(group: Any, scores: Tensor) -> Tensor:
     """Return `(items, items)`: whether both have the same id."""
-    # NumPy keeps what a backend's default integers might not hold
+    # JAX would convert NumPy's 64-bit integers to 32 bits, and has no strings.
     ids = group if ops.is_tensor(group) else np.asarray(group)
     if "float" in str(ids.dtype):
         raise ValueError(
@@ -171,7 +174,7 @@ def _same_group(group: Any, scores: Tensor) -> Tensor:
             "`group` ids must have shape (batch,) or (batch, 1), an id for each row of "
             f"the outputs. Received: ids of shape {shape} for {rows} rows"
         )
-    # not `ops.equal`, which knows no strings
+    # `ops.equal` doesn't compare strings.
     return ops.convert_to_tensor(ids[:, None] == ids[None, :])
 
 

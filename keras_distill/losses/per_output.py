@@ -1,4 +1,4 @@
-"""One loss for each output of a model."""
+"""The losses of a model's outputs, one loss for each."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -7,10 +7,10 @@ from typing import Any
 import keras
 
 from keras_distill import per_output
-from keras_distill.losses.base import BatchContext, DistillationLoss
+from keras_distill.batch import Batch
+from keras_distill.losses.base import DistillationLoss
 from keras_distill.losses.calling import as_loss, call_loss
-from keras_distill.per_output import Path
-from keras_distill.types import Tensor
+from keras_distill.types import Nested, Path, Tensor
 from keras_distill.values import Value
 
 tree = keras.tree
@@ -45,48 +45,36 @@ class PerOutputLoss:
                 f"Received: distillation_loss={losses}"
             )
 
-    def __call__(
-        self,
-        teacher_output: Any,
-        student_output: Any,
-        sample_weight: Any = None,
-        *,
-        inputs: Any = None,
-        labels: Any = None,
-        label_masks: Mapping[Path, Tensor] | None = None,
-        step: Any = 0,
-    ) -> dict[Path, Tensor]:
+    def __call__(self, teacher_output: Nested, batch: Batch) -> dict[Path, Tensor]:
         """Return the loss of each distilled output, scalars, by the output's path.
 
         Args:
-            teacher_output: The targets.
-            student_output: What is held against them.
-            sample_weight: One for all outputs, or a structure that mirrors them.
-            inputs: The batch's inputs, for losses that read lists from them.
-            labels: The labels in the structure of the outputs, for losses that read
-                them too.
-            label_masks: Which rows have a label, by the path of outputs where some
-                have none.
-            step: The optimiser's step, which scheduled temperatures are read at.
+            teacher_output: The targets, in the structure of the outputs. Where
+                `of_labels`, the labels.
+            batch: The record of the step. `output` holds the outputs that are compared
+                with the targets, and `labels` are in the structure of the outputs.
         """
-        label_masks = label_masks or {}
         terms = {}
-        for path, loss in self._by_path(student_output).items():
-            weight = per_output.weight_at(path, sample_weight)
-            teacher = per_output.at(path, teacher_output, "the teacher's output")
-            student = per_output.at(path, student_output, "the student's output")
+        for path, loss in self._by_path(batch.output).items():
+            target = per_output.at(path, teacher_output, "the teacher's output")
+            output = per_output.at(path, batch.output, "the student's output")
+            record = batch.of_output(path)
             if isinstance(loss, DistillationLoss):
-                loss = loss.for_batch(
-                    BatchContext(
-                        inputs=inputs,
-                        labels=per_output.found(path, labels),
-                        labelled=label_masks.get(path),
-                        step=step,
-                    )
-                )
+                loss = loss.for_batch(record)
             call = loss if self._of_labels else partial(call_loss, loss)
-            terms[path] = call(teacher, student, weight)
+            terms[path] = call(target, output, record.sample_weight)
         return terms
+
+    @property
+    def state(self) -> list[keras.Variable]:
+        """The variables that the losses read, each once."""
+        found = [
+            variable
+            for loss in tree.flatten(self._losses)
+            if isinstance(loss, DistillationLoss)
+            for variable in loss.state
+        ]
+        return list({id(variable): variable for variable in found}.values())
 
     def scheduled(self) -> Iterator[tuple[DistillationLoss, Value]]:
         """Yield the losses whose temperature is a schedule, with the temperature."""
@@ -95,10 +83,10 @@ class PerOutputLoss:
             if tempering is not None and tempering.scheduled:
                 yield loss, tempering
 
-    def _by_path(self, student_output: Any) -> dict[Path, keras.losses.Loss]:
+    def _by_path(self, student_output: Nested) -> dict[Path, keras.losses.Loss]:
         losses = self._losses
         if isinstance(losses, list | tuple) and isinstance(student_output, Mapping):
-            # in the order in which Keras takes the outputs
+            # Keras matches a list with a dict in the order of the outputs' names.
             losses = per_output.as_structured(
                 losses, student_output, self._output_names
             )

@@ -1,4 +1,4 @@
-"""Losses between the rankings of a list's items by teacher and student."""
+"""Ranking losses over lists of items, list-wise and pair-wise."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -10,8 +10,9 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_distill.batch import Batch
 from keras_distill.losses import divergences
-from keras_distill.losses.base import BatchContext
+from keras_distill.losses.base import computable
 from keras_distill.losses.binary import SigmoidLoss
 from keras_distill.losses.lists import Lists, arranged, read
 from keras_distill.types import Tensor
@@ -23,20 +24,21 @@ _register = keras.saving.register_keras_serializable(package="keras_distill")
 class RankingLoss(SigmoidLoss):
     """A loss with a value per list of items.
 
-    Subclasses implement `list_divergence` and `says_something`: lists that say
-    nothing are left out of the mean, and a batch of them has the loss 0. How lists
-    come, and what weighs what, tells `ListwiseSoftTargets`.
+    Subclasses implement `list_divergence` and `has_a_ranking`. Lists without a ranking
+    are left out of the mean, and the loss is 0 if no list has one. The layouts and
+    weights of lists are documented in `ListwiseSoftTargets`.
 
     Args:
         temperature: As in `TemperedLoss`. Defaults to 1.
         mask: Name of the input that holds the mask, for `with_lists`.
         group: Name of the input that holds the group ids, for `with_lists`.
         from_logits: Whether outputs are scores (default), or probabilities of a
-            sigmoid head, which are checked, but not in what XLA compiles.
+            sigmoid head. The range of probabilities is checked, except in steps that
+            XLA or JAX compiles.
         teacher_from_logits: The same for the teacher's output alone. Defaults to
             `from_logits`.
         reduction: As in `keras.losses.Loss`, of the values of the lists. Defaults to
-            `"sum_over_batch_size"`, the mean over lists that say something.
+            `"sum_over_batch_size"`, the mean over lists that have a ranking.
         name: Name of the loss.
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.
     """
@@ -83,22 +85,22 @@ class RankingLoss(SigmoidLoss):
         """Return the divergence per list, without the squared temperature."""
 
     @abstractmethod
-    def says_something(self, teacher_logits: Tensor, lists: Lists) -> Tensor:
-        """Return per list whether there is something to learn from it."""
+    def has_a_ranking(self, teacher_logits: Tensor, lists: Lists) -> Tensor:
+        """Return per list whether the teacher ranks its items, a boolean."""
 
     def with_lists(self, teacher_output: Tensor, inputs: Any) -> Any:
-        """Return what to call the loss with as `y_true` for a batch of training data.
+        """Return the `y_true` of the loss for a batch of training data.
 
         Args:
             teacher_output: The teacher's output for the batch.
             inputs: The inputs of the batch by name.
 
         Returns:
-            `teacher_output` with the inputs that `mask` and `group` name; unchanged
-            where they name none.
+            A dict of `teacher_output` and the inputs that `mask` and `group` name; the
+            output itself where they name none.
 
         Raises:
-            ValueError: If the batch doesn't hold a named input.
+            ValueError: If the batch has no input of such a name.
         """
         names = self._input_names()
         if not names:
@@ -114,43 +116,51 @@ class RankingLoss(SigmoidLoss):
         found = {argument: inputs[key] for argument, key in names.items()}
         return {"scores": teacher_output, **found}
 
-    def for_batch(self, batch: BatchContext) -> Self:
+    def for_batch(self, batch: Batch) -> Self:
         """Return the loss with the inputs that `mask` and `group` name."""
         loss = super().for_batch(batch)
         loss._inputs = batch.inputs
         return loss
 
-    def __call__(
-        self, y_true: Any, y_pred: Tensor, sample_weight: Tensor = None
+    def with_mask(
+        self, y_true: Any, y_pred: Tensor, sample_weight: Tensor, mask: Tensor
     ) -> Tensor:
         """Return the loss, reduced; `y_true` is a tensor or a dict as above."""
         if self._inputs is not None:
             y_true = self.with_lists(y_true, self._inputs)
         given = y_true if isinstance(y_true, Mapping) else {"scores": y_true}
         self._check_keys(given)
-        return super().__call__(*arranged(given, y_pred, sample_weight))
+        y_true, y_pred, weight = arranged(given, y_pred, sample_weight, mask)
+        # The mask is one of items, and the values are those of lists.
+        return super().with_mask(y_true, y_pred, weight, None)
+
+    def counted(self, y_true: dict[str, Tensor], y_pred: Tensor) -> Tensor:
+        """Return per list whether it has a ranking; repetitions don't count."""
+        scores = computable(ops.convert_to_tensor(y_true["scores"], dtype=self.dtype))
+        if not self.takes_logits("teacher"):
+            scores = self.logits_of_probabilities(scores)
+        lists = read(y_true, scores.dtype)
+        return lists.once(self.has_a_ranking(scores, lists))
 
     def call(self, y_true: dict[str, Tensor], y_pred: Tensor) -> Tensor:
-        """Return the loss per list; `y_true` is what `__call__` has arranged."""
+        """Return the loss per list; `y_true` comes from `arranged`."""
         teacher_logits, student_logits = self.prepared(y_true["scores"], y_pred)
         lists = read(y_true, student_logits.dtype)
         divergence = partial(self.list_divergence, lists=lists)
-        values = self.tempered(divergence, teacher_logits, student_logits)
-        # where Keras looks for what to leave out; there is no public setter
-        values._keras_mask = lists.once(self.says_something(teacher_logits, lists))
-        return values
+        return self.tempered(divergence, teacher_logits, student_logits)
 
     def divergence(
         self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
     ) -> Tensor:
-        """Return the divergence per row, each a list of valid items."""
+        """Return the divergence per row, where each row is a list without padding."""
         lists = Lists(ops.ones_like(student_logits, dtype="bool"))
         return self.list_divergence(teacher_logits, student_logits, temperature, lists)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         config = {**super().get_config(), "mask": self.mask, "group": self.group}
-        del config["axis"]  # items are always on the last one
+        # Items are always on the last axis.
+        del config["axis"]
         return config
 
     def _input_names(self) -> dict[str, str]:
@@ -182,7 +192,7 @@ class ListwiseLoss(RankingLoss):
 
     @abstractmethod
     def log_masses(self, logits: Tensor) -> Tensor:
-        """Return what the softmax over a list is taken of."""
+        """Return the numbers whose softmax over a list is its distribution."""
 
     def list_divergence(
         self,
@@ -200,7 +210,7 @@ class ListwiseLoss(RankingLoss):
             lists.item_weight,
         )
 
-    def says_something(self, teacher_logits: Tensor, lists: Lists) -> Tensor:
+    def has_a_ranking(self, teacher_logits: Tensor, lists: Lists) -> Tensor:
         """Return per list whether it has two items or more."""
         return ops.sum(ops.cast(lists.members, "int32"), axis=-1) >= 2
 
@@ -210,37 +220,38 @@ class ListwiseSoftTargets(ListwiseLoss):
     r"""Cross-entropy between the softmaxes of teacher and student over a list.
 
     `T**2 * -sum_i(w_i * p_i * log(q_i))`, `p = softmax(t / T)`, `q = softmax(s / T)`
-    over the valid items of a list, `w` the items' weights, 1 by default. It is blind
-    to a shift that all scores of a list have in common. Lists with one valid item or
-    none are left out of the mean.
+    over the valid items of a list, `w` the items' weights, 1 by default. A number that
+    is added to all scores of a list doesn't change the loss. Lists with one valid item
+    or none are left out of the mean.
 
-    Lists: outputs of shape `(batch, list_size)` or `(batch, list_size, 1)` hold one a
-    row, of which a boolean mask of that shape tells the items from the padding.
-    Outputs of shape `(batch,)` or `(batch, 1)` hold one item a row: rows of a batch
-    with the same group id, an integer or a string, form a list, at the cost of
-    `batch**2` numbers in memory, and a mask tells which rows count. Strings need
-    `jit_compile=False`. Without a reduction the value of a group stands in its first
-    row, and its other rows are 0.
+    Lists: outputs of shape `(batch, list_size)` or `(batch, list_size, 1)` have one
+    list per row. A boolean mask of that shape is True for items and False for padding.
+    Outputs of shape `(batch,)` or `(batch, 1)` have one item per row: rows of a batch
+    with the same group id, an integer or a string, form a list, and a mask is True for
+    the rows that count. This takes memory for `batch**2` numbers. Strings need
+    TensorFlow and `jit_compile=False` in `fit`. Without a reduction the first row of a
+    group has the value of its list, and its other rows are 0.
 
     Calling: `loss({"scores": teacher_output, "mask": mask, "group": ids},
-    student_output)`, or with the teacher's output alone; `Distiller` builds the dict
-    from the inputs that `mask` and `group` name. What is masked may be anything, also
-    NaN. A Keras mask of the student's output counts besides: an item is valid where
-    all masks say so.
+    student_output)`, or with the teacher's output alone. `Distiller` builds the dict
+    from the inputs that `mask` and `group` name. Masked scores may have any value,
+    also NaN. Where the student's output has a Keras mask, an item is valid where both
+    masks are True.
 
-    Weights: a `sample_weight` of shape `(batch,)` or `(batch, 1)` weighs lists; of
-    shape `(batch, list_size)`, or with groups, it weighs items, e.g. by the inverse
-    propensity of the position that they were shown at. An item that weighs 0 still
-    takes part in the softmaxes, unlike a masked one. Where weights of items differ,
-    the best `q` is in proportion to `w * p`. They don't enter the divisor of
-    `reduction="mean_with_sample_weight"`, which those of lists do.
+    Weights: a `sample_weight` of shape `(batch,)` or `(batch, 1)` has a weight per
+    list. Of shape `(batch, list_size)`, or with groups, it has a weight per item, e.g.
+    the inverse propensity of the position at which the item was shown. An item of
+    weight 0 still counts in the softmaxes, unlike a masked one. Where the weights of
+    items differ, the loss is minimal where `q` is in proportion to `w * p`. Only
+    weights of lists enter the divisor of `reduction="mean_with_sample_weight"`.
 
     Args:
         temperature: Divides the scores; positive; float or schedule. Defaults to 1.
         mask: Name of the model's input that holds the mask, for `Distiller`.
         group: Name of the model's input that holds the group ids, for `Distiller`.
         from_logits: Whether outputs are scores (default), or probabilities of a
-            sigmoid head, which are checked, but not in what XLA compiles.
+            sigmoid head. The range of probabilities is checked, except in steps that
+            XLA or JAX compiles.
         teacher_from_logits: The same for the teacher's output alone. Defaults to
             `from_logits`.
         reduction: As in `keras.losses.Loss`, over lists. Defaults to
@@ -273,17 +284,18 @@ class ListwiseSoftTargets(ListwiseLoss):
 
 @_register
 class CalibratedListwise(ListwiseLoss):
-    r"""Cross-entropy between the shares that items have in a list's clicks.
+    r"""Cross-entropy between the items' shares of the clicks on their list.
 
     `-sum_i(w_i * p_i * log(q_i))`, `p = sigmoid(t) / sum(sigmoid(t))`,
     `q = sigmoid(s) / sum(sigmoid(s))` over the valid items of a list, `w` the items'
-    weights, 1 by default: what each item has of the clicks expected on the list. It
-    is minimal where the student's click probabilities equal the teacher's, as binary
-    cross-entropy is (`BinarySoftTargets`), so that their sum keeps the student
-    calibrated; alone it fixes the probabilities up to a factor per list. Weights of
-    items that differ move the minimum. There is no temperature, because tempered
-    sigmoids are no click probabilities. Where clicks are rare, sigmoids are nearly
-    exponentials and this is nearly `ListwiseSoftTargets`.
+    weights, 1 by default. `p` and `q` are each item's share of the clicks expected on
+    the list. The loss is minimal where the student's click probabilities equal the
+    teacher's. So is binary cross-entropy (`BinarySoftTargets`), and the sum of both
+    keeps the student calibrated. This loss alone determines the probabilities up to a
+    factor per list. Weights of items that differ move the minimum. There is no
+    temperature, because tempered sigmoids aren't click probabilities. Where clicks are
+    rare, sigmoids are nearly exponentials, and the loss is nearly
+    `ListwiseSoftTargets`.
 
     Lists, masks, group ids and weights are those of `ListwiseSoftTargets`.
 
@@ -291,7 +303,8 @@ class CalibratedListwise(ListwiseLoss):
         mask: Name of the model's input that holds the mask, for `Distiller`.
         group: Name of the model's input that holds the group ids, for `Distiller`.
         from_logits: Whether outputs are logits (default), or probabilities of a
-            sigmoid head, which are checked, but not in what XLA compiles.
+            sigmoid head. The range of probabilities is checked, except in steps that
+            XLA or JAX compiles.
         teacher_from_logits: The same for the teacher's output alone. Defaults to
             `from_logits`.
         reduction: As in `keras.losses.Loss`, over lists. Defaults to
@@ -354,15 +367,15 @@ class CalibratedListwise(ListwiseLoss):
 
 @_register
 class PairwiseSoftTargets(RankingLoss):
-    r"""Cross-entropy of which of two items is better, over the pairs of a list.
+    r"""Cross-entropy of the order of two items, over the pairs of a list.
 
     `T**2 * mean(w_i * (-p * log(q) - (1 - p) * log(1 - q)))`,
     `p = sigmoid((t_i - t_j) / T)`, `q = sigmoid((s_i - s_j) / T)`, over the pairs of
-    valid items of a list with `t_i > t_j`, `w` the items' weights, 1 by default: a
-    pair weighs what the item weighs that the teacher prefers, and the divisor is the
-    number of pairs. Equal scores of the teacher's form no pair, and lists without
-    pairs are left out of the mean. The memory taken is that of `batch * list_size**2`
-    numbers.
+    valid items of a list with `t_i > t_j`, `w` the items' weights, 1 by default. A
+    pair has the weight of the item that the teacher scores higher, and the sum is
+    divided by the number of pairs. Items with equal scores of the teacher form no
+    pair, and lists without pairs are left out of the mean. The loss takes memory for
+    `batch * list_size**2` numbers.
 
     Lists, masks, group ids and weights are those of `ListwiseSoftTargets`.
 
@@ -371,7 +384,8 @@ class PairwiseSoftTargets(RankingLoss):
         mask: Name of the model's input that holds the mask, for `Distiller`.
         group: Name of the model's input that holds the group ids, for `Distiller`.
         from_logits: Whether outputs are scores (default), or probabilities of a
-            sigmoid head, which are checked, but not in what XLA compiles.
+            sigmoid head. The range of probabilities is checked, except in steps that
+            XLA or JAX compiles.
         teacher_from_logits: The same for the teacher's output alone. Defaults to
             `from_logits`.
         reduction: As in `keras.losses.Loss`, over lists. Defaults to
@@ -415,8 +429,8 @@ class PairwiseSoftTargets(RankingLoss):
             lists.item_weight,
         )
 
-    def says_something(self, teacher_logits: Tensor, lists: Lists) -> Tensor:
-        """Return per list whether the teacher prefers any item to another."""
+    def has_a_ranking(self, teacher_logits: Tensor, lists: Lists) -> Tensor:
+        """Return per list whether the teacher's scores differ."""
         highest = ops.where(lists.members, teacher_logits, -np.inf)
         lowest = ops.where(lists.members, teacher_logits, np.inf)
         return ops.max(highest, axis=-1, initial=-np.inf) > ops.min(

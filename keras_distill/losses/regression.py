@@ -1,4 +1,4 @@
-"""Losses on the raw outputs, without a distribution in between."""
+"""Regression losses between the raw outputs."""
 
 import keras
 from keras import ops
@@ -11,11 +11,11 @@ from keras_distill.types import Tensor
 class LogitMSE(DistillationLoss):
     r"""Mean squared error between logits.
 
-    `mean_c((t - s)**2)`: for logits centred over the classes, `T**2` times the
-    forward KL tends to half of it as the temperature grows.
+    `mean_c((t - s)**2)`. For logits with mean 0 over the classes, `T**2` times the
+    forward KL approaches half of it as the temperature grows.
 
     Args:
-        axis: The class axis, averaged over. Defaults to -1.
+        axis: The class axis, over which the mean is taken. Defaults to -1.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.

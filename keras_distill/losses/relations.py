@@ -1,4 +1,4 @@
-"""Losses between relations: of the classes in an example, of examples in a class."""
+"""A loss between relations of classes in an example and of examples in a class."""
 
 from typing import Any, Self
 
@@ -19,35 +19,35 @@ class DIST(SoftmaxLoss):
     r"""Pearson correlation of probabilities, over the classes and over the batch.
 
     `T**2 * (beta * (1 - r(p_i, q_i)) + gamma * mean_c(1 - r(p_c, q_c)))`,
-    `p = softmax(t / T)`, `q = softmax(s / T)`: `r` is Pearson's correlation, of the
-    probabilities of one example over the classes, `p_i`, and of those of one class
-    over the batch, `p_c`. Matching relations instead of values is for teachers so much
-    stronger than the student that it can't match their values.
+    `p = softmax(t / T)`, `q = softmax(s / T)`. `r` is Pearson's correlation: that of
+    `p_i`, the probabilities of one example over the classes, and that of `p_c`, the
+    probabilities of one class over the batch. It suits a teacher so much stronger than
+    the student that the student can match relations but not values.
 
-    The second term is one of the batch: the value of each example holds all of it, so
-    that means over examples are the paper's loss, and `reduction="sum"` is as many
-    times that as there are examples. All positions of outputs with more axes, such as
-    pixels or tokens, count as examples. Where the teacher says the same throughout,
-    as in a batch of one example, there is nothing to correlate with, and the term is 0;
-    where the student does, it is 1. The larger the batch, the more the second term
-    says; each of several devices correlates over its own share of the batch.
+    The second term is computed over the batch and added to the value of each example.
+    So the mean over examples is the paper's loss, and `reduction="sum"` is that times
+    the number of examples. All positions of outputs with more axes, such as pixels or
+    tokens, count as examples. Where the teacher's probabilities are all equal, as in a
+    batch of one example, there is no correlation, and the term is 0. Where only the
+    student's are, it is 1. The second term is more exact in larger batches. With
+    several devices, each correlates over its own part of the batch.
 
-    Weights: a `sample_weight` weighs the values as in any loss, and an example that
-    weighs `w` counts as `w` examples in the correlations over the batch. One that
-    weighs 0 or is masked counts nowhere.
+    Weights: a `sample_weight` weighs the values as in any loss, and an example of
+    weight `w` counts as `w` examples in the correlations over the batch. A masked
+    example or one of weight 0 doesn't count.
 
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1;
             the paper has 4 for CIFAR-100.
         beta: Weight of the correlation over the classes; not negative. Defaults to 1.
         gamma: Weight of the correlation over the batch; not negative. Defaults to 1.
-            The paper weighs either twice as much as the label loss, which is
+            In the paper each term has twice the weight of the label loss, which is
             `alpha=2/3` in `Distiller.compile`.
         from_logits: Whether outputs are logits (default) or probabilities.
         teacher_from_logits: The same for the teacher's output alone. Defaults to
             `from_logits`.
-        axis: The class axis. Defaults to -1. Of two classes, the first term sees only
-            which is the likelier, so it has no gradient.
+        axis: The class axis. Defaults to -1. With two classes, the first term depends
+            only on which one is more probable, so it has no gradient.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.

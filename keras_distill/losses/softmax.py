@@ -1,4 +1,4 @@
-"""Losses between the tempered softmax distributions of teacher and student."""
+"""Losses between tempered softmax distributions of teacher and student."""
 
 from typing import Any
 
@@ -26,7 +26,8 @@ class SoftTargets(SoftmaxLoss):
     r"""Cross-entropy of the student under the teacher's soft targets.
 
     `T**2 * -sum(p * log(q))`, `p = softmax(t / T)`, `q = softmax(s / T)`. It has the
-    gradient of `ForwardKL` and exceeds it by `T**2` times the entropy of `p`.
+    same gradient as `ForwardKL`, and its value is larger by `T**2` times the entropy
+    of `p`.
 
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
@@ -63,7 +64,10 @@ class SoftTargets(SoftmaxLoss):
 
 @_register
 class ForwardKL(SoftmaxLoss):
-    r"""Forward KL divergence, KL(teacher || student): covers the teacher's modes.
+    r"""Forward KL divergence, KL(teacher || student).
+
+    It is large where the student gives little probability to a class that the teacher
+    considers likely, so the student covers all of the teacher's modes.
 
     `T**2 * sum(p * (log(p) - log(q)))`, `p = softmax(t / T)`, `q = softmax(s / T)`.
 
@@ -101,7 +105,10 @@ class ForwardKL(SoftmaxLoss):
 
 @_register
 class ReverseKL(SoftmaxLoss):
-    r"""Reverse KL divergence, KL(student || teacher): seeks the teacher's modes.
+    r"""Reverse KL divergence, KL(student || teacher).
+
+    It is large where the student gives probability to a class that the teacher
+    considers unlikely, so the student concentrates on some of the teacher's modes.
 
     `T**2 * sum(q * (log(q) - log(p)))`, `p = softmax(t / T)`, `q = softmax(s / T)`.
 
@@ -142,9 +149,10 @@ class GeneralizedJSD(SoftmaxLoss):
     r"""Generalised Jensen-Shannon divergence between forward and reverse KL.
 
     `T**2 * (beta * KL(p || m) + (1 - beta) * KL(q || m))` with
-    `m = beta * p + (1 - beta) * q`. `beta` = 0 and 1 are taken as forward and reverse
-    KL; the plain form vanishes towards both ends, `normalize=True` divides by
-    `beta * (1 - beta)` so that both limits are continuous.
+    `m = beta * p + (1 - beta) * q`, `p = softmax(t / T)`, `q = softmax(s / T)`. With
+    `beta=0` it is the forward KL, and with `beta=1` the reverse KL. For other values
+    it approaches 0 as `beta` approaches 0 or 1. `normalize=True` divides it by
+    `beta * (1 - beta)`, and then it approaches both KL divergences.
 
     Args:
         beta: In [0, 1]. Defaults to 0.5, the symmetric divergence.
@@ -256,9 +264,10 @@ class Jeffreys(SoftmaxLoss):
 
 @_register
 class TotalVariation(SoftmaxLoss):
-    r"""Total variation distance, in [0, 1] and so not scaled by the temperature.
+    r"""Total variation distance between tempered distributions.
 
-    `1/2 * sum(|p - q|)`, `p = softmax(t / T)`, `q = softmax(s / T)`.
+    `1/2 * sum(|p - q|)`, `p = softmax(t / T)`, `q = softmax(s / T)`. It is in [0, 1]
+    at all temperatures, so it isn't multiplied by `T**2`.
 
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.

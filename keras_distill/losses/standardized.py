@@ -1,30 +1,30 @@
-"""Logit standardisation, before any loss of logits."""
+"""A loss of standardised logits, around another loss."""
 
 from typing import Any, Self
 
 import keras
 from keras import ops
 
+from keras_distill.batch import Batch
 from keras_distill.losses import checks
-from keras_distill.losses.base import INFINITE, BatchContext, DistillationLoss
+from keras_distill.losses.base import INFINITE, DistillationLoss
 from keras_distill.losses.binary import SigmoidLoss
 from keras_distill.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Standardized(DistillationLoss):
-    r"""A loss of logits that have been standardised, example by example.
+    r"""A loss of logits that are standardised for each example.
 
     `loss(z(t), z(s))`, `z(x) = (x - mean(x)) / (std(x) + epsilon)` over the classes,
-    `std` with the number of classes as its divisor. Then neither the level nor the
-    spread of the student's logits has to be the teacher's, only what they are to each
-    other. The temperature is that of `loss`, which divides the standardised logits and
-    whose square is in its result. Label losses and predictions keep the logits as they
-    are.
+    where `std` divides by the number of classes. So the mean and the spread of the
+    student's logits may differ from the teacher's. The temperature is that of `loss`:
+    it divides the standardised logits, and the loss multiplies its result by the
+    square. Label losses and predictions use the logits without standardisation.
 
-    Logits that are all equal, which standardised are 0, have the gradient of such
-    with `std=1`; so a head that starts from zeros is taught. Classes masked by -inf
-    stay so and count neither in the mean nor in the deviation.
+    Logits that are all equal become 0. Their gradient is computed with `std=1`, so a
+    head whose weights start from zeros can learn. Classes whose logit is -inf keep it,
+    and count neither in the mean nor in the deviation.
 
     Args:
         loss: A distillation loss over a class axis: `ForwardKL`, `DecoupledKD`,
@@ -33,9 +33,9 @@ class Standardized(DistillationLoss):
         name: Name of the loss.
 
     Raises:
-        TypeError: If `loss` isn't such a loss; those of sigmoids or lists aren't, as
-            they depend on the level of each output.
-        ValueError: If `epsilon` isn't positive, or what `loss` raises.
+        TypeError: If `loss` isn't such a loss. Losses of sigmoids and lists aren't,
+            because they depend on the level of each output.
+        ValueError: If `epsilon` isn't positive, or if `loss` raises it.
 
     Example:
         >>> from keras_distill.losses.softmax import ForwardKL
@@ -74,7 +74,7 @@ class Standardized(DistillationLoss):
 
     @property
     def temperature(self) -> Any:
-        """The temperature of the loss, which may be assigned here as well."""
+        """The temperature of `loss`, which can be assigned here too."""
         return self._tempered().temperature
 
     @temperature.setter
@@ -83,14 +83,14 @@ class Standardized(DistillationLoss):
 
     @property
     def step(self) -> Any:
-        """The step that the loss reads a scheduled temperature at."""
+        """The step at which `loss` reads a scheduled temperature."""
         return self._tempered().step
 
     @step.setter
     def step(self, value: Any) -> None:
         self._tempered().step = value
 
-    def for_batch(self, batch: BatchContext) -> Self:
+    def for_batch(self, batch: Batch) -> Self:
         """Return the loss for one batch of training data."""
         return self._around(self.loss.for_batch(batch))
 
@@ -98,8 +98,12 @@ class Standardized(DistillationLoss):
         """Return the loss for a call with these weights and Keras mask, or None."""
         return self._around(self.loss.for_weights(sample_weight, mask))
 
+    def counted(self, y_true: Any, y_pred: Tensor) -> Tensor | None:
+        """Return which values of `loss` count."""
+        return self.loss.counted(y_true, y_pred)
+
     def logits(self, output: Tensor, whose: str) -> Tensor:
-        """Return the logits of an output, as the loss does."""
+        """Return the logits of an output, as `loss` does."""
         return self.loss.logits(output, whose)
 
     def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -141,10 +145,11 @@ class Standardized(DistillationLoss):
 def standardized(logits: Tensor, epsilon: float, axis: int) -> Tensor:
     """Return logits with mean 0 and standard deviation 1 along an axis.
 
-    Those that are all equal become 0. Masked ones stay as they are.
+    Logits that are all equal become 0. Logits of masked classes are returned as they
+    are.
     """
     present = logits > -INFINITE
-    # a value in common is left out first, so that equal logits have no mean left
+    # A common value is subtracted first, so that the mean of equal logits is exactly 0.
     top = ops.max(logits, axis=axis, keepdims=True, initial=-INFINITE)
     relative = ops.where(present, logits - ops.stop_gradient(top), 0.0)
     count = ops.sum(ops.cast(present, logits.dtype), axis=axis, keepdims=True)
@@ -153,6 +158,6 @@ def standardized(logits: Tensor, epsilon: float, axis: int) -> Tensor:
     deviation = ops.where(present, relative - mean, 0.0)
     variance = ops.sum(ops.square(deviation), axis=axis, keepdims=True) / count
     varies = variance > 0.0
-    # the gradient of a square root is infinite at 0
+    # The gradient of a square root is infinite at 0.
     spread = ops.sqrt(ops.where(varies, variance, 1.0)) + epsilon
     return ops.where(present, deviation / spread, logits)

@@ -3,10 +3,11 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 from keras.optimizers.schedules import PolynomialDecay
 
+from keras_distill.batch import Batch
 from keras_distill.losses import (
-    BatchContext,
     DecoupledKD,
     DistillationLoss,
     ForwardKL,
@@ -17,6 +18,7 @@ from keras_distill.losses import (
 from keras_distill.losses.per_output import PerOutputLoss
 from keras_distill.per_output import as_structured, describe
 from keras_distill.schedules import TeacherAnnealing
+from tests.losses.neutral import masked
 
 RNG = np.random.default_rng(6)
 TEACHER, STUDENT = (2.0 * RNG.standard_normal((2, 4, 3))).astype("float32")
@@ -32,8 +34,9 @@ STUDENTS["dict"] = {"a": STUDENT, "b": OTHER_STUDENT}
 class Total(PerOutputLoss):
     """Adds up what the outputs contribute."""
 
-    def __call__(self, *args, **kwargs):
-        return sum(super().__call__(*args, **kwargs).values())
+    def __call__(self, teacher_output, output, sample_weight=None, **known):
+        batch = Batch(output=output, sample_weight=sample_weight, **known)
+        return sum(super().__call__(teacher_output, batch).values())
 
 
 def per_output(losses, output_names=None):
@@ -160,6 +163,16 @@ def test_scheduled_names_a_shared_loss_once():
     assert list(per_output([ForwardKL(2.0), ReverseKL(), MSE]).scheduled()) == []
 
 
+def test_state_holds_the_temperature_of_each_loss_once():
+    inside = ForwardKL(TeacherAnnealing(4))
+    given = {"a": KL, "b": Standardized(inside), "c": KL, "d": MSE, "e": "mse"}
+    state = per_output(given).state
+    assert [id(v) for v in state] == [
+        id(KL.tempering.state),
+        id(inside.tempering.state),
+    ]
+
+
 def test_schedules_of_losses_inside_others():
     annealed = Standardized(ForwardKL(TeacherAnnealing(4)))
     ((loss, tempering),) = per_output([annealed, MSE]).scheduled()
@@ -190,14 +203,52 @@ def test_what_stands_beside_the_outputs():
         STUDENTS["list"],
         inputs={"x": 1},
         labels=[None, labels],
-        label_masks={(1,): mask},
+        labelled={(1,): mask},
         step=7,
     )
     (told,) = first.told
-    assert told == BatchContext(inputs={"x": 1}, labels=None, labelled=None, step=7)
+    assert told.output is STUDENT
+    assert told._replace(output=None) == Batch(inputs={"x": 1}, step=7)
     (told,) = second.told
+    assert told.output is OTHER_STUDENT
     assert told.labels is labels
     assert told.labelled is mask
+
+
+@pytest.mark.parametrize("weight", [None, np.array([1.0, 0.0, 2.0, 0.5], "float32")])
+def test_label_losses_of_other_outputs(weight):
+    """The label loss of a teacher is that of its outputs in the place of the student's.
+
+    It is called as Keras calls it: the labels lack the axis of the classes.
+    """
+    label_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    found = PerOutputLoss([label_loss, None], output_names=None, of_labels=True)
+    batch = Batch(output=STUDENTS["list"], sample_weight=weight, step=3)
+    labels = [np.arange(4) % 3, np.arange(4)]
+    terms = found(labels, batch._replace(output=TEACHERS["list"]))
+    assert set(terms) == {(0,)}
+    expected = label_loss(labels[0], TEACHER, sample_weight=weight)
+    np.testing.assert_allclose(terms[(0,)], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "none"])
+def test_masks_of_outputs_whose_rank_changes(reduction):
+    """A loss of Keras' sees one less axis; its mask is taken along."""
+    mask = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]], bool)
+
+    class Squares(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return ops.square(y_true - y_pred)
+
+    loss = per_output(Squares(reduction=reduction))
+    value = loss(TEACHER, masked(STUDENT[..., None], mask))
+    squares = np.square(TEACHER - STUDENT) * mask
+    expected = {
+        "sum_over_batch_size": squares.sum() / mask.sum(),
+        "sum": squares.sum(),
+        "none": squares,
+    }[reduction]
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("structure", TEACHERS)

@@ -5,10 +5,10 @@ from functools import partial
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from keras import ops
 
 from keras_distill import losses
-from tests.losses import cases, reference
+from tests.losses import cases, neutral, reference
 
 RNG = np.random.default_rng(3)
 TEACHER, STUDENT = (3.0 * RNG.standard_normal((2, 16, 6))).astype("float32")
@@ -30,11 +30,8 @@ def per_example(loss_class, *args, **kwargs):
 
 
 def value_and_gradient(loss, teacher, student):
-    student = tf.constant(student)
-    with tf.GradientTape() as tape:
-        tape.watch(student)
-        value = loss(tf.constant(teacher), student)
-    return value.numpy(), tape.gradient(value, student).numpy()
+    teacher = ops.convert_to_tensor(teacher)
+    return neutral.value_and_gradient(lambda s: loss(teacher, s), student)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 50.0])
@@ -63,9 +60,9 @@ def test_never_negative(name):
     loss = per_example(ZERO_AT_EQUALITY[name], temperature=2.0)
     nearly = STUDENT + 1e-3 * RNG.standard_normal(STUDENT.shape).astype("float32")
     for student in (STUDENT, nearly):
-        assert loss(student, TEACHER).numpy().min() > 0.0
+        assert np.min(loss(student, TEACHER)) > 0.0
         # rounding alone may go below 0
-        assert loss(student, student + 1e-6).numpy().min() > -1e-6
+        assert np.min(loss(student, student + 1e-6)) > -1e-6
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -161,7 +158,7 @@ def test_jsd_is_symmetric_and_bounded(temperature):
     )
     bound = np.log(2.0) * temperature**2
     for teacher, student in cases.batches().values():
-        values = loss(teacher, student).numpy()
+        values = np.asarray(loss(teacher, student))
         assert values.max() <= bound * (1.0 + 1e-6)
         assert values.max() > 0.99 * bound  # opposite one-hots attain it
         assert values.min() > -1e-6 * bound
@@ -198,7 +195,7 @@ def test_jeffreys_is_the_sum_and_symmetric():
 def test_total_variation_lies_in_the_unit_interval(temperature):
     loss = per_example(losses.TotalVariation, temperature)
     for teacher, student in cases.batches().values():
-        values = loss(teacher, student).numpy()
+        values = np.asarray(loss(teacher, student))
         assert values.min() >= 0.0
         assert values.max() <= 1.0 + 1e-6
         assert values.max() > 0.99

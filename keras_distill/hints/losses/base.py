@@ -1,4 +1,4 @@
-"""The base class of losses between features: checks, precision, masks, weights."""
+"""Base class of losses between features: checks, precision, masks, weights."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -7,8 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill import arguments
+from keras_distill import arguments, backend
 from keras_distill.losses.checks import ChecksShapes
+from keras_distill.losses.weighting import masked_weights
 from keras_distill.per_output import of_rank
 from keras_distill.types import Tensor
 
@@ -16,19 +17,19 @@ Shape = tuple[int | None, ...]
 
 
 class FeatureLoss(ChecksShapes, keras.losses.Loss, ABC):
-    """A Keras loss whose `y_true` is what a layer of the teacher returns.
+    """A Keras loss whose `y_true` is the output of a layer of the teacher.
 
-    `y_pred` is what a layer of the student returns, or a projector behind it.
+    `y_pred` is the output of a layer of the student, or of a projector behind it.
     Subclasses implement `compare`, which returns a value per example, and
-    `check_shapes`. Everything else is `keras.losses.Loss`: reductions, sample weights,
-    masks. The maths is done in float32 at least, whatever the dtype of the features,
-    and no gradient reaches the teacher's.
+    `check_shapes`. The rest is `keras.losses.Loss`: reductions, sample weights, masks.
+    The maths is done in float32 at least, whatever the dtype of the features, and no
+    gradient reaches the teacher's.
 
     Weights and masks: `sample_weight` has one weight per example. A Keras mask of
-    `y_pred` may be one of positions; those that it leaves out are 0 in both features,
-    if the teacher's has the same positions.
-    An example that weighs 0 or is masked throughout counts nowhere, neither by itself
-    nor as what other examples are compared to.
+    `y_pred` may have more axes, for positions. Masked positions become 0 in the
+    student's features, and in the teacher's if these have the same positions. An
+    example that has weight 0, or whose positions are all masked, doesn't count: it has
+    no value, and other examples aren't compared to it.
 
     Args:
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
@@ -36,8 +37,8 @@ class FeatureLoss(ChecksShapes, keras.losses.Loss, ABC):
         dtype: dtype of the loss's result. Defaults to `keras.config.floatx()`.
     """
 
-    # Whether elements are compared one by one, so that a projector to equal widths is
-    # needed where they differ; otherwise any widths fit.
+    # Whether the loss compares element by element. Then features of different widths
+    # need a projector.
     needs_equal_widths: ClassVar[bool]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -54,7 +55,7 @@ class FeatureLoss(ChecksShapes, keras.losses.Loss, ABC):
         dtype: Any = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        # those of one call, which a copy of the loss holds
+        # A copy of the loss holds the weights and the mask of one call.
         self._weight: Tensor = None
         self._mask: Tensor = None
 
@@ -75,8 +76,13 @@ class FeatureLoss(ChecksShapes, keras.losses.Loss, ABC):
         self, y_true: Any, y_pred: Tensor, sample_weight: Tensor = None
     ) -> Tensor:
         """Return the loss, reduced; `y_true` is the teacher's features."""
-        mask = getattr(y_pred, "_keras_mask", None)
-        # Keras converts the leaves only, so nested lists of numbers are lists still
+        return self.with_mask(y_true, y_pred, sample_weight, backend.keras_mask(y_pred))
+
+    def with_mask(
+        self, y_true: Any, y_pred: Tensor, sample_weight: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Return the loss, reduced, of student features with a Keras mask or None."""
+        # Keras converts the leaves of nested lists only, so these are lists still.
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         self.check_shapes(tuple(y_true.shape), tuple(y_pred.shape))
         loss = object.__new__(type(self))
@@ -84,18 +90,18 @@ class FeatureLoss(ChecksShapes, keras.losses.Loss, ABC):
         if mask is not None:
             mask = ops.cast(mask, "bool")
             loss._mask = of_rank(mask, y_pred)
-            y_true, y_pred = _kept(mask, y_true), _kept(mask, y_pred)
+            # Keras would count the mask that is on the features a second time.
+            y_true, y_pred = _kept(mask, y_true), _kept(mask, ops.copy(y_pred))
             mask = ops.any(mask, axis=tuple(range(1, len(mask.shape))))
             loss._weight = mask
         if sample_weight is not None:
             sample_weight = _by_example(sample_weight)
             counted = sample_weight > 0.0
-            # whatever stands in the others, NaN included
+            # The other examples may be NaN, and 0 * NaN is NaN.
             y_true, y_pred = _kept(counted, y_true), _kept(counted, y_pred)
             loss._weight = _product(sample_weight, mask)
-        if mask is not None:
-            y_pred._keras_mask = mask
-        return super(FeatureLoss, loss).__call__(y_true, y_pred, sample_weight)
+        weight = masked_weights(mask, sample_weight, self.reduction, self.dtype)
+        return super(FeatureLoss, loss).__call__(y_true, y_pred, weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the loss per example; `y_true` is the teacher's features."""
@@ -103,15 +109,16 @@ class FeatureLoss(ChecksShapes, keras.losses.Loss, ABC):
         return self.compare(teacher_features, _at_least_float32(y_pred))
 
     def counts(self, features: Tensor) -> Tensor:
-        """Return how much each example counts as what others are compared to.
+        """Return the weight of each example when others are compared to it.
 
-        Its weight over the mean weight of those that weigh anything, so 1 if all weigh
-        the same, and 0 for those that weigh nothing.
+        This is its sample weight over the mean of the positive sample weights. So it is
+        1 for all examples if their weights are equal, and 0 for a weight of 0.
         """
-        weight = ops.ones((ops.shape(features)[0],), "float64")
+        wide = backend.widest_float()
+        weight = ops.ones((ops.shape(features)[0],), wide)
         if self._weight is not None:
-            weight = weight * ops.cast(self._weight, "float64")
-        counted = ops.cast(weight > 0.0, "float64")
+            weight = weight * ops.cast(self._weight, wide)
+        counted = ops.cast(weight > 0.0, wide)
         return divided(weight * ops.sum(counted), ops.sum(weight))
 
     def get_config(self) -> dict[str, Any]:
@@ -127,7 +134,7 @@ def divided(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def root(squares: Tensor, positive: Tensor) -> Tensor:
-    """Return the root, 0 with a gradient of 0 where squares aren't `positive`."""
+    """Return square roots, 0 with a gradient of 0 where squares aren't `positive`."""
     return ops.where(positive, ops.sqrt(ops.where(positive, squares, 1.0)), 0.0)
 
 
@@ -162,8 +169,9 @@ def _by_example(sample_weight: Tensor) -> Tensor:
 def _kept(kept: Tensor, features: Tensor) -> Tensor:
     """Return features with 0 where they aren't kept."""
     positions = tuple(kept.shape[1:])
+    # The teacher's features may have other positions than the student's.
     if not all(map(same_size, positions, features.shape[1:])):
-        return features  # a teacher's with other positions than the student's
+        return features
     return ops.where(of_rank(kept, features), features, ops.zeros_like(features))
 
 

@@ -1,7 +1,7 @@
 """Losses between relations of examples: distances, angles, similarities.
 
-Features are flattened to one vector per example, and what is compared doesn't depend
-on their width, so the two models' may have any two shapes.
+Features are flattened to one vector per example. Relations of the vectors don't depend
+on their width, so the features of both models may have any shapes.
 """
 
 from abc import ABC
@@ -23,15 +23,15 @@ from keras_distill.types import Tensor
 class RelationLoss(FeatureLoss, ABC):
     """A loss between relations of the examples in a batch.
 
-    The value of an example is the mean over those that it is compared to, which count
-    by their weights, so the mean over examples is that over pairs. Each of several
-    devices compares the examples in its own share of the batch.
+    The value of an example is the weighted mean over the examples that it is compared
+    to, so the mean over examples is the mean over pairs. With several devices, each
+    compares the examples in its own part of the batch.
     """
 
     needs_equal_widths: ClassVar[bool] = False
 
     def check_shapes(self, teacher_shape: Shape, student_shape: Shape) -> None:
-        """Raise ValueError unless both have features, of one number of examples."""
+        """Raise ValueError unless both have features of the same number of examples."""
         if min(len(teacher_shape), len(student_shape)) < 2 or not same_size(
             teacher_shape[0], student_shape[0]
         ):
@@ -48,7 +48,8 @@ class HuberRelationLoss(RelationLoss):
     """A loss that compares relations by Huber's function.
 
     Args:
-        delta: Where Huber's function turns from squares to lines; positive.
+        delta: The error up to which Huber's function is quadratic; positive. Beyond,
+            it is linear.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.
@@ -66,7 +67,7 @@ class HuberRelationLoss(RelationLoss):
         self.delta = checked_positive("delta", delta)
 
     def huber(self, error: Tensor) -> Tensor:
-        """Return half the square of small errors, a line beyond `delta`."""
+        """Return half the square of errors up to `delta`, a linear function beyond."""
         size = ops.abs(error)
         inner = ops.minimum(size, self.delta)
         return inner * (size - 0.5 * inner)
@@ -82,21 +83,22 @@ class RelationalDistance(HuberRelationLoss):
 
     `mean_{i != j} huber(d(t_i, t_j) / mean(d_t) - d(s_i, s_j) / mean(d_s))`, `d` the
     Euclidean distance of two examples' features, and the means over all pairs of
-    different examples in the batch. The weight for classification is
-    `Hint(..., weight=25)`, beside `RelationalAngle` with 50.
+    different examples in the batch. The paper's weight for classification is
+    `Hint(..., weight=25)`, together with `RelationalAngle` of weight 50.
 
-    The paper prints a sum over the pairs; the authors' code, which the weights are for,
-    divides by `batch**2`, the pairs of examples with themselves included, which is less
-    by `1 / batch` of it. Where examples coincide, their distance has no gradient. Where
-    all of the teacher's do, as in a batch of one, there is nothing to learn, and the
-    loss is 0; two examples have one distance, which is its own mean.
+    The paper prints a sum over the pairs. The authors' code, for which the weights were
+    chosen, divides the sum by `batch**2`, so its value is smaller by `1 / batch` of
+    this one. The distance of equal examples has no gradient. Where all of the teacher's
+    examples are equal, as in a batch of one, there is nothing to learn, and the loss is
+    0. Two examples have one distance, which equals the mean in both models.
 
-    Weights: an example counts in the distances' means and among those that others are
-    compared to by its `sample_weight`; one that weighs 0 or is masked, nowhere.
+    Weights: the `sample_weight` of an example is its weight in the means of distances
+    and among the examples that others are compared to. A masked example or one of
+    weight 0 doesn't count.
 
     Args:
-        delta: Where Huber's function turns from squares to lines; positive. Defaults to
-            1, as in the paper.
+        delta: The error up to which Huber's function is quadratic; positive. Beyond,
+            it is linear. Defaults to 1, as in the paper.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.
@@ -117,13 +119,13 @@ class RelationalDistance(HuberRelationLoss):
     """
 
     def compare(self, teacher_features: Tensor, student_features: Tensor) -> Tensor:
-        """Return the mean over the other examples, per example."""
+        """Return the mean over the other examples, for each example."""
         counts = self.counts(student_features)
         teacher_distances, student_distances = (
             pairs.relative_distances(features, counts)
             for features in (teacher_features, student_features)
         )
-        # where the teacher's examples coincide, there is nothing to learn
+        # Equal examples of the teacher have no distances to learn.
         spread = ops.any(teacher_distances > 0.0)
         errors = ops.where(spread, teacher_distances - student_distances, 0.0)
         values = pairs.mean(self.huber(errors), pairs.partners(counts))
@@ -136,25 +138,27 @@ class RelationalAngle(HuberRelationLoss):
 
     `mean_{i, j, k} huber(cos(t_i, t_j, t_k) - cos(s_i, s_j, s_k))` over all triplets of
     different examples, `cos(x_i, x_j, x_k)` the cosine of the angle at `x_j`: the inner
-    product of `x_i - x_j` and `x_k - x_j`, each of unit length. The weight for
-    classification is `Hint(..., weight=50)`, beside `RelationalDistance` with 25.
+    product of `x_i - x_j` and `x_k - x_j`, each divided by its length. The paper's
+    weight for classification is `Hint(..., weight=50)`, together with
+    `RelationalDistance` of weight 25.
 
     The value of an example is the mean over the angles at it. The paper prints a sum
-    over the triplets; the authors' code, which the weights are for, divides by
-    `batch**3`, triplets that repeat an example included, which is less by `3 / batch`
-    of it. Where two of the teacher's examples coincide, there is no angle to learn, and
-    that triplet's value is 0; where two of the student's do, the cosine is 0, without
-    a gradient. So a batch of one or two has the value 0.
+    over the triplets. The authors' code, for which the weights were chosen, divides the
+    sum by `batch**3`, so its value is smaller by `3 / batch` of this one. Where two of
+    the teacher's examples are equal, there is no angle to learn, and the value of the
+    triplet is 0. Where two of the student's are equal, the cosine is 0, and it has no
+    gradient. So a batch of one or two has the value 0.
 
-    Memory and time grow with `batch**3`: a step's gradient takes 0.2 GB beside the
-    features at batch 128, 1.8 GB at 256. Larger batches are for the other losses.
+    Memory and time grow with `batch**3`. The gradient of a step takes 0.2 GB in
+    addition to the features at batch 128, and 1.8 GB at 256, in float64. Use another
+    loss for larger batches.
 
-    Weights: an example counts among those that others are compared to by its
-    `sample_weight`; one that weighs 0 or is masked, nowhere.
+    Weights: the `sample_weight` of an example is its weight among the examples that
+    others are compared to. A masked example or one of weight 0 doesn't count.
 
     Args:
-        delta: Where Huber's function turns from squares to lines; positive. Defaults to
-            1, as in the paper.
+        delta: The error up to which Huber's function is quadratic; positive. Beyond,
+            it is linear. Defaults to 1, as in the paper.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.
@@ -175,7 +179,7 @@ class RelationalAngle(HuberRelationLoss):
     """
 
     def compare(self, teacher_features: Tensor, student_features: Tensor) -> Tensor:
-        """Return the mean over pairs of other examples, per example."""
+        """Return the mean over pairs of other examples, for each example."""
         counts = self.counts(student_features)
         teacher_cosines, defined = pairs.cosines(teacher_features, counts)
         student_cosines, _ = pairs.cosines(student_features, counts)
@@ -192,13 +196,12 @@ class SimilarityPreserving(RelationLoss):
     r"""Squared distance between matrices of the examples' similarities.
 
     `||G_t - G_s||**2 / batch**2`: the squared Frobenius norm, `G` the matrix of inner
-    products of the examples' features, each row of it of unit length. The paper
-    weighs it by 3,000 on CIFAR-10. An example whose features are all 0 has a row of
-    zeros.
+    products of the examples' features, each row divided by its length. The paper has
+    the weight 3,000 on CIFAR-10. The row of an example whose features are all 0 is 0.
 
-    Weights: an example counts in the lengths of the rows and among those that others
-    are compared to by its `sample_weight`, relative to the mean weight of those that
-    weigh anything; one that weighs 0 or is masked, nowhere.
+    Weights: the `sample_weight` of an example, over the mean of the positive weights,
+    is its weight in the lengths of the rows and among the examples that others are
+    compared to. A masked example or one of weight 0 doesn't count.
 
     Args:
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
@@ -220,7 +223,7 @@ class SimilarityPreserving(RelationLoss):
     """
 
     def compare(self, teacher_features: Tensor, student_features: Tensor) -> Tensor:
-        """Return the mean over all examples, itself included, per example."""
+        """Return the mean over all examples, for each example."""
         counts = self.counts(student_features)
         teacher_rows, student_rows = (
             pairs.similarities(features, counts)

@@ -1,4 +1,4 @@
-"""Losses between the features of one example in both models."""
+"""Losses between the features that both models compute of one example."""
 
 from typing import Any, ClassVar
 
@@ -22,8 +22,8 @@ class FeatureMSE(FeatureLoss):
 
     `mean((t - s)**2)` over all elements of an example, `t` the teacher's features and
     `s` the student's, behind a projector to the same shape. The paper has half the sum
-    instead of the mean; of the mean, the weight doesn't depend on the layer's size.
-    Masked positions aren't averaged over.
+    instead. With the mean, the weight of a hint doesn't depend on the size of the
+    layer. The mean is taken over positions that aren't masked.
 
     Args:
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
@@ -70,20 +70,21 @@ class FeatureMSE(FeatureLoss):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class AttentionTransfer(FeatureLoss):
-    r"""Squared distance between maps of where both models are active.
+    r"""Squared distance between the attention maps of both models.
 
     `||a(t) / ||a(t)|| - a(s) / ||a(s)||||**2`, `a(x) = sum_c |x_c|**power` over the
-    channels, flattened over the positions: in [0, 2], whatever the scale of the
-    features. A map that is 0 throughout stays 0; as the student's, it has no gradient.
+    channels, flattened over the positions. It is in [0, 2], whatever the scale of the
+    features. A map that is 0 everywhere isn't divided by its length; if it is the
+    student's, it has no gradient.
 
-    The sum runs over the positions, whereas the authors' code takes the mean, which it
-    weighs by 1,000. So a `Hint` of `1000 / positions` weighs as much, 15.6 for a map of
-    8x8. The paper's equation 2 prints the distance without the square.
+    This is a sum over the positions. The authors' code takes the mean, with the weight
+    1,000. A `Hint` of weight `1000 / positions` equals that: 15.6 for a map of 8x8. The
+    paper's equation 2 prints the distance without the square.
 
     Args:
-        power: Of the activations; at least 1. Larger ones see only the most active
-            positions. Defaults to 2, as in the paper's experiments.
-        axis: The channel axis, which may differ in size. Defaults to -1.
+        power: The exponent of the activations; at least 1. With a larger exponent, the
+            most active positions dominate. Defaults to 2, as in the paper.
+        axis: The channel axis, whose size may differ. Defaults to -1.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.
@@ -126,7 +127,7 @@ class AttentionTransfer(FeatureLoss):
     def attention(self, features: Tensor) -> Tensor:
         """Return the maps, each a vector of unit length over its positions."""
         sizes = ops.abs(features)
-        # The result doesn't depend on it, and powers neither overflow nor vanish.
+        # A common factor cancels out. Without it, powers could overflow or underflow.
         largest = ops.max(
             ops.stop_gradient(sizes), _all_but_batch(sizes), keepdims=True, initial=0.0
         )
