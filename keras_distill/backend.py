@@ -1,11 +1,12 @@
 """All questions about the backend that Keras runs on, asked in one place."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from keras_distill.types import Tensor
+from keras_distill.types import Nested, Tensor
 
 
 def is_tensorflow() -> bool:
@@ -63,3 +64,37 @@ def assert_in_graph(holds: Tensor, message: str, values: Sequence[Tensor]) -> No
         import tensorflow as tf
 
         tf.debugging.Assert(holds, [message, *values])
+
+
+def in_cross_replica_context() -> bool:
+    """Return whether a `tf.distribute` strategy runs code outside of its devices.
+
+    Keras builds models there on tensors that don't have the data's dtypes.
+    """
+    if not is_tensorflow():
+        return False
+    import tensorflow as tf
+
+    return bool(
+        tf.distribute.has_strategy() and tf.distribute.in_cross_replica_context()
+    )
+
+
+def dataset_spec(data: Any) -> Nested:
+    """Return the specs of the elements of a `tf.data.Dataset`; None of other data.
+
+    Trainers on every backend take such data sets.
+    """
+    # No data set can exist before the user has imported TensorFlow.
+    tf = sys.modules.get("tensorflow")
+    if tf is None or not isinstance(data, tf.data.Dataset):
+        return None
+    return data.element_spec
+
+
+def limit_tensorflow_threads(threads: int) -> None:
+    """Let TensorFlow use this many threads. Call it before TensorFlow computes."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
