@@ -18,6 +18,7 @@ _COMMANDS = (demo, export, verify, bench, repository, serve)
 # The modules whose classes a Keras file may contain, and which subcommands call.
 _ROOMS = ("distiller", "export", "hints", "metrics", "online", "schedules", "teachers")
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_BACKEND = "KERAS_BACKEND"
 
 
 def run(argv: Sequence[str] | None) -> int:
@@ -71,6 +72,10 @@ def _parser() -> Parser:
 
 def _import() -> None:
     """Import the package, and TensorFlow without its log lines."""
+    # The converters of exports are TensorFlow's. Keras loads models of all backends on
+    # it. A caller that has imported Keras has chosen the backend already.
+    if "keras" not in sys.modules:
+        os.environ[_BACKEND] = "tensorflow"
     level = os.environ.setdefault(_LOG_LEVEL, "3")
     # TensorFlow applies the level only after its first lines.
     with standard_error.without(standard_error.log_lines(level)):

@@ -35,6 +35,25 @@ _OF_BATCHES = ("circle", "dice", "tversky")
 # These divide the output by its sum first, so that values may exceed 1.
 _NORMALIZING = ("categorical_crossentropy", "categorical_focal_crossentropy")
 
+# Remedies, which end the warnings.
+_FORWARD_KL = (
+    "Pass `distillation_loss=keras_distill.losses.ForwardKL(temperature=4.0)`, which "
+    "takes logits."
+)
+_BINARY = (
+    "Pass `distillation_loss=keras_distill.losses.BinarySoftTargets()`, which takes "
+    "logits."
+)
+_OF_LOGITS = "Remove the model's final {}, or pass `from_logits=False`."
+_OF_LOGIT_MSE = (
+    "Remove the model's final softmax; for the squared error of probabilities, pass "
+    '`distillation_loss="mse"`.'
+)
+_FROM_LOGITS = (
+    "Pass the loss as an object with `from_logits=True`, or end the model in a {}."
+)
+_ENDS = "End the model in a {}, or choose a loss of logits."
+
 
 class Kind(NamedTuple):
     """The kind of values that a loss takes.
@@ -154,25 +173,6 @@ def warns_itself(loss: Any, output: Any) -> bool:
     operation = None if hasattr(output, "numpy") else getattr(output, "op", None)
     shown = operation is not None and operation.type in ("Softmax", "Sigmoid")
     return shown or hasattr(output, "_keras_logits")
-
-
-_FORWARD_KL = (
-    "Pass `distillation_loss=keras_distill.losses.ForwardKL(temperature=4.0)`, which "
-    "takes logits."
-)
-_BINARY = (
-    "Pass `distillation_loss=keras_distill.losses.BinarySoftTargets()`, which takes "
-    "logits."
-)
-_OF_LOGITS = "Remove the model's final {}, or pass `from_logits=False`."
-_OF_LOGIT_MSE = (
-    "Remove the model's final softmax; for the squared error of probabilities, pass "
-    '`distillation_loss="mse"`.'
-)
-_FROM_LOGITS = (
-    "Pass the loss as an object with `from_logits=True`, or end the model in a {}."
-)
-_ENDS = "End the model in a {}, or choose a loss of logits."
 
 
 def _of_ours(loss: Any, whose: str) -> Kind | None:
