@@ -1,4 +1,7 @@
-"""Arguments by the names that other libraries give them: where each one goes here."""
+"""Errors for unknown arguments that name the right call and argument.
+
+Users often pass arguments under the names of other libraries.
+"""
 
 import difflib
 import functools
@@ -10,7 +13,7 @@ import keras
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Names from `keras.distillation`, from the keras.io example, and common in PyTorch.
+# Names in `keras.distillation`, in the example on keras.io, and common with PyTorch.
 _ALIASES = {
     "temperature": ("T", "tau", "temp", "kd_temperature", "distillation_temperature"),
     "distillation_loss": (
@@ -72,13 +75,13 @@ _NOTES = {
     "learning_rate": "Pass an optimizer: `keras.optimizers.Adam(learning_rate)`.",
     "lr": "Pass an optimizer: `keras.optimizers.Adam(learning_rate)`.",
 }
-# Where else than by name what is given by position may belong.
+# The remedy for arguments given by position that belong into another call.
 _BY_PLACE = {
     "Distiller": (
         " Losses go into `distiller.compile(loss=..., distillation_loss=...)`."
     ),
 }
-# The names of each call, and how the call is written with an argument of that name.
+# The arguments of each call, and how the call is written with one of them.
 _CALLS = {
     "Distiller": (
         ("student", "teacher", "privileged_features", "hints"),
@@ -121,7 +124,7 @@ _CALLS = {
         "`distiller.compile(distillation_loss=kd.losses.ForwardKL({}))`",
     ),
 }
-# The arguments whose place in the call is another.
+# The arguments for which the call is written in another way.
 _CALLS_OF_ONE = {
     "student": "`kd.Distiller(student, teacher)`",
     "teacher": "`kd.Distiller(student, teacher)`",
@@ -130,12 +133,12 @@ _CALLS_OF_ONE = {
 
 
 def check_known(call: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raise TypeError for arguments that a call doesn't take, and name their place.
+    """Raise TypeError for unknown arguments, which says where they belong.
 
     Args:
-        call: What is called, as the error calls it.
+        call: The name of the called function in the error.
         given: The arguments by name.
-        known: The names that the call takes.
+        known: The names of the function's arguments.
     """
     names = list(known)
     unknown = {name: value for name, value in given.items() if name not in names}
@@ -148,7 +151,7 @@ def check_known(call: str, given: Mapping[str, Any], known: Iterable[str]) -> No
 
 
 def parameters(*functions: Callable[..., Any]) -> list[str]:
-    """Return the names that arguments of any of the functions may be given by."""
+    """Return the names of all arguments of the functions."""
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [
         parameter.name
@@ -159,10 +162,11 @@ def parameters(*functions: Callable[..., Any]) -> list[str]:
 
 
 def explained(function: Function) -> Function:
-    """Return a constructor or method whose errors for wrong arguments lead on.
+    """Return a constructor or method with helpful errors for wrong arguments.
 
-    They name the place of an argument of a name that isn't taken, unless `function`
-    takes any name, and the arguments that have to be given by name.
+    An unknown argument raises an error that says where it belongs, unless `function`
+    takes arguments of any name. Too many arguments by position raise one that lists the
+    arguments to give by name.
     """
     kinds = {
         parameter.name: parameter.kind
@@ -180,7 +184,8 @@ def explained(function: Function) -> Function:
         call = function.__name__
         if call == "__init__":
             call = type(self).__name__
-        left_over = args[len(by_place) - 1 :]  # without `self`
+        # `self` isn't among `args`.
+        left_over = args[len(by_place) - 1 :]
         if left_over:
             raise TypeError(
                 f"`{call}` takes {_listed(by_place) or 'nothing'} by position, and by "
@@ -195,7 +200,7 @@ def explained(function: Function) -> Function:
 
 
 def check_distillation_loss(loss: Any) -> None:
-    """Raise TypeError for the losses of `keras.distillation`, and name ours."""
+    """Raise TypeError for losses of `keras.distillation`, which names our own."""
     for given in keras.tree.flatten(loss):
         if type(given).__module__.startswith("keras.src.distillation"):
             temperature = getattr(given, "temperature", None)
@@ -213,7 +218,13 @@ def check_distillation_loss(loss: Any) -> None:
 
 
 def _place(name: str, value: Any, own: list[str]) -> str:
-    """Return where an argument goes."""
+    """Return a sentence that says where an unknown argument belongs.
+
+    Args:
+        name: Its name.
+        value: Its value.
+        own: The names of the arguments that the called function has.
+    """
     canonical = _CANONICAL.get(name, name)
     note = f" {_NOTES[name]}" if name in _NOTES else ""
     shown = value if isinstance(value, int | float | str) and not note else "..."

@@ -2,12 +2,16 @@
 
 import re
 from collections.abc import Callable, Sequence
+
+
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_distill.types import Tensor
+from keras_distill.types import Nested, Tensor
 
 # Operations of TensorFlow that write variables, such as those of seeds.
 _WRITING_OPS = re.compile("Assign|ResourceScatter|Rng")
@@ -225,6 +229,12 @@ def is_of_inner_trace(x: Tensor) -> bool:
     """Return whether a tensor was made in a loop or a condition that has ended.
 
     JAX raises an error of its own where such a tensor is used.
+
+
+def in_cross_replica_context() -> bool:
+    """Return whether a `tf.distribute` strategy runs code outside of its devices.
+
+    Keras builds models there on tensors that don't have the data's dtypes.
     """
     if not is_tensorflow():
         return False
@@ -378,3 +388,28 @@ def reshaped_as(x: Tensor, other: Tensor, message: str) -> Tensor:
     fits = (s == t) | (s + ",1" == t) | (s == t + ",1")
     with tf.control_dependencies([tf.debugging.Assert(fits, [message, *shapes])]):
         return tf.ensure_shape(tf.reshape(x, shapes[1]), other.shape)
+
+
+    return bool(
+        tf.distribute.has_strategy() and tf.distribute.in_cross_replica_context()
+    )
+
+
+def dataset_spec(data: Any) -> Nested:
+    """Return the specs of the elements of a `tf.data.Dataset`; None of other data.
+
+    Trainers on every backend take such data sets.
+    """
+    # No data set can exist before the user has imported TensorFlow.
+    tf = sys.modules.get("tensorflow")
+    if tf is None or not isinstance(data, tf.data.Dataset):
+        return None
+    return data.element_spec
+
+
+def limit_tensorflow_threads(threads: int) -> None:
+    """Let TensorFlow use this many threads. Call it before TensorFlow computes."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)

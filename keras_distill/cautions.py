@@ -1,10 +1,10 @@
-"""The category of warnings about a teacher, so that they can be filtered."""
+"""The category of warnings about teachers, by which they can be filtered."""
 
 
 class TeacherWarning(UserWarning):
-    """A teacher that looks as if it had nothing to teach.
+    """A warning that a teacher has probably nothing to teach.
 
-    Filter it where the teacher is as it should be, or turn it into an error.
+    Filter it if the teacher is as intended, or turn it into an error.
 
     Example:
         >>> import warnings

@@ -1,18 +1,20 @@
-"""Which model reads which keys of the batch."""
+"""The part of a batch that each model reads, by the names of its inputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+
+from keras_distill import backend
+from keras_distill.types import Nested
 
 
 def declared_names(model: Any) -> list[str] | None:
-    """Return the names of a model's inputs, None where it doesn't declare any.
+    """Return the names of a model's inputs; None if it doesn't declare any.
 
-    Functional and Sequential models declare their inputs; a subclassed model takes
-    what it finds, and so does any other callable. In nested dicts of inputs, every
-    key on the way down counts as a name.
+    Functional and Sequential models declare their inputs. Subclassed models and other
+    callables don't: they are given the whole batch. In nested dicts of inputs, the keys
+    of all levels are names.
     """
     inputs = getattr(model, "inputs", None)
     if not inputs:
@@ -23,22 +25,22 @@ def declared_names(model: Any) -> list[str] | None:
     return [tensor.name for tensor in inputs]
 
 
-def select(model: Any, x: Any, *, withheld: Sequence[str] = ()) -> Any:
+def select(model: Any, x: Nested, *, withheld: Sequence[str] = ()) -> Nested:
     """Return the part of a batch that `model` reads.
 
     Args:
         model: A Keras model or another callable.
-        x: The batch's inputs. A dict, which may hold dicts, is read by name; anything
-            else is passed on.
-        withheld: Keys that a model without declared inputs must not see.
+        x: The batch's inputs. A dict, also of dicts, is read by name. Anything else is
+            returned as it is.
+        withheld: Keys that a model without declared inputs isn't given.
 
     Returns:
-        What the model declares: a tensor for a single input, else a dict.
+        The declared inputs: a tensor for a single input, else a dict.
 
     Raises:
         ValueError: If the batch lacks an input that the model declares.
-        TypeError: If an input's dtype isn't what the model declares and can't become
-            it without loss: numbers for strings, fractions for integers.
+        TypeError: If an input can't be converted to the declared dtype without loss:
+            numbers to strings, or fractions to integers.
     """
     if not isinstance(x, Mapping):
         return x
@@ -51,16 +53,17 @@ def select(model: Any, x: Any, *, withheld: Sequence[str] = ()) -> Any:
     return read if len(read) > 1 else next(iter(read.values()))
 
 
-def served(model: keras.Model, x: Any, *, withheld: Sequence[str] = ()) -> Any:
-    """Return the part of a batch that `model` reads when it serves.
+def served(model: keras.Model, x: Nested, *, withheld: Sequence[str] = ()) -> Nested:
+    """Return the part of a batch that `model` reads in production.
 
-    A model that declares no inputs reads the keys that it was built on. What the batch
-    lacks is left to the caller to find.
+    A model that declares no inputs reads the keys that it was built with. This function
+    doesn't check that the batch has all inputs.
 
     Args:
         model: A built Keras model.
-        x: The batch's inputs. A dict is read by name; anything else is passed on.
-        withheld: Keys that a model without declared inputs must not see.
+        x: The batch's inputs. A dict is read by name. Anything else is returned as it
+            is.
+        withheld: Keys that a model without declared inputs isn't given.
     """
     if not isinstance(x, Mapping):
         return x
@@ -73,7 +76,13 @@ def served(model: keras.Model, x: Any, *, withheld: Sequence[str] = ()) -> Any:
 
 
 def check_not_declared(student: keras.Model, keys: Any, *, what: str) -> None:
-    """Raise ValueError if the student declares one of the keys, which are `what`."""
+    """Raise ValueError if the student declares one of the keys as an input.
+
+    Args:
+        student: The student.
+        keys: Keys of the batch that the student must not read.
+        what: A name of the keys, for the message.
+    """
     declared = declared_names(student) or []
     leaked = [name for name in keys if name in declared]
     if leaked:
@@ -84,8 +93,8 @@ def check_not_declared(student: keras.Model, keys: Any, *, what: str) -> None:
         )
 
 
-def check_held(x: Any, keys: Sequence[str], *, what: str) -> None:
-    """Raise ValueError if a batch to train on lacks one of the keys."""
+def check_held(x: Nested, keys: Sequence[str], *, what: str) -> None:
+    """Raise ValueError if a training batch lacks one of the keys, which are `what`."""
     held = _keys(x) if isinstance(x, Mapping) else set()
     missing = [name for name in keys if name not in held]
     if missing:
@@ -97,12 +106,12 @@ def check_held(x: Any, keys: Sequence[str], *, what: str) -> None:
 
 
 def _declared(model: Any) -> Any:
-    """Return a model's inputs in the structure that it was made with."""
+    """Return a model's inputs in the structure that the model was made with."""
     return getattr(model, "input", None)
 
 
 def _keys(structure: Mapping[str, Any]) -> set[str]:
-    """Return the keys of a dict, and of the dicts in it."""
+    """Return the keys of a dict and of all dicts in it."""
     nested = [_keys(item) for item in structure.values() if isinstance(item, Mapping)]
     return set(structure).union(*nested)
 
@@ -136,16 +145,29 @@ def _read(model: Any, declared: Mapping[str, Any], x: Any) -> dict[str, Any]:
 def _check_dtype(model: Any, name: str, declared: str | None, value: Any) -> None:
     if declared is None or not hasattr(value, "dtype"):
         return
-    if tf.distribute.has_strategy() and tf.distribute.in_cross_replica_context():
-        return  # Keras builds with the devices' mean there, a float whatever the data
-    dtype = tf.as_dtype(value.dtype)
-    integer = tf.as_dtype(declared).is_integer
-    if (dtype == tf.string) != (declared == "string") or (
-        integer and dtype.is_floating
-    ):
+    # Keras builds models there with the mean of the devices' inputs, a float whatever
+    # the dtype of the data is.
+    if backend.in_cross_replica_context():
+        return
+    dtype = _name_of(value.dtype)
+    to_integer = declared.startswith(("int", "uint"))
+    from_float = dtype.startswith(("float", "bfloat"))
+    if (dtype == "string") != (declared == "string") or (to_integer and from_float):
         raise TypeError(
             f"Input '{name}' of model '{model.name}' is declared as {declared}, which "
-            f"{dtype.name} can't become without loss. Convert it in the data, or "
+            f"{dtype} can't become without loss. Convert it in the data, or "
             f"declare the `keras.Input` with the dtype that the data have. Received: "
-            f"'{name}' of dtype {dtype.name}"
+            f"'{name}' of dtype {dtype}"
         )
+
+
+def _name_of(dtype: Any) -> str:
+    """Return the name of a dtype of any library, `"string"` for all kinds of text."""
+    # NumPy's letters of objects, which are text in data, and of text and bytes.
+    if getattr(dtype, "kind", None) in ("O", "U", "S"):
+        return "string"
+    try:
+        return str(keras.backend.standardize_dtype(dtype))
+    except ValueError:
+        # A dtype that Keras doesn't know, such as a date, is neither text nor number.
+        return str(dtype)

@@ -1,9 +1,9 @@
-"""Names that logs and files tell things apart by."""
+"""Names for logs, files and servers."""
 
 import re
 from collections.abc import Sequence
 
-# What every server takes as a directory, in a URL and in its configuration.
+# Names that every server accepts as a directory, in a URL and in its configuration.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 NAMES = (
     "letters, digits, '_', '-' and '.', and begin with a letter, a digit or '_', as it "
@@ -12,7 +12,7 @@ NAMES = (
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Return the names with a number at the end of those that are taken already."""
+    """Return the names, with a number at the end of each that occurred before."""
     result: list[str] = []
     for name in names:
         number, candidate = 0, name

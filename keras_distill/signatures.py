@@ -1,4 +1,4 @@
-"""Methods that pass on what they are called with, under the signature of Keras'."""
+"""Signatures for methods that override those of Keras and pass on all arguments."""
 
 import inspect
 from collections.abc import Callable
@@ -10,12 +10,12 @@ P = ParamSpec("P")
 def like(
     original: Callable[P, Any],
 ) -> Callable[[Callable[..., Any]], Callable[P, Any]]:
-    """Give a method of `*args, **kwargs` the signature of the one that it overrides.
+    """Give a method of `*args, **kwargs` the signature of the method it overrides.
 
     Editors and notebooks then show the arguments of the installed Keras.
 
     Args:
-        original: Keras' method.
+        original: The method of Keras.
     """
 
     def decorate(method: Callable[..., Any]) -> Callable[P, Any]:

@@ -1,4 +1,4 @@
-"""The standard error of the process, without the log lines of C++ libraries."""
+"""Filters that keep log lines of C++ libraries out of the standard error."""
 
 import os
 import re
@@ -9,20 +9,22 @@ from contextlib import contextmanager, suppress
 
 
 def log_lines(level: str) -> re.Pattern[bytes]:
-    """Return how log lines of TensorFlow, absl and XLA begin that `level` leaves out.
+    """Return a pattern of log lines of TensorFlow, absl and XLA to leave out.
+
+    The pattern matches the beginning of a line.
 
     Args:
-        level: A `TF_CPP_MIN_LOG_LEVEL`: "1" leaves out information, "2" warnings too,
-            "3" errors too. Fatal errors always stay.
+        level: A `TF_CPP_MIN_LOG_LEVEL`: "1" leaves out information, "2" also warnings,
+            "3" also errors. Fatal errors are never left out.
     """
     letters = "IWE"[: int(level)] if level.isdecimal() else ""
     if not letters:
-        return re.compile(rb"(?!)")  # matches nothing
+        return re.compile(rb"(?!)")  # This matches nothing.
     beginning = (
         rf"WARNING: All log messages before absl::InitializeLog\(\) is called "
         rf"|[{letters}]\d{{4}} \d\d:\d\d:\d"
         rf"|\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [{letters}] "
-        rf"|To enable the following instructions: "  # the second line of one
+        rf"|To enable the following instructions: "  # The second line of a message.
     )
     return re.compile(beginning.encode())
 
@@ -31,15 +33,15 @@ def log_lines(level: str) -> re.Pattern[bytes]:
 def without(
     noise: re.Pattern[bytes], *, told_by: type[Exception] | tuple[()] = ()
 ) -> Iterator[None]:
-    """Leave out lines that begin with `noise`, whoever in the process writes them.
+    """Leave out lines that match `noise`, also those that C++ libraries write.
 
-    C++ writes to the descriptor, past `sys.stderr`. All other lines are written at the
-    end of the block, also where it raises. A process without a standard error is left
-    as it is.
+    These write to the file descriptor and not to `sys.stderr`. All other lines are
+    written at the end of the block, also if it raises an error. Without a standard
+    error, this does nothing.
 
     Args:
-        noise: How the lines begin that are left out.
-        told_by: Errors whose message tells what was written. Where one is raised,
+        noise: The beginning of the lines to leave out.
+        told_by: Errors whose message contains the lines. If the block raises one,
             nothing is written.
     """
     _flush()
@@ -67,7 +69,7 @@ def without(
 
 
 def silence() -> None:
-    """Drop what the process writes to its standard error from here on."""
+    """Drop everything that the process writes to its standard error from here on."""
     _flush()
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""The command line: arguments in, calls to the library, exit codes out."""
+"""The command line: parses arguments, calls the library, returns exit codes."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of this process by default.
 
     Returns:
-        The exit code: 0, 1 where the subcommand failed with a message on the standard
-        error, 3 where an artefact isn't the model that it was made from, 130 where it
-        was interrupted. Wrong arguments leave with 2. With `--json` the standard output
-        is one JSON document, `{"error": ...}` where the subcommand failed.
+        The exit code: 0; 1 if the subcommand failed, with a message on the standard
+        error; 3 if an artefact differs from the model that it was made from; 130 if
+        the user interrupted it. Wrong arguments exit with code 2. With `--json` the
+        standard output is one JSON document, `{"error": ...}` if the subcommand failed.
     """
     try:
-        # Inside, so that Ctrl-C during the import leaves without a traceback too.
+        # Ctrl-C during this import must not print a traceback either.
         from keras_distill.cli import running
 
         return running.run(argv)

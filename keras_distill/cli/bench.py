@@ -1,4 +1,4 @@
-"""`keras-distill bench`."""
+"""The subcommand `keras-distill bench`."""
 
 import argparse
 
@@ -62,13 +62,11 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import tensorflow as tf
-
+    from keras_distill import backend
     from keras_distill.export.latency import measure
 
     if arguments.threads:
-        tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
+        backend.limit_tensorflow_threads(arguments.threads)
     rows = measure(
         arguments.export,
         model=arguments.model,

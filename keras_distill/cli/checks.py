@@ -1,4 +1,4 @@
-"""The types of options: what can be checked before anything is imported."""
+"""Types of options, which check values before TensorFlow is imported."""
 
 import errno
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from keras_distill.naming import NAME, NAMES
 
-# How much of what was typed an error repeats.
+# The number of characters of a wrong argument that an error repeats.
 _SHOWN = 200
 
 
@@ -69,13 +69,14 @@ def file(text: str) -> str:
 
 
 def place(text: str) -> str:
-    """Check that a directory can be called so."""
+    """Check that a text can be the path of a directory."""
     try:
         text.encode("utf-8")
         usable = bool(os.lstat(text)) if text else False
     except OSError as error:
         usable = error.errno != errno.ENAMETOOLONG
-    except ValueError:  # a NUL, or what is no text
+    except ValueError:
+        # The path contains a NUL, or bytes that aren't UTF-8.
         usable = False
     if not usable:
         raise ArgumentTypeError(f"must be the path of a directory, not {_shown(text)}")
@@ -90,7 +91,7 @@ def absolute(text: str) -> str:
 
 
 def server_name(text: str) -> str:
-    """Check that a server can call a model so."""
+    """Check that a text can be the name of a model in a server."""
     if not NAME.fullmatch(text):
         raise ArgumentTypeError(f"must be {NAMES}, not {_shown(text)}")
     return text
@@ -107,7 +108,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def json_file(text: str) -> dict[str, Any]:
-    """Read a file that holds a JSON object."""
+    """Read a file that contains a JSON object."""
     try:
         return _object(Path(file(text)).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -127,7 +128,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def require_input(path: str, what: str) -> None:
-    """Raise where a command's model or export isn't there."""
+    """Raise FileNotFoundError if a command's model or export doesn't exist."""
     found = _found(path, directories=True)
     if found == _NOTHING:
         found = "there is nothing" if what == "EXPORT" else "there is no file"
@@ -141,14 +142,14 @@ _NOTHING = "there is none"
 
 
 def _found(text: str, *, directories: bool = False) -> str | None:
-    """Return what keeps a path from being read, in words; None where nothing does."""
+    """Return in words why a path can't be read; None if it can."""
     try:
         mode = os.stat(text).st_mode if text else None
     except (OSError, ValueError) as error:
         if os.path.islink(text):
             return "there is a link to nothing"
         absent = isinstance(error, FileNotFoundError | NotADirectoryError)
-        # Paths that are too long, with a NUL, or below a directory that is closed.
+        # The path is too long, contains a NUL, or is in a directory without access.
         reason = getattr(error, "strerror", None) or str(error)
         return _NOTHING if absent else f"there can be none ({reason})"
     if mode is None:

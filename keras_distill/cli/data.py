@@ -1,4 +1,4 @@
-"""What the subcommands read from `.npz` files and from metric options."""
+"""Inputs, labels and metrics of the subcommands, from `.npz` files and options."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
     from keras_distill.export import Evaluation
 
-# By argument: what it is where it isn't given.
+# The default of each argument, which argparse would hide: `check_evaluation` must know
+# which of them were given.
 _DEFAULTS: dict[str, Any] = {
     "labels": "labels",
     "metric": "SparseCategoricalAccuracy",
@@ -19,7 +20,7 @@ _DEFAULTS: dict[str, Any] = {
     "mode": "auto",
     "output": None,
 }
-# Keras' own "accuracy" by itself is the equality of values, which logits never have.
+# `keras.metrics.Accuracy` compares values, and logits never equal labels.
 _SHORT = {"accuracy": "SparseCategoricalAccuracy", "auc": "AUC"}
 
 
@@ -68,7 +69,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
 
 
 def check_evaluation(arguments: argparse.Namespace) -> None:
-    """Refuse options of an evaluation that isn't asked for; fill in the others."""
+    """Raise an error for options without `--evaluate`; set the defaults of others."""
     for name, default in _DEFAULTS.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)
@@ -80,7 +81,7 @@ def check_evaluation(arguments: argparse.Namespace) -> None:
 
 
 def evaluation(arguments: argparse.Namespace) -> "Evaluation | None":
-    """Make the evaluation that the options ask for."""
+    """Return the evaluation that the options describe; None without `--evaluate`."""
     from keras_distill.export import Evaluation
     from keras_distill.export.loading import load_arrays
 
@@ -107,8 +108,8 @@ def inputs(path: str, argument: str, labels: str) -> Any:
 
     Args:
         path: An `.npz` file.
-        argument: What the library calls them, for errors.
-        labels: The array that is left out, where there is one of that name.
+        argument: The name of the library's argument, for errors.
+        labels: The name of the array to leave out, if there is one.
     """
     from keras_distill.export.loading import load_arrays
 
@@ -117,7 +118,7 @@ def inputs(path: str, argument: str, labels: str) -> Any:
 
 
 def inputs_of(arrays: dict[str, Any]) -> Any:
-    """Return the only array, whatever its name, or all by name."""
+    """Return the only array, or a dict of several arrays by name."""
     return next(iter(arrays.values())) if len(arrays) == 1 else arrays
 
 

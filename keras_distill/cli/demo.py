@@ -1,4 +1,4 @@
-"""`keras-distill demo`."""
+"""The subcommand `keras-distill demo`."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`keras-distill export`."""
+"""The subcommand `keras-distill export`."""
 
 import argparse
 import resource
@@ -41,14 +41,14 @@ exit codes:
 """
 
 
-# By format what it can be quantised to, and what needs calibration data.
+# The precisions that each format can have, and those that need calibration data.
 _PRECISIONS = {
     "saved_model": (),
     "onnx": ("float16", "dynamic_int8", "int8"),
     "litert": ("float16", "dynamic_int8", "int8", "integer_only"),
 }
 _CALIBRATED = {"int8", "integer_only"}
-# Of smaller models the libraries themselves are most of the memory.
+# With fewer parameters, the libraries take most of the memory.
 _LARGE = 100_000_000
 
 
@@ -239,7 +239,7 @@ def _peak_memory() -> int:
 
 
 def _report_memory(before: int, parameters: int) -> None:
-    """Say what a large model took, and why that may be many times its size."""
+    """Print how much memory a large model took, and why it took so much."""
     peak, model = _peak_memory(), 4 * parameters
     if peak < 3 * model or model < _LARGE:
         return

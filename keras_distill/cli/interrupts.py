@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: an exit code, no traceback, nothing half-written."""
+"""The handling of Ctrl-C: an exit code, no traceback, no unfinished files."""
 
 import os
 import signal
@@ -13,17 +13,17 @@ from typing import Any
 from keras_distill import standard_error
 
 INTERRUPTED = 130
-# Whoever presses it twice at once means one end, which removes what is unfinished.
+# Ctrl-C pressed again within this time doesn't interrupt the removal of unfinished
+# files.
 _SECONDS_TO_CLEAN_UP = 2.0
 
 
 class Interrupts:
-    """Raises one `KeyboardInterrupt` for Ctrl-C, for as long as a block runs.
+    """Raises one `KeyboardInterrupt` for Ctrl-C while a block runs.
 
     Args:
-        restore: Whether to put back at the end what Ctrl-C did before. Without, the
-            process is about to end, and Ctrl-C does nothing any more.
-
+        restore: Whether Ctrl-C acts as before after the block. If not, the process is
+            about to end, and Ctrl-C does nothing.
     """
 
     def __init__(self, *, restore: bool) -> None:
@@ -39,16 +39,17 @@ class Interrupts:
 
     @contextmanager
     def leaving_at_once(self) -> Iterator[None]:
-        """End the process without an exception, where nothing is written yet.
+        """End the process without an exception while no files are written.
 
-        Libraries that are interrupted while they are imported make other errors of it.
+        Libraries that are interrupted during their import raise other errors instead.
         """
         self._at_once = True
         yield
         self._at_once = False
 
     def __enter__(self) -> "Interrupts":
-        # Not where the shell has this process ignore it, nor outside the main thread.
+        # The shell may have this process ignore Ctrl-C. Only the main thread can set
+        # signal handlers.
         in_main = threading.current_thread() is threading.main_thread()
         if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._before = signal.signal(signal.SIGINT, self._interrupt)
@@ -63,7 +64,8 @@ class Interrupts:
     ) -> None:
         if self._before is None:
             return
-        if self.seen:  # a block that filters lines has put the descriptor back
+        if self.seen:
+            # A filter of the standard error has restored the descriptor meanwhile.
             self._silence()
         sys.unraisablehook = self._hook
         after = self._before if self._restore else signal.SIG_IGN
@@ -80,12 +82,12 @@ class Interrupts:
         raise KeyboardInterrupt
 
     def _silence(self) -> None:
-        """Drop the tracebacks that C++ prints where a library is interrupted in it."""
+        """Drop the tracebacks that C++ libraries print when they are interrupted."""
         if not self._restore:
             standard_error.silence()
 
     def _unraisable(self, unraisable: Any) -> None:
-        """Raise again what came inside a destructor, where Python drops it."""
+        """Raise `KeyboardInterrupt` again if Python dropped it inside a destructor."""
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             self._hook(unraisable)
             return

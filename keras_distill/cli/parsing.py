@@ -1,4 +1,4 @@
-"""What the subcommands' parsers share."""
+"""The argument parser and the printing that all subcommands share."""
 
 import argparse
 import json
@@ -8,17 +8,17 @@ from typing import Any, NoReturn, TypeAlias
 
 from keras_distill.installing import advice
 
-# Subscripted at type checking alone: the class isn't generic when it runs.
+# A string, as the class can be subscripted only by type checkers.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Check: TypeAlias = Callable[[argparse.Namespace], None]
 
 
 class WrongArguments(Exception):
-    """The arguments can't be used; leaves with exit code 2.
+    """An error in the arguments, for which the process exits with code 2.
 
     Attributes:
-        parser: Whose arguments they are.
-        message: What is wrong, and the remedy.
+        parser: The parser of the arguments.
+        message: The error and its remedy.
     """
 
     def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
@@ -33,14 +33,14 @@ class WrongArguments(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are exceptions and propose what may have been meant."""
+    """A parser that raises errors as exceptions, with the closest valid argument."""
 
     def error(self, message: str) -> NoReturn:
         """Raise `WrongArguments`."""
         raise WrongArguments(self, message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; what is left over is an error of this parser and not of its parent."""
+        """Parse; raise unknown arguments as an error of this parser, not its parent."""
         try:
             namespace, left_over = super().parse_known_args(args, namespace)
         except WrongArguments as wrong:
@@ -92,14 +92,14 @@ def add_command(
     """Add a subcommand whose `--help` ends with examples.
 
     Args:
-        commands: What `add_subparsers` returned.
-        name: What users type.
+        commands: The result of `add_subparsers`.
+        name: The name of the subcommand.
         run: Called with the parsed arguments; returns an exit code, None for 0.
         help: One line for the list of commands.
-        description: What it does and needs.
-        examples: Command lines, one a line.
-        check: Called with the parsed arguments before anything is imported; calls
-            `arguments.parser.error` where they don't fit together.
+        description: A description of the subcommand and its requirements.
+        examples: Command lines, one for each line of text.
+        check: Called with the parsed arguments before the library is imported; calls
+            `arguments.parser.error` if they don't fit together.
     """
     parser = commands.add_parser(
         name,
@@ -113,17 +113,17 @@ def add_command(
 
 
 def needs(what: str, extra: str) -> str:
-    """Return two lines of a description: what needs an extra, and how to get it."""
+    """Return two lines of a description: what needs an extra, and how to install it."""
     return f"{what} {advice(extra)}.".replace(" (", "\n(")
 
 
 def print_json(value: Any) -> None:
-    """Print a result for programs."""
+    """Print a result as JSON."""
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def print_table(head: list[str], rows: list[list[str]]) -> None:
-    """Print columns: the first to the left, numbers to the right."""
+    """Print a table: its first column aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in [head, *rows]:
         first, *rest = (

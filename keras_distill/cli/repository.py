@@ -1,4 +1,4 @@
-"""`keras-distill repository`."""
+"""The subcommand `keras-distill repository`."""
 
 import argparse
 import os
@@ -46,12 +46,12 @@ _MLSERVER_EXAMPLES = """\
   keras-distill repository mlserver student/3 --out models --artefact onnx_int8
 """
 
-# Triton's, for ONNX on a GPU.
+# Those of Triton for ONNX on a GPU.
 _ACCELERATORS = ("tensorrt", "cuda")
 
 
 def add(commands: Commands) -> None:
-    """Add the subcommand, which has one of its own for every server."""
+    """Add the subcommand, which has a subcommand for each server."""
     parser = commands.add_parser(
         "repository",
         help="lay an export out for Triton, TensorFlow Serving or MLServer",

@@ -1,4 +1,4 @@
-"""One run of the command line: arguments, imports, the subcommand, its errors."""
+"""A run of the command line: parsing, imports, the subcommand and its errors."""
 
 import argparse
 import os
@@ -15,15 +15,17 @@ from keras_distill.cli.wording import explained
 from keras_distill.version import __version__
 
 _COMMANDS = (demo, export, verify, bench, repository, serve)
-# All whose classes a Keras file may name, and what the subcommands call.
+# The modules whose classes a Keras file may contain, and which subcommands call.
 _ROOMS = ("distiller", "export", "hints", "metrics", "online", "schedules", "teachers")
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_BACKEND = "KERAS_BACKEND"
 
 
 def run(argv: Sequence[str] | None) -> int:
-    """Run a subcommand; what it returns is described at `keras_distill.cli.main`."""
+    """Run a subcommand and return its exit code, as `keras_distill.cli.main` does."""
     arguments = _arguments(sys.argv[1:] if argv is None else argv)
-    # A process of its own ends soon after; others get their own Ctrl-C back.
+    # With `argv` given, the caller's process goes on, so its handling of Ctrl-C is
+    # restored.
     with Interrupts(restore=argv is not None) as interrupts:
         try:
             arguments.check(arguments)
@@ -35,7 +37,8 @@ def run(argv: Sequence[str] | None) -> int:
         except WrongArguments as wrong:
             _leave(wrong, as_json=arguments.json)
         except Exception as error:
-            if interrupts.seen:  # in a library that made another error of it
+            if interrupts.seen:
+                # A library has raised another error for the interrupt.
                 return INTERRUPTED
             return _failed(error, arguments)
 
@@ -68,9 +71,13 @@ def _parser() -> Parser:
 
 
 def _import() -> None:
-    """Import the package, and TensorFlow without the lines that it prints."""
+    """Import the package, and TensorFlow without its log lines."""
+    # The converters of exports are TensorFlow's. Keras loads models of all backends on
+    # it. A caller that has imported Keras has chosen the backend already.
+    if "keras" not in sys.modules:
+        os.environ[_BACKEND] = "tensorflow"
     level = os.environ.setdefault(_LOG_LEVEL, "3")
-    # TensorFlow itself keeps to the level only after its first lines.
+    # TensorFlow applies the level only after its first lines.
     with standard_error.without(standard_error.log_lines(level)):
         for room in _ROOMS:
             import_module(f"keras_distill.{room}")
@@ -79,7 +86,7 @@ def _import() -> None:
 def _command(arguments: argparse.Namespace) -> int:
     from keras_distill.export.quiet import no_remarks
 
-    # Loading a model calls it, as exporting does: one warning of both.
+    # Loading and exporting both call the model, whose warning must appear once.
     with no_remarks():
         return arguments.command(arguments) or 0
 
@@ -89,5 +96,6 @@ def _failed(error: Exception, arguments: argparse.Namespace) -> int:
     print(f"keras-distill: error: {message}", file=sys.stderr)
     if arguments.json:
         print_json({"error": message})
-    parity = sys.modules.get("keras_distill.export.parity")  # absent: checks failed
+    # The module isn't imported yet if the arguments were wrong.
+    parity = sys.modules.get("keras_distill.export.parity")
     return 3 if parity and isinstance(error, parity.ParityError) else 1

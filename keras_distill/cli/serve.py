@@ -1,4 +1,4 @@
-"""`keras-distill serve`."""
+"""The subcommand `keras-distill serve`."""
 
 import argparse
 import signal
@@ -60,7 +60,8 @@ def _check(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from keras_distill.export.repositories.service import serving
 
-    # SIGTERM as Ctrl-C, so that both clean up; but not where the shell ignores one.
+    # These signals must clean up as Ctrl-C does, unless the shell has this process
+    # ignore them.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
@@ -75,6 +76,7 @@ def _run(arguments: argparse.Namespace) -> None:
             for what, url in service.urls.items():
                 print(f"{what:<10}{url}", flush=True)
             service.wait()
-        except KeyboardInterrupt:  # how a service ends
+        except KeyboardInterrupt:
+            # This is the way to end a service.
             pass
     print("stopped", flush=True)

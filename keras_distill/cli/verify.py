@@ -1,4 +1,4 @@
-"""`keras-distill verify`."""
+"""The subcommand `keras-distill verify`."""
 
 import argparse
 from typing import Any

@@ -1,4 +1,4 @@
-"""The library's errors in the words of the command line."""
+"""Errors of the library, with its arguments replaced by command-line options."""
 
 import argparse
 import os
@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-# The library's arguments whose options have other names, and these options: the first
-# one that was given is meant, or else the first that the command has.
+# The options of those arguments of the library whose options have another name. An
+# error is about the first one that was given, or else the first that the command has.
 _OTHERWISE = {
     "accelerators": ("--accelerator",),
     "calibration_data": ("--calibrate",),
@@ -26,10 +26,10 @@ _OTHERWISE = {
 
 
 def options(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return what users type for the arguments of the library.
+    """Return the options of the library's arguments, by the arguments' names.
 
     Args:
-        arguments: What was parsed, with its `parser`.
+        arguments: The parsed arguments, with their `parser`.
     """
     actions = arguments.parser._actions
     own = {action.dest: _typed(action) for action in actions}
@@ -45,10 +45,10 @@ def options(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def explained(error: Exception, arguments: argparse.Namespace) -> str:
-    """Return the one line that tells of an error."""
+    """Return the message of an error, one line."""
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
-        # Without its number; of the system's own errors, with what it is about.
+        # `str(error)` would begin with the number of the error.
         message = error.strerror
         if error.filename is not None:
             message = _of_file(error, arguments)
@@ -61,14 +61,14 @@ def explained(error: Exception, arguments: argparse.Namespace) -> str:
     return in_options(" ".join(message.split()), options(arguments))
 
 
-# An error of another library inside one of this.
+# An error of another library, quoted inside of an error of this one.
 _QUOTED = re.compile(r"\(\w*(?:Error|Exception)\w*: .*\)")
-# Those that the library raises with words of its own.
+# The classes of the errors that the library raises itself.
 _WORDED = (ImportError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def _of_file(error: OSError, arguments: argparse.Namespace) -> str:
-    """Return an error of the system, with the option that its file was given by."""
+    """Return the message of a system error, with the option that named the file."""
     path = os.path.realpath(os.fsdecode(error.filename))
     what = "A file"
     for action in arguments.parser._actions:
@@ -91,12 +91,12 @@ def _value(action: argparse.Action, arguments: argparse.Namespace) -> Any:
 
 
 def in_options(message: str, options: Mapping[str, str]) -> str:
-    """Replace Python arguments by options, and calls by how they are typed.
+    """Return a message with options in the place of Python arguments.
 
     Args:
-        message: An error of the library, which sets names in backticks, alone or with
-            a value, and repeats them after "Received:".
-        options: Option or metavar by the name of the argument.
+        message: An error of the library. It contains the names of arguments in
+            backticks, alone or with a value, and again after "Received:".
+        options: The option or metavar by the name of the argument.
 
     >>> message = "`max_drop` must be at least 0. Received: max_drop=-1.0."
     >>> in_options(message, {"max_drop": "--max-drop"})
@@ -105,7 +105,8 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
     'pass `--version next`'
     """
     quote = _QUOTED.search(message)
-    if quote:  # another library's words stay as they are
+    # The message of another library stays as it is.
+    if quote:
         around = message[: quote.start()], message[quote.end() :]
         before, after = (in_options(part, options) for part in around)
         return before + quote[0] + after

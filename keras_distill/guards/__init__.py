@@ -1,1 +1,1 @@
-"""Looks at what models and losses are given, and warnings of what can't be meant."""
+"""Warnings about models, losses and data that can't be what the user meant."""

@@ -5,51 +5,52 @@ import warnings
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from keras_distill.guards.kinds import Kind, name_of, tempered
 from keras_distill.types import Tensor
 
-# What values may miss [0, 1] by, and rows a sum of 1, e.g. as of bfloat16.
+# How far a value may be below 0 or above 1, and a row's sum from 1, and still count as
+# a probability. Outputs in bfloat16 are off by as much.
 _BELOW, _ABOVE, _OFF = 1e-3, 1e-2, 1e-2
-# How improbable it must be that logits all lie in [0, 1].
+# Values in [0, 1] count as probabilities if logits of the same mean and variance would
+# all lie there with less than this probability.
 _IMPROBABLE = 1e-3
-# The variance of values that are all the same, for each square of their mean.
+# Values count as equal if their variance is below this part of their squared mean.
 _ALIKE = 1e-4
-# Rows of logits that may each have a sum of 1 by chance.
+# A few rows of logits may each sum to 1 by chance, so that many rows are needed.
 _FEW = 8
 
 
 def sums(output: Tensor, axis: int) -> Tensor:
-    """Return what `Evidence` is made of, for one batch.
+    """Return the sums over one batch that `Evidence` is made of, a vector of 7.
 
-    Every operation here costs each training the time of its trace.
+    Every operation here is traced in each training, so there are few.
     """
     values = ops.cast(output, "float32")
     if axis != -1 and len(values.shape) > 1:
         values = ops.moveaxis(values, axis, -1)
-    of_rows = tf.reduce_sum(values, axis=-1)
-    return tf.stack(
+    of_rows = ops.sum(values, axis=-1)
+    return ops.stack(
         [
-            tf.cast(tf.size(values), "float32"),
+            ops.cast(ops.size(values), "float32"),
             _count(values < -_BELOW),
             _count(values > 1.0 + _ABOVE),
-            tf.reduce_sum(of_rows),
-            tf.reduce_sum(tf.square(values)),
-            tf.cast(tf.size(of_rows), "float32"),
-            _count(tf.abs(of_rows - 1.0) <= _OFF),
+            ops.sum(of_rows),
+            ops.sum(ops.square(values)),
+            ops.cast(ops.size(of_rows), "float32"),
+            _count(ops.abs(of_rows - 1.0) <= _OFF),
         ]
     )
 
 
 class Evidence:
-    """What is known of an output's values.
+    """Decides whether values are logits or probabilities, from their sums.
 
     Args:
         found: The sums over all batches so far.
-        whose: `"teacher"`, `"student"`, or what else messages call the model.
-        units: How many units a row has, None where it isn't known.
+        whose: The name of the model in messages, e.g. `"teacher"` or `"student"`.
+        units: Number of units in a row; None if unknown.
     """
 
     def __init__(self, found: np.ndarray, whose: str, units: int | None) -> None:
@@ -60,7 +61,7 @@ class Evidence:
         self._rows, self._rows_of_1 = float(found[5]), float(found[6])
 
     def check(self, loss: Any, kind: Kind) -> bool:
-        """Warn if a loss takes these values for what they aren't; return whether."""
+        """Warn if the values aren't of the kind that a loss takes; return whether."""
         if not self._values or not math.isfinite(self._squares):
             return False
         if kind.values == "logits":
@@ -87,7 +88,8 @@ class Evidence:
             return False
         mean = self._sum / self._values
         variance = self._squares / self._values - mean**2
-        if variance <= _ALIKE * mean**2:  # as of a head that starts from zeros
+        # A head that starts from zeros returns equal values, which may be either.
+        if variance <= _ALIKE * mean**2:
             return False
         if not kind.per_unit:
             sums_to_1 = self._rows_of_1 == self._rows >= _FEW
@@ -95,20 +97,20 @@ class Evidence:
         return self._chance_of_staying_inside(mean, variance) < _IMPROBABLE
 
     def _chance_of_staying_inside(self, mean: float, variance: float) -> float:
-        """Return how probably logits of this mean and spread all lie in [0, 1]."""
+        """Return the probability that normal logits all lie in [0, 1]."""
         scale = math.sqrt(2.0 * variance)
         inside = 0.5 * (math.erf((1.0 - mean) / scale) + math.erf(mean / scale))
         return float(inside**self._values)
 
 
 def _count(truths: Tensor) -> Tensor:
-    return tf.cast(tf.math.count_nonzero(truths), "float32")
+    return ops.cast(ops.count_nonzero(truths), "float32")
 
 
 def _warn_of_probabilities(loss: Any, kind: Kind, whose: str) -> None:
     ours = tempered(loss)
     if ours is not None:
-        # it may have warned before, where it saw a softmax; it knows no names of peers
+        # The loss warns only once. It knows no names of peers.
         ours.warn_of_probabilities("teacher" if whose == "teacher" else "student")
         return
     warnings.warn(

@@ -1,13 +1,13 @@
-"""A guard that fails is silent: no training ends because of what only looks at it."""
+"""Calls whose errors are dropped: a guard that fails must not end a training."""
 
 from collections.abc import Callable
 from typing import Any
 
 
 def tried(function: Callable[..., Any], *args: Any) -> Any:
-    """Return what a function returns, None where it raises.
+    """Return what a function returns, or None if it raises an error.
 
-    A warning that a user has turned into an error is raised.
+    A warning that the user has turned into an error is raised.
     """
     try:
         return function(*args)

@@ -1,4 +1,4 @@
-"""Which values a loss takes: logits, probabilities, or any."""
+"""The kinds of values that losses take: logits, probabilities or positive numbers."""
 
 import functools
 from types import SimpleNamespace
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_distill import backend
 from keras_distill.losses import (
     DistillationLoss,
     LogitMSE,
@@ -16,137 +17,25 @@ from keras_distill.losses import (
 from keras_distill.losses.calling import FunctionLoss, as_loss, crossentropy
 
 _KERAS = "keras.src.losses"
-# Methods through which outputs come to a loss.
+# The methods of a loss that are given outputs.
 _TAKING = ("__call__", "call", "prepared", "logits")
 
 _OF_ROWS = ("categorical_crossentropy", "categorical_focal_crossentropy")
 _OF_CLASS_IDS = ("sparse_categorical_crossentropy",)
 _OF_PROBABILITIES = ("kl_divergence", "categorical_generalized_cross_entropy")
 _OF_UNITS = ("binary_crossentropy", "binary_focal_crossentropy", "dice", "tversky")
-# They warn of a softmax or a sigmoid before `from_logits=True`.
+# On TensorFlow, Keras itself warns if these take a softmax or sigmoid for logits.
 _WARNING = (
     "categorical_crossentropy",
     "sparse_categorical_crossentropy",
     "binary_crossentropy",
 )
-# Their values aren't those of rows.
+# These return one value for a batch, not one for each row.
 _OF_BATCHES = ("circle", "dice", "tversky")
-# Their output is divided by its sum first, so that it may exceed 1.
+# These divide the output by its sum first, so that values may exceed 1.
 _NORMALIZING = ("categorical_crossentropy", "categorical_focal_crossentropy")
 
-
-class Kind(NamedTuple):
-    """What a loss takes an output for.
-
-    Args:
-        values: `"logits"`, `"probabilities"`, or `"positive"`: a rate, or scores that
-            are divided by their sum.
-        per_unit: Whether each unit is one of its own, as of a sigmoid; otherwise the
-            units of an example belong together, as of a softmax.
-        axis: The class axis.
-        hint: What a user can do where the output is of the other kind.
-    """
-
-    values: str
-    per_unit: bool = False
-    axis: int = -1
-    hint: str = ""
-
-
-def of_teacher(loss: Any, units: int | None = None) -> Kind | None:
-    """Return what a distillation loss takes the teacher's output for.
-
-    Args:
-        loss: The loss, as `keras.Model.compile` takes it.
-        units: How many units the output has, None where it isn't known.
-    """
-    ours = _of_ours(loss, "teacher")
-    if ours is not None:
-        return ours
-    name, arguments = _function(loss, units)
-    if name in (*_OF_ROWS, *_OF_PROBABILITIES):
-        return Kind("probabilities", False, arguments.get("axis", -1), _FORWARD_KL)
-    if name in _OF_UNITS:
-        return Kind("probabilities", True, -1, _BINARY)
-    return Kind("positive", True, -1, "") if name == "poisson" else None
-
-
-def of_student(loss: Any, units: int | None = None) -> Kind | None:
-    """Return what a distillation loss takes the student's output for."""
-    ours = _of_ours(loss, "student")
-    if ours is not None:
-        return ours
-    kind = of_labels(loss, units)
-    if kind is None or kind.values == "logits":
-        return kind
-    return kind._replace(hint=_BINARY if kind.per_unit else _FORWARD_KL)
-
-
-def of_labels(loss: Any, units: int | None = None) -> Kind | None:
-    """Return what a label loss takes a model's output for."""
-    name, arguments = _function(loss, units)
-    axis, per_unit = arguments.get("axis", -1), name in _OF_UNITS
-    activation = "sigmoid" if per_unit else "softmax"
-    if name == "poisson":
-        return Kind("positive", True, -1, _ENDS.format("softplus"))
-    if name in (*_OF_PROBABILITIES, "dice", "tversky"):
-        # the axes of the latter two are those of the examples
-        axis = -1 if per_unit else axis
-        return Kind("probabilities", per_unit, axis, _ENDS.format(activation))
-    if not per_unit and name not in (*_OF_ROWS, *_OF_CLASS_IDS):
-        return None
-    if arguments.get("from_logits", False):
-        return Kind("logits", per_unit, axis, _OF_LOGITS.format(activation))
-    values = "positive" if name in _NORMALIZING else "probabilities"
-    return Kind(values, per_unit, axis, _FROM_LOGITS.format(activation))
-
-
-def of_combination(combine: str, activation: str) -> list[tuple[Any, Kind]]:
-    """Return what the mean of several outputs takes each of them for.
-
-    Args:
-        combine: What the mean is taken of, `"logits"`, which may be anything, or
-            `"probabilities"`.
-        activation: What makes probabilities of outputs.
-    """
-    if combine != "probabilities":
-        return []
-    hint = f'Remove the model\'s final {activation}, or pass `combine="logits"`.'
-    taker = SimpleNamespace(name='combine="probabilities"')
-    return [(taker, Kind("logits", activation == "sigmoid", -1, hint))]
-
-
-def is_known(loss: Any) -> bool:
-    """Return whether a distillation loss compares outputs that mean the same."""
-    inner = loss.loss if isinstance(loss, Standardized) else loss
-    if isinstance(inner, DistillationLoss):
-        return _is_as_made(inner, "keras_distill")
-    return _function(loss)[0] != ""
-
-
-def may_be_called_again(loss: Any) -> bool:
-    """Return whether another call of a loss changes nothing, and is of rows alone.
-
-    That is known of Keras' own losses. Another's may count its calls, draw random
-    numbers, or check what it is given.
-    """
-    name, _ = _function(loss)
-    return name != "" and name not in _OF_BATCHES
-
-
-def warns_itself(loss: Any, output: Any) -> bool:
-    """Return whether Keras warns where a loss takes an output's softmax for logits.
-
-    It does where it knows the softmax itself, which it then leaves out.
-    """
-    dtype = keras.backend.standardize_dtype(output.dtype)
-    if _function(loss)[0] not in _WARNING or loss.dtype != dtype:
-        return False
-    operation = None if hasattr(output, "numpy") else getattr(output, "op", None)
-    shown = operation is not None and operation.type in ("Softmax", "Sigmoid")
-    return shown or hasattr(output, "_keras_logits")
-
-
+# Remedies, which end the warnings.
 _FORWARD_KL = (
     "Pass `distillation_loss=keras_distill.losses.ForwardKL(temperature=4.0)`, which "
     "takes logits."
@@ -166,8 +55,128 @@ _FROM_LOGITS = (
 _ENDS = "End the model in a {}, or choose a loss of logits."
 
 
+class Kind(NamedTuple):
+    """The kind of values that a loss takes.
+
+    Args:
+        values: `"logits"`, `"probabilities"`, or `"positive"`: a rate, or scores that
+            the loss divides by their sum.
+        per_unit: Whether the units are independent, as those of a sigmoid are;
+            otherwise they are the classes of one softmax.
+        axis: The class axis.
+        hint: What the user can do if the output is of another kind.
+    """
+
+    values: str
+    per_unit: bool = False
+    axis: int = -1
+    hint: str = ""
+
+
+def of_teacher(loss: Any, units: int | None = None) -> Kind | None:
+    """Return the kind of teacher outputs that a distillation loss takes.
+
+    Args:
+        loss: The loss, as `keras.Model.compile` takes it.
+        units: The number of units of the output; None if it isn't known.
+
+    Returns:
+        The kind; None if it isn't known.
+    """
+    ours = _of_ours(loss, "teacher")
+    if ours is not None:
+        return ours
+    name, arguments = _function(loss, units)
+    if name in (*_OF_ROWS, *_OF_PROBABILITIES):
+        return Kind("probabilities", False, arguments.get("axis", -1), _FORWARD_KL)
+    if name in _OF_UNITS:
+        return Kind("probabilities", True, -1, _BINARY)
+    return Kind("positive", True, -1, "") if name == "poisson" else None
+
+
+def of_student(loss: Any, units: int | None = None) -> Kind | None:
+    """Return the kind of student outputs that a distillation loss takes."""
+    ours = _of_ours(loss, "student")
+    if ours is not None:
+        return ours
+    kind = of_labels(loss, units)
+    if kind is None or kind.values == "logits":
+        return kind
+    return kind._replace(hint=_BINARY if kind.per_unit else _FORWARD_KL)
+
+
+def of_labels(loss: Any, units: int | None = None) -> Kind | None:
+    """Return the kind of outputs that a label loss takes."""
+    name, arguments = _function(loss, units)
+    axis, per_unit = arguments.get("axis", -1), name in _OF_UNITS
+    activation = "sigmoid" if per_unit else "softmax"
+    if name == "poisson":
+        return Kind("positive", True, -1, _ENDS.format("softplus"))
+    if name in (*_OF_PROBABILITIES, "dice", "tversky"):
+        # `axis` of dice and tversky isn't the class axis but that of the examples.
+        axis = -1 if per_unit else axis
+        return Kind("probabilities", per_unit, axis, _ENDS.format(activation))
+    if not per_unit and name not in (*_OF_ROWS, *_OF_CLASS_IDS):
+        return None
+    if arguments.get("from_logits", False):
+        return Kind("logits", per_unit, axis, _OF_LOGITS.format(activation))
+    values = "positive" if name in _NORMALIZING else "probabilities"
+    return Kind(values, per_unit, axis, _FROM_LOGITS.format(activation))
+
+
+def of_combination(combine: str, activation: str) -> list[tuple[Any, Kind]]:
+    """Return what the mean of several models' outputs takes each output for.
+
+    Args:
+        combine: `"logits"` for the mean of the outputs, which may be of any kind, or
+            `"probabilities"` for that of their activations.
+        activation: `"softmax"` or `"sigmoid"`: turns outputs into probabilities.
+    """
+    if combine != "probabilities":
+        return []
+    hint = f'Remove the model\'s final {activation}, or pass `combine="logits"`.'
+    taker = SimpleNamespace(name='combine="probabilities"')
+    return [(taker, Kind("logits", activation == "sigmoid", -1, hint))]
+
+
+def is_known(loss: Any) -> bool:
+    """Return whether both outputs of a distillation loss have the same meaning.
+
+    That is known of the losses of this package and of Keras.
+    """
+    inner = loss.loss if isinstance(loss, Standardized) else loss
+    if isinstance(inner, DistillationLoss):
+        return _is_as_made(inner, "keras_distill")
+    return _function(loss)[0] != ""
+
+
+def may_be_called_again(loss: Any) -> bool:
+    """Return whether a loss may be called again: it has no state, and values by row.
+
+    That is known of Keras' own losses. Others may count their calls, draw random
+    numbers, or check their arguments.
+    """
+    name, _ = _function(loss)
+    return name != "" and name not in _OF_BATCHES
+
+
+def warns_itself(loss: Any, output: Any) -> bool:
+    """Return whether Keras itself warns that a loss takes a softmax for logits.
+
+    On TensorFlow it does if it recognises the softmax, which it then leaves out.
+    """
+    if not backend.is_tensorflow():
+        return False
+    dtype = keras.backend.standardize_dtype(output.dtype)
+    if _function(loss)[0] not in _WARNING or loss.dtype != dtype:
+        return False
+    operation = None if hasattr(output, "numpy") else getattr(output, "op", None)
+    shown = operation is not None and operation.type in ("Softmax", "Sigmoid")
+    return shown or hasattr(output, "_keras_logits")
+
+
 def _of_ours(loss: Any, whose: str) -> Kind | None:
-    """Return what one of this package's losses takes, None for another's."""
+    """Return the kind that a loss of this package takes; None for other losses."""
     inner = loss.loss if isinstance(loss, Standardized) else loss
     if isinstance(inner, LogitMSE) and _is_as_made(inner, "keras_distill"):
         return Kind("logits", False, inner.axis, _OF_LOGIT_MSE)
@@ -187,7 +196,7 @@ def _of_ours(loss: Any, whose: str) -> Kind | None:
 
 
 def tempered(loss: Any) -> TemperedLoss | None:
-    """Return the loss of this package that takes the outputs, None for another's."""
+    """Return the loss of this package that takes the outputs; None for others."""
     if isinstance(loss, Standardized):
         loss = loss.loss
     is_ours = isinstance(loss, TemperedLoss) and _is_as_made(loss, "keras_distill")
@@ -195,7 +204,7 @@ def tempered(loss: Any) -> TemperedLoss | None:
 
 
 def as_students(loss: Any, output: Any) -> Any:
-    """Return a teacher's output as what a distillation loss takes the student's for."""
+    """Return a teacher's output converted to the kind of the student's output."""
     ours = tempered(loss)
     if ours is None or ours.takes_logits("teacher") == ours.takes_logits("student"):
         return output
@@ -207,14 +216,14 @@ def as_students(loss: Any, output: Any) -> Any:
 
 
 def name_of(loss: Any) -> str:
-    """Return what messages call a loss."""
+    """Return the name of a loss for messages."""
     return str(getattr(loss, "name", None) or _function(loss)[0])
 
 
 def _function(loss: Any, units: int | None = None) -> tuple[str, dict[str, Any]]:
-    """Return the name of Keras' function behind a loss, and its arguments.
+    """Return the name of the Keras function that a loss calls, and its arguments.
 
-    The name is empty where the loss isn't Keras' own.
+    The name is empty if the loss isn't one of Keras.
     """
     if isinstance(loss, str):
         loss = as_loss(loss)
@@ -228,16 +237,17 @@ def _function(loss: Any, units: int | None = None) -> tuple[str, dict[str, Any]]
         arguments = {**loss.keywords, **arguments}
         loss = loss.func
     if loss is crossentropy:
-        # whether the labels are ids isn't asked: both take no negative values
+        # Labels may be ids of classes too. Both functions take the same values.
         name = "binary_crossentropy" if units == 1 else "categorical_crossentropy"
         return name, arguments
     return (loss.__name__ if _is_of(loss, _KERAS) else ""), arguments
 
 
 def _is_as_made(loss: Any, package: str) -> bool:
-    """Return whether a package's own methods take a loss's outputs.
+    """Return whether a loss uses only a package's own methods.
 
-    A subclass may convert them first, and so take others than its base does.
+    A subclass with methods of its own may convert outputs first, and so take another
+    kind than its base class.
     """
     methods = (getattr(type(loss), name, None) for name in _TAKING)
     return all(_is_of(method, package) for method in methods if method is not None)

@@ -1,4 +1,4 @@
-"""Two models in each other's place, or one in both places."""
+"""Checks that the student and the teacher are two models, and in the right order."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from keras_distill import inputs
 from keras_distill.cautions import TeacherWarning
 from keras_distill.shared_weights import count_shared
 
-# A student of the teacher's size may have a few weights more, e.g. to read its inputs.
+# A student as large as its teacher may have a few more weights, e.g. to read its own
+# inputs.
 _LARGER = 1.1
 
 
 def check_two(student: keras.Model, teacher: Any) -> None:
-    """Raise ValueError if a model is to teach itself."""
+    """Raise ValueError if the student and the teacher are the same object."""
     if teacher is student:
         raise ValueError(
             "The student and the teacher must be two models: a model learns nothing "
@@ -33,7 +34,15 @@ def warn_if_swapped(
     privileged_features: Sequence[str],
     stacklevel: int = 3,
 ) -> None:
-    """Warn if the student is larger than a teacher that reads no more than it does."""
+    """Warn if the student is larger than the teacher, unless the teacher reads more.
+
+    Args:
+        student: The student.
+        teacher: The teacher. Only a built Keras model is compared.
+        privileged_features: Names of inputs that the student must not read. With them,
+            a small teacher makes sense.
+        stacklevel: As in `warnings.warn`.
+    """
     models = (student, teacher)
     if not all(isinstance(model, keras.Model) and model.built for model in models):
         return
@@ -42,7 +51,7 @@ def warn_if_swapped(
     if privileged_features or (len(read) > 1 and reads_more):
         return
     own, of_teacher = (model.count_params() for model in models)
-    # with none of its own, a teacher asks other functions, of a size that isn't known
+    # A teacher without weights calls other functions, whose size isn't known.
     unknown = of_teacher == 0 or count_shared(teacher, student) > 0
     if unknown or own <= _LARGER * of_teacher:
         return

@@ -1,22 +1,21 @@
-"""Schedules that come to nothing in the steps that a training has."""
+"""Warnings of schedules that never start in the steps that a training has."""
 
 import warnings
 from collections.abc import Mapping
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from keras_distill.values import Value
 
 _SAMPLES = 32
-# How far beyond the end a schedule is looked at.
+# The numbers of steps after the end at which a schedule is checked for a start.
 _LATER = tuple(10**power for power in range(9))
 
 
 def warn_of_idle(values: Mapping[str, Value], begin: int, end: int) -> bool:
-    """Warn of schedules that had no effect from one step to another; return whether.
+    """Warn of schedules that have no effect in a range of steps; return whether.
 
     Args:
         values: Weights and temperatures by the names that they are logged by.
@@ -29,7 +28,7 @@ def warn_of_idle(values: Mapping[str, Value], begin: int, end: int) -> bool:
             continue
         constant = _constant(value, begin, end)
         is_weight = value.name != "temperature"
-        # of a single step, no temperature tells whether it moves
+        # A single step doesn't show whether a temperature changes.
         idle = constant == 0.0 if is_weight else end - begin > 1
         if constant is None or not idle:
             continue
@@ -49,13 +48,16 @@ def warn_of_idle(values: Mapping[str, Value], begin: int, end: int) -> bool:
 
 
 def updates_of(optimizer: keras.optimizers.Optimizer) -> int:
-    """Return how many updates an optimizer has made, on one device or several."""
-    # a tensor while gradients are accumulated, else a variable of each device
-    return int(tf.convert_to_tensor(ops.convert_to_tensor(optimizer.iterations)))
+    """Return the number of an optimiser's updates so far."""
+    # An operation reads the variable on several devices, too.
+    return int(ops.convert_to_numpy(ops.add(optimizer.iterations, 0)))
 
 
 def _constant(value: Value, begin: int, end: int) -> float | None:
-    """Return the one value that a schedule has between two steps, None if several."""
+    """Return a schedule's value if it is the same in all steps of a range, else None.
+
+    A sample of the steps is compared.
+    """
     last = float(value.at(end - 1))
     for step in np.unique(np.linspace(begin, end - 1, _SAMPLES).astype(int)):
         if float(value.at(int(step))) != last:

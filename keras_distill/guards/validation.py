@@ -1,23 +1,24 @@
-"""Validation data that evaluation can't take, found before the first epoch."""
+"""Checks of validation data before the first epoch: evaluation comes only after it."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import keras
-import tensorflow as tf
 
+from keras_distill import backend
 from keras_distill.inputs import select
+from keras_distill.types import Nested
 
 tree = keras.tree
 
 
-def check_validation_data(student: keras.Model, data: Any, labels: Any) -> None:
-    """Raise ValueError where `fit` would, after its first epoch.
+def check_validation_data(student: keras.Model, data: Any, labels: Nested) -> None:
+    """Raise ValueError if evaluation after the first epoch would fail on the data.
 
     Args:
         student: The model that is evaluated.
         data: `validation_data` as in `keras.Model.fit`.
-        labels: The labels to train with, None where they aren't known.
+        labels: The labels to train with; None if they aren't known.
     """
     unpacked = _unpacked(data)
     if unpacked is None:
@@ -40,18 +41,20 @@ def check_validation_data(student: keras.Model, data: Any, labels: Any) -> None:
             )
 
 
-def labels_of(x: Any, y: Any) -> Any:
-    """Return the labels of what `fit` is given, None where they aren't known."""
+def labels_of(x: Any, y: Nested) -> Nested:
+    """Return the labels that `fit` is given, or their specs; None if not known."""
     if y is not None:
         return y
-    unpacked = _unpacked(x) if isinstance(x, tf.data.Dataset) else None
+    is_dataset = backend.dataset_spec(x) is not None
+    unpacked = _unpacked(x) if is_dataset else None
     return unpacked[1] if unpacked else None
 
 
-def _unpacked(data: Any) -> tuple[Any, Any] | None:
-    """Return inputs and labels, or their specs; None where it takes a read to know."""
-    if isinstance(data, tf.data.Dataset):
-        data = data.element_spec
+def _unpacked(data: Any) -> tuple[Nested, Nested] | None:
+    """Return inputs and labels, or their specs; None if they aren't known unread."""
+    spec = backend.dataset_spec(data)
+    if spec is not None:
+        data = spec
         if not isinstance(data, tuple):
             return data, None
     if not isinstance(data, tuple | list) or not 1 <= len(data) <= 3:
@@ -59,10 +62,11 @@ def _unpacked(data: Any) -> tuple[Any, Any] | None:
     return data[0], data[1] if len(data) > 1 else None
 
 
-def _pairs(y: Any, labels: Any, names: Any) -> list[tuple[Any, Any]]:
-    """Return the labels that surely stand for one output.
+def _pairs(y: Nested, labels: Nested, names: Any) -> list[tuple[Any, Any]]:
+    """Return pairs of validation labels and training labels of the same output.
 
-    Keras brings together what else it takes, such as lists that leave outputs out.
+    What can't be matched is left to Keras, which takes more, e.g. lists that leave out
+    outputs.
     """
     if not tree.is_nested(y) and not tree.is_nested(labels):
         return [(y, labels)]
@@ -70,7 +74,7 @@ def _pairs(y: Any, labels: Any, names: Any) -> list[tuple[Any, Any]]:
     return [(y[name], labels[name]) for name in y if name in labels]
 
 
-def _by_name(labels: Any, names: Any) -> dict[Any, Any]:
+def _by_name(labels: Nested, names: Any) -> dict[Any, Any]:
     if isinstance(labels, Mapping):
         return dict(labels)
     if isinstance(labels, list | tuple) and len(labels) == len(names or ()):
@@ -79,15 +83,16 @@ def _by_name(labels: Any, names: Any) -> dict[Any, Any]:
 
 
 def _rank(label: Any) -> int | None:
-    """Return a label's rank, but for axes of size 1 at the end; None if not known."""
-    if not isinstance(shape := getattr(label, "shape", None), tf.TensorShape | tuple):
+    """Return the rank of labels without their last axes of size 1; None if unknown."""
+    try:
+        shape = tuple(label.shape)
+    except (AttributeError, TypeError, ValueError):
+        # A TensorFlow shape of unknown rank can't become a tuple.
         return None
-    shape = tf.TensorShape(shape)
-    while shape.rank is not None and shape.rank > 1 and shape[-1] == 1:
+    while len(shape) > 1 and shape[-1] == 1:
         shape = shape[:-1]
-    rank: int | None = shape.rank
-    return rank
+    return len(shape)
 
 
-def _shapes(labels: Any) -> Any:
+def _shapes(labels: Nested) -> Nested:
     return tree.map_structure(lambda x: getattr(x, "shape", x), labels)

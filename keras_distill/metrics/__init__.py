@@ -1,12 +1,13 @@
-"""How far predicted probabilities can be trusted, and how a model ranks in groups.
+"""Metrics of calibration, and of ranking within groups.
 
-Only what is not to be had elsewhere. The area under the ROC curve and log-loss are
-`keras.metrics.AUC` and `keras.metrics.BinaryCrossentropy`. NDCG@k and the mean
-reciprocal rank are `keras_rs.metrics.NDCG` and `keras_rs.metrics.MeanReciprocalRank`;
-`by_group` makes the lists that they read of a flat log. Agreement with the teacher is
-Keras' accuracy with the teacher's output as the label: of several classes, on the last
-axis, the share of examples with the same argmax; of one unit, the share on the same
-side of a threshold, 0 for logits.
+Other metrics are in other libraries. For the area under the ROC curve and for log-loss,
+take `keras.metrics.AUC` and `keras.metrics.BinaryCrossentropy`. For NDCG@k and the mean
+reciprocal rank, take `keras_rs.metrics.NDCG` and `keras_rs.metrics.MeanReciprocalRank`;
+`by_group` turns a flat log into the lists that they read.
+
+For the agreement with a teacher, take an accuracy of Keras with the teacher's output as
+the label. With several classes it is the share of examples whose argmax is the same;
+with one unit it is the share on the same side of a threshold, which is 0 for logits:
 
 >>> import keras
 >>> import numpy as np

@@ -1,13 +1,13 @@
-"""Streaming metrics of how far predicted probabilities can be trusted."""
+"""Streaming metrics of calibration: do events occur as often as predicted?"""
 
 import numbers
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
+from keras_distill import backend
 from keras_distill.types import Tensor
 
 
@@ -16,10 +16,10 @@ class ExpectedCalibrationError(keras.metrics.Metric):
     r"""Expected calibration error of binary predictions.
 
     `sum_b n_b / n * |mean prediction_b - mean label_b|` over bins of equal width
-    `((b - 1) / bins, b / bins]`; the first one holds 0 too. Sums are kept by bin, so
-    that batches give what the whole data would at once: `weight`, `predicted` and
-    `observed`, of which a reliability diagram can be drawn. The units of a multi-label
-    head share the bins.
+    `((b - 1) / bins, b / bins]`; the first one includes 0. The metric adds up the rows
+    of each bin in its variables `weight`, `predicted` and `observed`, so the result
+    doesn't depend on how the data are batched, and a reliability diagram can be drawn
+    from them. The units of a multi-label head share the bins.
 
     Args:
         bins: Number of bins, an integer >= 1. Defaults to 15.
@@ -29,8 +29,9 @@ class ExpectedCalibrationError(keras.metrics.Metric):
 
     Raises:
         ValueError: If `bins` isn't a positive integer; when called, if labels or
-            probabilities aren't in [0, 1] or shapes don't fit. In a graph the range
-            is an assertion; under XLA, which drops assertions, the result is NaN.
+            probabilities aren't in [0, 1] or shapes don't fit. A TensorFlow graph
+            raises `tf.errors.InvalidArgumentError` for the range. XLA and JAX can't
+            raise errors, so that the result is NaN.
 
     Example:
         >>> metric = ExpectedCalibrationError(bins=2)
@@ -82,7 +83,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
             from_logits=self.from_logits,
             dtype=self.dtype,
         )
-        # looked up, because a product with `bins` may round across an edge
+        # The product of a prediction and `bins` may round to the other side of an edge.
         edges = ops.convert_to_tensor(np.arange(1, self.bins) / self.bins, self.dtype)
         bin_of = ops.searchsorted(edges, predictions, side="left")
         for total, values in (
@@ -105,10 +106,10 @@ class ExpectedCalibrationError(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class PredictedOverObserved(keras.metrics.Metric):
-    r"""Calibration in the large: what was predicted by what came.
+    r"""Calibration in the large: predicted positives divided by observed positives.
 
-    `sum(prediction) / sum(label)`, weighted: 1 where the mean prediction is right,
-    1.1 where it is 10% too high. It is 0 as long as no positive label was observed.
+    `sum(prediction) / sum(label)`, weighted. It is 1 if the mean prediction is right,
+    1.1 if it is 10% too high, and 0 as long as there is no positive label.
 
     Args:
         from_logits: Whether predictions are logits; else probabilities (default).
@@ -157,7 +158,7 @@ class PredictedOverObserved(keras.metrics.Metric):
         self.observed.assign_add(ops.sum(weight * labels))
 
     def result(self) -> Tensor:
-        """Return the ratio so far, 0 where nothing was observed."""
+        """Return the ratio so far, 0 before the first positive label."""
         return ops.divide_no_nan(
             ops.convert_to_tensor(self.predicted), ops.convert_to_tensor(self.observed)
         )
@@ -212,20 +213,20 @@ def _table(x: Tensor, dtype: str) -> Tensor:
 
 
 def _fits(shape: Any, other: Any) -> bool:
-    """Return whether both shapes are of rank 2 and agree where both are known."""
+    """Return whether two shapes have rank 2 and the same sizes, where known."""
     return len(shape) == len(other) == 2 and all(
         a == b or a is None or b is None for a, b in zip(shape, other, strict=True)
     )
 
 
 def _within_0_and_1(x: Tensor, requirement: str) -> Tensor:
+    """Return `x`, checked; NaN for values outside where no error can be raised."""
     outside = ops.logical_or(x < 0.0, x > 1.0)
-    if tf.is_symbolic_tensor(x):
-        received = [requirement, "Received: from", ops.min(x), "to", ops.max(x)]
-        tf.debugging.Assert(ops.logical_not(ops.any(outside)), received)
-        return ops.where(outside, float("nan"), x)  # for XLA, which asserts nothing
+    message = f"{requirement} Received: from"
+    if backend.is_traced(x):
+        within = ops.logical_not(ops.any(outside))
+        backend.assert_in_graph(within, message, [ops.min(x), "to", ops.max(x)])
+        return ops.where(outside, float("nan"), x)
     if ops.any(outside):
-        raise ValueError(
-            f"{requirement} Received: from {float(ops.min(x))} to {float(ops.max(x))}"
-        )
+        raise ValueError(f"{message} {float(ops.min(x))} to {float(ops.max(x))}")
     return x

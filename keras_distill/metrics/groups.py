@@ -1,4 +1,4 @@
-"""Flat logs by group: ranking within each user, session or query."""
+"""Metrics of ranking within groups of a flat log: users, sessions or queries."""
 
 from typing import Any
 
@@ -18,15 +18,16 @@ def group_auc(
     r"""Return the area under the ROC curve within groups, averaged over the groups.
 
     `sum_g n_g * AUC_g / sum_g n_g` over the groups that have a positive and a negative
-    row, `n_g` being a group's rows. What tells groups apart but not the rows of one,
-    such as how often a user clicks, earns nothing here. Ties count half.
+    row, where `n_g` is the number of rows of a group. A score that differs only between
+    groups, such as how often a user clicks, doesn't raise it. Ties count half.
 
     Args:
         labels: 0 or 1, of shape `(rows,)` or `(rows, 1)`, as are all arguments.
-        scores: Logits, probabilities or anything that ranks, higher for 1.
-        groups: What a row's group is called, e.g. a user: integers or strings.
-        sample_weight: Weights >= 0. A pair weighs the product of its rows' weights,
-            and `n_g` is the sum of a group's. Rows of weight 0 don't count.
+        scores: Logits, probabilities or other scores, higher for label 1.
+        groups: The name of each row's group, e.g. a user: integers or strings.
+        sample_weight: Weights >= 0. The weight of a pair is the product of its rows'
+            weights, and `n_g` is the sum of a group's weights. Rows of weight 0 don't
+            count.
 
     Returns:
         A number between 0 and 1; 0.5 for random scores.
@@ -62,7 +63,7 @@ def group_auc(
     positive = (weight * rows["labels"])[order]
     negative = weight[order] - positive
 
-    # rows of a group with one score make a run, runs make a group
+    # A run is the rows of one group that have the same score.
     runs = _starts((group[1:] != group[:-1]) | (ranks[1:] != ranks[:-1]))
     positive, negative = np.add.reduceat([positive, negative], runs, axis=1)
     group = group[runs]
@@ -85,17 +86,17 @@ def group_auc(
 
 
 def by_group(groups: npt.ArrayLike, *arrays: npt.ArrayLike) -> tuple[Array, ...]:
-    """Return a flat log's columns as lists, a padded one a group, and their mask.
+    """Return the columns of a flat log as padded lists, one for each group.
 
     Args:
-        groups: What a row's group is called, e.g. a session: integers or strings, of
+        groups: The name of each row's group, e.g. a session: integers or strings, of
             shape `(rows,)` or `(rows, 1)`, as are all arguments.
         *arrays: Columns of the log.
 
     Returns:
-        Each column as an array of shape `(groups, longest)`, and after the last one
-        the mask, True where there is a row and False where the array is padded with
-        zeros. Groups come sorted, as `np.unique(groups)`; a group's rows as they come.
+        Each column as an array of shape `(groups, longest)`; and at the end the mask,
+        which is True for rows and False for the zeros that pad a list. Groups are
+        sorted, as in `np.unique(groups)`. The rows of a group keep their order.
 
     Raises:
         ValueError: If shapes differ or there are no rows.
@@ -133,7 +134,7 @@ def by_group(groups: npt.ArrayLike, *arrays: npt.ArrayLike) -> tuple[Array, ...]
 
 
 def _columns(values: dict[str, npt.ArrayLike]) -> dict[str, Array]:
-    """Return columns as vectors of one length."""
+    """Return columns as vectors, checked to have the same length."""
     columns = {name: np.asarray(column) for name, column in values.items()}
     shapes = {name: column.shape for name, column in columns.items()}
     vectors = {name: column.reshape(-1) for name, column in columns.items()}
@@ -152,6 +153,7 @@ def _columns(values: dict[str, npt.ArrayLike]) -> dict[str, Array]:
 
 
 def _check(column: Array, requirement: str, valid: Array) -> None:
+    """Raise ValueError if a row of a column isn't valid."""
     if not valid.all():
         row = int(np.argmin(valid))
         raise ValueError(
@@ -161,5 +163,9 @@ def _check(column: Array, requirement: str, valid: Array) -> None:
 
 
 def _starts(differs: Array) -> Array:
-    """Return where runs begin, of whether each element but the first differs."""
+    """Return the indices of the first elements of runs.
+
+    Args:
+        differs: For each element but the first, whether it differs from the one before.
+    """
     return np.flatnonzero(np.append(True, differs))

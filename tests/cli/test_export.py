@@ -1,6 +1,7 @@
 """`export`, `verify` and `bench` as scripts use them: files in, exit codes out."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -56,11 +57,15 @@ def call(*arguments):
 
 
 def test_the_line_of_the_help_as_a_process(folder):
-    """int8 with calibration data alone, then verify, then a flipped byte."""
+    """int8 with calibration data alone, then verify, then a flipped byte.
+
+    Exports are made by TensorFlow, also where students are trained on JAX.
+    """
+    env = {**os.environ, "KERAS_BACKEND": "jax"}
 
     def command(*arguments):
         return subprocess.run(
-            [COMMAND, *arguments], capture_output=True, text=True, cwd=folder
+            [COMMAND, *arguments], capture_output=True, text=True, cwd=folder, env=env
         )
 
     line = "export student.keras --to onnx --quantize int8 --calibrate data.npz"

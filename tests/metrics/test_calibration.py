@@ -5,11 +5,11 @@ import json
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from scipy.special import expit
 from sklearn.calibration import calibration_curve
 
 import keras_distill as kd
+from keras_distill import backend
 from keras_distill.metrics import ExpectedCalibrationError, PredictedOverObserved
 
 RNG = np.random.default_rng(5)
@@ -19,6 +19,9 @@ WEIGHTS = RNG.integers(0, 4, 500)
 
 METRICS = [ExpectedCalibrationError, PredictedOverObserved]
 both = pytest.mark.parametrize("metric_class", METRICS)
+of_tensorflow = pytest.mark.skipif(
+    not backend.is_tensorflow(), reason="TensorFlow's own compilers"
+)
 
 
 def by_loop(labels, predictions, bins, weights=None):
@@ -209,17 +212,32 @@ class TestOutOfRange:
             metric.update_state(labels, predictions)
         assert float(metric.result()) == 0.0
 
+    @of_tensorflow
     def test_in_a_graph(self, metric_class, labels, predictions, message):
+        import tensorflow as tf
+
         metric = metric_class()
         update = tf.function(lambda y, p: metric.update_state(y, p))
         with pytest.raises(tf.errors.InvalidArgumentError, match=message[:15]):
             update(tf.constant(labels, "float32"), tf.constant(predictions))
 
+    @of_tensorflow
     def test_under_xla(self, metric_class, labels, predictions, message):
+        import tensorflow as tf
+
         metric = metric_class()
         update = tf.function(lambda y, p: metric.update_state(y, p), jit_compile=True)
         update(tf.constant(labels, "float32"), tf.constant(predictions))
         assert np.isnan(metric.result())
+
+    @pytest.mark.skipif(not backend.is_jax(), reason="JAX's own compiler")
+    def test_under_jit(self, metric_class, labels, predictions, message):
+        import jax
+
+        metric = metric_class()
+        update = jax.jit(metric.stateless_update_state)
+        state = update(metric.variables, np.float32(labels), np.float32(predictions))
+        assert np.isnan(metric.stateless_result(state))
 
 
 @both
