@@ -41,6 +41,15 @@ def is_traced(x: Any) -> bool:
     return isinstance(x, keras.KerasTensor)
 
 
+def inside_xla() -> bool:
+    """Return whether TensorFlow traces for XLA, as with `jit_compile=True`."""
+    if not is_tensorflow():
+        return False
+    import tensorflow as tf
+
+    return tf.__internal__.get_enclosing_xla_context() is not None
+
+
 def keras_mask(x: Tensor) -> Tensor | None:
     """Return the mask that a layer of Keras has left on its output, None without."""
     # Keras' own reader, for JAX's tensors bear no attributes.
