@@ -23,7 +23,9 @@ def declared_names(model: Any) -> list[str] | None:
     return [tensor.name for tensor in inputs]
 
 
-def select(model: Any, x: Any, *, withheld: Sequence[str] = ()) -> Any:
+def select(
+    model: Any, x: Any, *, withheld: Sequence[str] = (), check_dtypes: bool = True
+) -> Any:
     """Return the part of a batch that `model` reads.
 
     Args:
@@ -31,6 +33,8 @@ def select(model: Any, x: Any, *, withheld: Sequence[str] = ()) -> Any:
         x: The batch's inputs. A dict, which may hold dicts, is read by name; anything
             else is passed on.
         withheld: Keys that a model without declared inputs must not see.
+        check_dtypes: Whether to check the dtypes. False where something converts the
+            inputs before the model reads them.
 
     Returns:
         What the model declares: a tensor for a single input, else a dict.
@@ -46,8 +50,9 @@ def select(model: Any, x: Any, *, withheld: Sequence[str] = ()) -> Any:
         return _without(x, withheld)
     declared = _declared(model)
     if isinstance(declared, Mapping):
-        return _read(model, declared, x)
-    read = _read(model, {tensor.name: tensor for tensor in model.inputs}, x)
+        return _read(model, declared, x, check_dtypes)
+    named = {tensor.name: tensor for tensor in model.inputs}
+    read = _read(model, named, x, check_dtypes)
     return read if len(read) > 1 else next(iter(read.values()))
 
 
@@ -115,7 +120,9 @@ def _without(x: Mapping[str, Any], withheld: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _read(model: Any, declared: Mapping[str, Any], x: Any) -> dict[str, Any]:
+def _read(
+    model: Any, declared: Mapping[str, Any], x: Any, check_dtypes: bool
+) -> dict[str, Any]:
     missing = [name for name in declared if name not in x]
     if missing:
         raise ValueError(
@@ -126,9 +133,10 @@ def _read(model: Any, declared: Mapping[str, Any], x: Any) -> dict[str, Any]:
     read = {}
     for name, tensor in declared.items():
         if isinstance(tensor, Mapping) and isinstance(x[name], Mapping):
-            read[name] = _read(model, tensor, x[name])
+            read[name] = _read(model, tensor, x[name], check_dtypes)
         else:
-            _check_dtype(model, name, getattr(tensor, "dtype", None), x[name])
+            if check_dtypes:
+                _check_dtype(model, name, getattr(tensor, "dtype", None), x[name])
             read[name] = x[name]
     return read
 
