@@ -5,8 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 FEATURES = 4
 CLASSES = 3
@@ -103,7 +102,7 @@ class Subclassed(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if isinstance(inputs, dict):
-            inputs = tf.concat([inputs[key] for key in sorted(inputs)], axis=-1)
+            inputs = ops.concatenate([inputs[key] for key in sorted(inputs)], axis=-1)
         return self.head(self.dropout(self.hidden(inputs), training=training))
 
     def get_config(self) -> dict[str, Any]:
