@@ -189,7 +189,8 @@ def _copy(student: keras.Model) -> keras.Model:
             f"{shared_weights.count_shared(model, student)} are the student's own"
         )
     for copied, original in zip(model.variables, student.variables, strict=True):
-        copied.assign(original)
+        # JAX would give both variables one buffer, which a step can't update twice.
+        copied.assign(ops.copy(original))
     return model
 
 

@@ -118,4 +118,6 @@ class StepLogs(keras.callbacks.Callback):
         self.seen: list[Any] = []
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        # On JAX, `model` assigns what `fit` has computed to the variables.
+        assert self.model is not None
         self.seen.append(self.read())

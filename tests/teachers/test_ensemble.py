@@ -323,7 +323,7 @@ class TestLogs:
         distiller.compile(keras.optimizers.SGD(0.0), distillation_loss="mse", alpha=1.0)
         history = distiller.fit(X, batch_size=24, verbose=0).history
         said, output = members[1](X), two_heads(9, as_dict=True)(X)
-        expected = sum(np.mean((said[k] - output[k]) ** 2) for k in said)
+        expected = sum(float(np.mean((said[k] - output[k]) ** 2)) for k in said)
         name = f"{members[1].name}_distillation_loss"
         assert history[name][0] == pytest.approx(expected, rel=1e-5)
 
