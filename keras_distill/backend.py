@@ -1,11 +1,8 @@
 """All questions about the backend that Keras runs on, asked in one place."""
 
 import re
-from collections.abc import Callable, Sequence
-
-
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -15,7 +12,6 @@ from keras_distill.types import Nested, Tensor
 
 # Operations of TensorFlow that write variables, such as those of seeds.
 _WRITING_OPS = re.compile("Assign|ResourceScatter|Rng")
-
 
 # Operations of TensorFlow that keep the values of an activation, and which of their
 # inputs holds them.
@@ -229,12 +225,6 @@ def is_of_inner_trace(x: Tensor) -> bool:
     """Return whether a tensor was made in a loop or a condition that has ended.
 
     JAX raises an error of its own where such a tensor is used.
-
-
-def in_cross_replica_context() -> bool:
-    """Return whether a `tf.distribute` strategy runs code outside of its devices.
-
-    Keras builds models there on tensors that don't have the data's dtypes.
     """
     if not is_tensorflow():
         return False
@@ -390,6 +380,15 @@ def reshaped_as(x: Tensor, other: Tensor, message: str) -> Tensor:
         return tf.ensure_shape(tf.reshape(x, shapes[1]), other.shape)
 
 
+def in_cross_replica_context() -> bool:
+    """Return whether a `tf.distribute` strategy runs code outside of its devices.
+
+    Keras builds models there on tensors that don't have the data's dtypes.
+    """
+    if not is_tensorflow():
+        return False
+    import tensorflow as tf
+
     return bool(
         tf.distribute.has_strategy() and tf.distribute.in_cross_replica_context()
     )
@@ -413,3 +412,12 @@ def limit_tensorflow_threads(threads: int) -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def inside_xla() -> bool:
+    """Return whether TensorFlow traces for XLA, as with `jit_compile=True`."""
+    if not is_tensorflow():
+        return False
+    import tensorflow as tf
+
+    return tf.__internal__.get_enclosing_xla_context() is not None

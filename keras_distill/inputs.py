@@ -25,7 +25,9 @@ def declared_names(model: Any) -> list[str] | None:
     return [tensor.name for tensor in inputs]
 
 
-def select(model: Any, x: Nested, *, withheld: Sequence[str] = ()) -> Nested:
+def select(
+    model: Any, x: Nested, *, withheld: Sequence[str] = (), check_dtypes: bool = True
+) -> Nested:
     """Return the part of a batch that `model` reads.
 
     Args:
@@ -33,6 +35,8 @@ def select(model: Any, x: Nested, *, withheld: Sequence[str] = ()) -> Nested:
         x: The batch's inputs. A dict, also of dicts, is read by name. Anything else is
             returned as it is.
         withheld: Keys that a model without declared inputs isn't given.
+        check_dtypes: Whether to check the dtypes. False where something converts the
+            inputs before the model reads them.
 
     Returns:
         The declared inputs: a tensor for a single input, else a dict.
@@ -48,8 +52,9 @@ def select(model: Any, x: Nested, *, withheld: Sequence[str] = ()) -> Nested:
         return _without(x, withheld)
     declared = _declared(model)
     if isinstance(declared, Mapping):
-        return _read(model, declared, x)
-    read = _read(model, {tensor.name: tensor for tensor in model.inputs}, x)
+        return _read(model, declared, x, check_dtypes)
+    named = {tensor.name: tensor for tensor in model.inputs}
+    read = _read(model, named, x, check_dtypes)
     return read if len(read) > 1 else next(iter(read.values()))
 
 
@@ -124,7 +129,9 @@ def _without(x: Mapping[str, Any], withheld: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _read(model: Any, declared: Mapping[str, Any], x: Any) -> dict[str, Any]:
+def _read(
+    model: Any, declared: Mapping[str, Any], x: Any, check_dtypes: bool
+) -> dict[str, Any]:
     missing = [name for name in declared if name not in x]
     if missing:
         raise ValueError(
@@ -135,9 +142,10 @@ def _read(model: Any, declared: Mapping[str, Any], x: Any) -> dict[str, Any]:
     read = {}
     for name, tensor in declared.items():
         if isinstance(tensor, Mapping) and isinstance(x[name], Mapping):
-            read[name] = _read(model, tensor, x[name])
+            read[name] = _read(model, tensor, x[name], check_dtypes)
         else:
-            _check_dtype(model, name, getattr(tensor, "dtype", None), x[name])
+            if check_dtypes:
+                _check_dtype(model, name, getattr(tensor, "dtype", None), x[name])
             read[name] = x[name]
     return read
 

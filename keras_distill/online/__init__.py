@@ -1,4 +1,4 @@
-"""Students that teach each other: generations, peers in one fit, peers in processes."""
+"""Online distillation: students that teach each other while they train."""
 
 from keras_distill.online.backup import Backup
 from keras_distill.online.directory import SharedPeers

@@ -1,4 +1,4 @@
-"""A backup of a running `fit` that a kill at any moment leaves whole."""
+"""A backup of a running `fit` that is complete after a kill at any moment."""
 
 import re
 from collections.abc import Iterator
@@ -13,19 +13,20 @@ _NAME = re.compile(r"epoch_(\d+)\.weights\.h5")
 
 
 class Backup(keras.callbacks.Callback):
-    """Takes a `fit` that was killed up again after its last finished epoch.
+    """Lets a `fit` that was killed resume after its last complete epoch.
 
-    As `keras.callbacks.BackupAndRestore`, which writes weights over the earlier ones
-    and the epoch's number into another file: killed between the two it trains an epoch
-    twice, killed within one it can't go on. Here an epoch is one file, which takes its
-    place once it is whole, and the earlier one goes after that.
+    `keras.callbacks.BackupAndRestore` overwrites the earlier weights, and writes the
+    number of the epoch to another file. Killed between the two, it trains an epoch
+    twice; killed while it writes one, it can't resume. This callback writes one file
+    for each epoch. The file gets its name once it is complete, and the earlier file is
+    removed after that.
 
-    The file holds the model's weights, the optimiser and, of this package's models,
-    the states of random numbers. It stays when `fit` ends, so that a later `fit` of
-    more epochs goes on from it; remove the directory to begin again.
+    The file holds the model's weights, the optimiser's state and, for models of this
+    package, the states of random numbers. It remains when `fit` ends, so that a later
+    `fit` with more epochs continues from it. Remove the directory to start again.
 
     Args:
-        directory: Where the backup lies, of this `fit` alone.
+        directory: The directory of the backup. No other `fit` may use it.
 
     Raises:
         ValueError: In `fit`, if the model isn't built.
@@ -47,7 +48,7 @@ class Backup(keras.callbacks.Callback):
         self.directory = Path(directory)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Read the last backup, where there is one."""
+        """Read the last backup, if there is one."""
         if not self.model.built:
             raise ValueError(
                 "A backup is of a model that is built before `fit`. Give it a "
@@ -58,7 +59,8 @@ class Backup(keras.callbacks.Callback):
             if not self.model.optimizer.built:
                 self.model.optimizer.build(self.model.trainable_variables)
             self.model.load_weights(self._path(last))
-        self.model._initial_epoch = last  # where Keras' own backup writes it too
+        # Keras' own backup sets the same attribute.
+        self.model._initial_epoch = last
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write this epoch's backup, then remove the earlier ones."""
@@ -69,11 +71,11 @@ class Backup(keras.callbacks.Callback):
                 self._path(earlier).unlink()
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Leave a later `fit` without a backup to begin where it is told to."""
+        """Let a later `fit` without a backup start at its own `initial_epoch`."""
         self.model._initial_epoch = None
 
     def _epochs(self) -> Iterator[int]:
-        """Yield the numbers of finished epochs that there is a whole file of."""
+        """Yield the numbers of the epochs that have a complete file."""
         if self.directory.is_dir():
             names = [path.name for path in self.directory.iterdir()]
             yield from (int(found[1]) for n in names if (found := _NAME.fullmatch(n)))

@@ -1,71 +1,85 @@
-"""Codistillation of processes, which read each other's students from a directory."""
+"""Codistillation of processes that read each other's students from a directory."""
 
 import os
-import time
 import warnings
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
 
 from keras_distill import atomic
+from keras_distill.batch import Batch
 from keras_distill.distiller import Distiller
 from keras_distill.inputs import select
+from keras_distill.online.files import Version, lock, others
 from keras_distill.scopes import scopes_kept
+from keras_distill.teachers import base
+from keras_distill.teachers.base import Lesson, Teacher
 from keras_distill.teachers.combining import check_combination, mean_outputs
+from keras_distill.types import Nested
 
 tree = keras.tree
 
 
 class _Published(NamedTuple):
-    """Another process' student as it was last read."""
+    """Another process' student as it was last read.
 
-    version: tuple[int, ...]  # of the file
+    Args:
+        version: The time, size and number of its file.
+        architecture: The model's config, as JSON.
+        model: The model.
+    """
+
+    version: Version
     architecture: str
     model: keras.Model
 
 
-class SharedPeers(keras.callbacks.Callback):
-    r"""The mean of what other processes' students say, and the way to become one.
+class SharedPeers(keras.callbacks.Callback, Teacher):
+    r"""Codistillation: the teacher is the mean of other processes' students.
 
-    Every `every` steps the process publishes its student in the directory, a whole
-    `.keras` file in the place of the earlier one, and reads the others' latest files.
-    Nobody waits for anybody: processes may run at different speeds, on machines that
-    share the directory, join late, and die. Give it to a `Distiller` as the teacher,
-    and to its `fit` as a callback.
+    Every `every` steps the process publishes its student as a `.keras` file in the
+    directory, and reads the latest files of the others. A file is replaced as a whole.
+    No process waits for another: processes may run at different speeds, on machines
+    that share the directory, start late, and be killed. Pass this object to a
+    `Distiller` as the teacher, and to its `fit` as a callback.
 
-    As long as no other process has published, it says nothing and the student learns
-    from labels alone. A process that has died goes on teaching by its last file, until
-    someone removes the file or by `forget_after`. Started again under its name, a
-    process reads its peers at once and publishes over its own earlier file; what it
-    had trained itself is for `kd.online.Backup` to bring back.
+    Until another process has published, there are no targets, and the student learns
+    from the labels only. After a process was killed, its last file continues to teach,
+    until the file is removed, or for `forget_after` seconds. A process that is started
+    again under the same name reads its peers at once, and replaces its earlier file.
+    To continue its own training, use `kd.online.Backup`.
 
-    A file that can't be read, or doesn't fit, is left out with a warning. Reading runs
-    no code from files: Keras' `safe_mode` stays on, and a student with layers of your
-    own needs these registered, or given as `custom_objects`.
+    A file that can't be read, or whose model doesn't fit, is left out with a warning.
+    Reading runs no code from files: Keras' `safe_mode` stays on. Custom layers of
+    students must be registered, or given in `custom_objects`.
 
     Args:
-        directory: Where the students lie, `<name>.keras` each. Made where it isn't.
-        name: This process' name; another one than any process beside it.
-        every: After how many steps it publishes and reads. Defaults to 100.
-        combine: What the mean is taken of, `"logits"` (default) or `"probabilities"`.
-        activation: What makes probabilities of the outputs, `"softmax"` (default) or
-            `"sigmoid"` of each unit.
-        forget_after: How many seconds after its last file a peer no longer teaches, by
-            the clock of the file system. Defaults to None, never.
+        directory: The directory of the students' files, `<name>.keras` each. It is
+            made if it doesn't exist.
+        name: The name of this process, which no other running process has.
+        every: The number of steps after which it publishes and reads. Defaults to 100.
+        combine: The mean to take, of `"logits"` (default) or of `"probabilities"`.
+        activation: The function that turns outputs into probabilities, `"softmax"`
+            (default) or, unit by unit, `"sigmoid"`.
+        forget_after: The number of seconds after which a file that isn't replaced no
+            longer teaches, by the clock of the file system. Defaults to None: files
+            teach forever.
         custom_objects: As in `keras.saving.load_model`.
 
     Raises:
-        ValueError: If `name` can't be a file's, or `every` isn't positive.
-        RuntimeError: In `fit`, if it isn't among the callbacks, or another process that
-            is alive has the same name.
-        TypeError: In `fit`, if the model isn't a `Distiller` that it teaches.
+        ValueError: If `name` can't be the name of a file, or `every` isn't positive.
+        RuntimeError: In `fit`, if it isn't among the callbacks, or if another running
+            process has the same name.
+        TypeError: In `fit`, if the model isn't a `Distiller` of which this is the
+            teacher.
 
     Example:
         >>> import numpy as np
         >>> x, y = np.random.rand(64, 8).astype("float32"), np.arange(64) % 3
-        >>> def run(name):  # in a process of its own
+        >>> def run(name):  # each in another process
         ...     student = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
         ...     peers = SharedPeers("peers", name, every=2)
         ...     distiller = Distiller(student, peers)
@@ -118,51 +132,74 @@ class SharedPeers(keras.callbacks.Callback):
         self.forget_after = forget_after
         self.custom_objects = custom_objects
         self._read: dict[str, _Published] = {}
-        self._left_out: set[tuple[str, tuple[int, ...]]] = set()
+        self._left_out: set[tuple[str, Version]] = set()
         self._lock: int | None = None
         self._in_fit = False
         self._steps = self._batch = 0
 
     @property
     def teaching(self) -> list[str]:
-        """The names of the peers that teach, as last read."""
+        """Names of the peers whose files were read last, and that fit."""
         return sorted(
             name
             for name, peer in self._read.items()
             if (name, peer.version) not in self._left_out
         )
 
-    def __call__(self, x: Any) -> Any:
+    @property
+    def changes(self) -> bool:
+        """Whether it changes while it teaches."""
+        return True
+
+    @property
+    def state(self) -> Sequence[keras.Variable]:
+        """The variables of the models that it has read."""
+        # Also of models that are left out: that may happen while a step is traced,
+        # within which these variables must stay the same.
+        return [v for peer in self._read.values() for v in peer.model.variables]
+
+    def teach(self, batch: Batch) -> Lesson:
         """Return the mean of the others' outputs, None where there are no others."""
+        x = select(self, batch.inputs, withheld=batch.withheld)
+        return Lesson(self._mean(x, batch.output))
+
+    def __call__(self, x: Nested) -> Nested:
+        """Return the mean of the others' outputs, None where there are no others."""
+        return self._mean(x)
+
+    def _mean(self, x: Nested, student_output: Nested = None) -> Nested:
         if not self._in_fit:
             raise RuntimeError(
                 "`SharedPeers` is a teacher and a callback: without the callback it "
                 "neither publishes nor reads. Pass it to `fit` too, "
                 f"`callbacks=[peers]`. Received: peers '{self.name}'"
             )
-        fitting = _shapes(self.model.compute_output_spec(x, training=False))
+        if student_output is None:
+            # Not `self.model`, which on JAX assigns variables before it returns.
+            student_output = self._model.compute_output_spec(x, training=False)
+        fitting = _shapes(student_output)
         outputs = []
         for name in self.teaching:
             peer = self._read[name]
+            # A model from a file may raise anything.
             try:
-                seen = select(peer.model, x)
                 with scopes_kept():
-                    said = peer.model(seen, training=False)
-                if _shapes(said) != fitting:
+                    output = base.call(peer.model, x)
+                if _shapes(output) != fitting:
                     raise ValueError(
-                        f"outputs of shapes {_shapes(said)} where the student's are "
+                        f"outputs of shapes {_shapes(output)} where the student's are "
                         f"{fitting}"
                     )
-            except Exception as error:  # whatever a foreign model may raise
+            except Exception as error:
                 self._leave_out(name, peer.version, error)
                 continue
-            outputs.append(said)
+            outputs.append(output)
         if not outputs:
             return None
         return mean_outputs(outputs, combine=self.combine, activation=self.activation)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Take the name, and read who is there."""
+        """Lock the name, and read the others' files."""
         taught: Any = getattr(self.model, "teacher", None)
         if not isinstance(self.model, Distiller) or taught is not self:
             raise TypeError(
@@ -170,18 +207,20 @@ class SharedPeers(keras.callbacks.Callback):
                 f"Received: a fit of {self.model!r}"
             )
         self.directory.mkdir(parents=True, exist_ok=True)
-        if self._lock is None:  # a fit that was stopped by an error has it still
-            self._lock = _lock(self.directory / f".{self.name}.lock", self.name)
+        # After a `fit` that an error has stopped, the name is still locked.
+        if self._lock is None:
+            self._lock = lock(self.directory, self.name)
         self._in_fit = True
         self._steps = 0
         self._read_others()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Count the batches of an epoch from its beginning."""
+        """Begin to count the batches of an epoch."""
         self._batch = -1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Publish and read where it is time; steps may come several at once."""
+        """Publish and read after each `every` steps."""
+        # With `steps_per_execution`, several batches end at once.
         self._steps += batch - self._batch
         self._batch = batch
         if self._steps >= self.every:
@@ -190,10 +229,10 @@ class SharedPeers(keras.callbacks.Callback):
             self._read_others()
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Publish what the student has become, and give the name back."""
+        """Publish the trained student, and unlock the name."""
         self._publish()
         self._in_fit = False
-        # a later `fit` without the callback is to find out by asking for targets
+        # A later `fit` traces anew, and so raises if the callback is missing.
         self.model.train_function = None
         if self._lock is not None:
             os.close(self._lock)
@@ -203,14 +242,19 @@ class SharedPeers(keras.callbacks.Callback):
         path = self.directory / f"{self.name}.keras"
         try:
             atomic.replace(path, lambda scratch: self.model.student.save(scratch))
-        except OSError as error:  # a full or a distant disk is no reason to die
+        except OSError as error:
+            # A full or unreachable disk doesn't end the training.
             warnings.warn(f"The student wasn't published: {error}", stacklevel=2)
 
     def _read_others(self) -> None:
-        """Read what has changed; where others teach than before, trace anew."""
+        """Read files that have changed; trace anew if other models teach."""
+        # On JAX, this assigns the results of the last step to its variables, which are
+        # those of `state` until `_read` changes.
+        distiller = self.model
         earlier = {name: self._read[name].model for name in self.teaching}
         found = {}
-        for name, (path, version) in self._others().items():
+        files = others(self.directory, self.name, forget_after=self.forget_after)
+        for name, (path, version) in files.items():
             published = self._read.get(name)
             if published is None or published.version != version:
                 published = self._read_file(name, path, version) or published
@@ -218,37 +262,22 @@ class SharedPeers(keras.callbacks.Callback):
                 found[name] = published
         self._read = found
         if {name: self._read[name].model for name in self.teaching} != earlier:
-            self.model.train_function = None
-            self.model.make_train_function()
+            distiller.train_function = None
+            distiller.make_train_function()
 
-    def _others(self) -> dict[str, tuple[Path, tuple[int, ...]]]:
-        """Return the files of the other processes with what tells versions apart."""
-        others: dict[str, tuple[Path, tuple[int, ...]]] = {}
-        try:
-            for path in sorted(self.directory.glob("*.keras")):
-                if path.name.startswith(".") or path.stem == self.name:
-                    continue
-                stat = path.stat()
-                age = time.time() - stat.st_mtime
-                if self.forget_after is None or age <= self.forget_after:
-                    version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-                    others[path.stem] = path, version
-        except OSError as error:
-            warnings.warn(f"Not all peers could be read: {error}", stacklevel=2)
-        return others
+    def _read_file(self, name: str, path: Path, version: Version) -> _Published | None:
+        """Return a peer with the weights of its file, None if that can't be read.
 
-    def _read_file(
-        self, name: str, path: Path, version: tuple[int, ...]
-    ) -> _Published | None:
-        """Return a peer with the weights of its file, None where that can't be read.
-
-        A peer of the same architecture as before stays the same model, which the
-        training step was traced with.
+        A peer of the same architecture as before remains the same model, so that the
+        training step isn't traced anew.
         """
         if (name, version) in self._left_out:
             return None
+        # Only models on TensorFlow have a strategy.
+        strategy = getattr(self.model, "distribute_strategy", None)
+        # A file may hold anything.
         try:
-            with self.model.distribute_strategy.scope():
+            with strategy.scope() if strategy else nullcontext():
                 model = keras.saving.load_model(
                     path, custom_objects=self.custom_objects, compile=False
                 )
@@ -257,14 +286,15 @@ class SharedPeers(keras.callbacks.Callback):
             if earlier is not None and earlier.architecture == architecture:
                 earlier.model.set_weights(model.get_weights())
                 model = earlier.model
-                if (name, earlier.version) in self._left_out:  # it fits no better
+                # The same architecture doesn't fit with other weights either.
+                if (name, earlier.version) in self._left_out:
                     self._left_out.add((name, version))
-        except Exception as error:  # whatever a foreign file may hold
+        except Exception as error:
             self._leave_out(name, version, error)
             return None
         return _Published(version, architecture, model)
 
-    def _leave_out(self, name: str, version: tuple[int, ...], error: Exception) -> None:
+    def _leave_out(self, name: str, version: Version, error: Exception) -> None:
         self._left_out.add((name, version))
         warnings.warn(
             f"{self.directory / name}.keras is left out, and the student isn't taught "
@@ -273,27 +303,6 @@ class SharedPeers(keras.callbacks.Callback):
         )
 
 
-def _shapes(outputs: Any) -> Any:
-    """Return the shapes of outputs but for the batch's dimension."""
+def _shapes(outputs: Nested) -> Any:
+    """Return the shapes of outputs without the batch dimension."""
     return tree.map_structure(lambda output: str(tuple(output.shape[1:])), outputs)
-
-
-def _lock(path: Path, name: str) -> int:
-    """Take a name for as long as this process lives, and return what holds it.
-
-    Raises:
-        RuntimeError: If a process that is alive has it.
-    """
-    import fcntl  # absent on Windows, where the rest of the package works
-
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    with suppress(OSError):  # a file system without locks
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise RuntimeError(
-                "`name` must be this process' own: one that is alive has it in this "
-                f"directory. Received: name={name!r}, locked by {path}"
-            ) from None
-    return descriptor

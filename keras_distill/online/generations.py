@@ -1,4 +1,4 @@
-"""Born-again networks: each generation is taught by the one before."""
+"""Born-again networks: students in generations, each taught by the last one."""
 
 import json
 import shutil
@@ -11,17 +11,17 @@ import keras
 from keras_distill import atomic
 from keras_distill.distiller import Distiller
 from keras_distill.online.backup import Backup
-from keras_distill.teachers.base import Teacher
+from keras_distill.teachers.base import TeacherLike
 from keras_distill.teachers.ensemble import Ensemble
 
 Fit = Callable[[Distiller, list[keras.callbacks.Callback]], Any]
 
 
 class Generations:
-    """What `born_again` returns: the trained student of each generation.
+    """The trained students of each generation, as `born_again` returns them.
 
     Args:
-        students: The students, the first generation first.
+        students: The students, beginning with the first generation.
 
     Example:
         >>> students = [
@@ -40,10 +40,10 @@ class Generations:
         """Return the mean of the last generations' logits, as one model.
 
         Args:
-            last: How many. Defaults to all.
+            last: The number of generations. Defaults to all.
 
         Raises:
-            ValueError: If there aren't that many.
+            ValueError: If there are fewer generations.
         """
         last = len(self.students) if last is None else last
         if not 1 <= last <= len(self.students):
@@ -56,39 +56,38 @@ class Generations:
 
 def born_again(
     make_student: Callable[[], keras.Model],
-    teacher: Teacher,
+    teacher: TeacherLike,
     generations: int,
     *,
     fit: Fit,
     directory: str | Path,
 ) -> Generations:
-    """Train students in generations, each taught by the one before.
+    """Train students in generations, each taught by the generation before.
 
-    A generation that is finished lies in the directory as `generation_<number>.keras`;
-    the one that runs is kept at each epoch's end. Called again after a kill, this reads
-    what is finished and goes on with the rest, and ends with the same weights as an
-    uninterrupted run where `make_student` and `fit` are deterministic: seed before the
-    call, and don't let `fit` shuffle by a generator that a new process begins anew.
+    A finished generation is saved in the directory as `generation_<number>.keras`, and
+    a running one after each epoch. A run that was killed resumes at its last complete
+    epoch when this function is called again. It ends with the same weights as an
+    uninterrupted run if `make_student` and `fit` are deterministic: set the seed before
+    the call, and don't shuffle with a generator that a new process starts anew.
 
     Args:
-        make_student: Returns a built student with fresh weights. It is called for every
-            generation before the first is trained, so that the weights that students
-            begin with don't depend on what was trained in this process.
+        make_student: Returns a built student with fresh weights. All students are made
+            before the first is trained, so that their initial weights don't depend on
+            what was trained in this process.
         teacher: The teacher of the first generation, as in `Distiller`.
-        generations: How many there are to be in all, at least 1.
+        generations: The number of all generations, at least 1.
         fit: Called as `fit(distiller, callbacks)` for each generation. It compiles the
-            distiller and passes the callbacks on to `distiller.fit`, which it calls
-            once.
-        directory: Where the run lies. A finished run goes on there with a larger number
-            of generations.
+            distiller, and calls `distiller.fit` once, to which it passes the callbacks.
+        directory: The directory of the run. With a larger number of generations, a
+            finished run continues there.
 
     Returns:
         The generations, with `students` and `ensemble(last)`.
 
     Raises:
         ValueError: If `generations` isn't positive, a student isn't built, the
-            directory holds a run of other students, or `fit` doesn't pass the callbacks
-            on.
+            directory holds a run of other students, or `fit` doesn't pass on the
+            callbacks.
 
     Example:
         >>> import numpy as np
@@ -125,13 +124,15 @@ def born_again(
         else:
             _train(student, teacher, fit, Backup(running))
             atomic.replace(finished, student.save)
-        # a kill before this line leaves both, of which the finished one counts
+        # After a kill before this line there are both, and the finished one is read.
         shutil.rmtree(running, ignore_errors=True)
         teacher = student
     return Generations(students)
 
 
-def _train(student: keras.Model, teacher: Teacher, fit: Fit, backup: Backup) -> None:
+def _train(
+    student: keras.Model, teacher: TeacherLike, fit: Fit, backup: Backup
+) -> None:
     distiller = Distiller(student, teacher)
     fit(distiller, [backup])
     if backup.model is not distiller:
@@ -152,10 +153,10 @@ def _checked(student: Any) -> keras.Model:
 
 
 def _check_same_run(path: Path, students: Sequence[keras.Model]) -> None:
-    """Raise ValueError if the directory's students were others; note what these are.
+    """Raise ValueError if the directory holds other students; else describe these.
 
-    What a layer is and the shapes of its weights are compared; names, which change with
-    what else a process has made, aren't.
+    Layers are compared by class and by the shapes of their weights. Names aren't
+    compared, because they depend on what else the process has made.
     """
     described = [_description(student) for student in students]
     earlier = json.loads(path.read_text()) if path.exists() else []

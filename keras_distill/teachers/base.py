@@ -66,6 +66,11 @@ class Teacher(ABC):
         """The variables that `teach` reads."""
         return getattr(self, "variables", ())
 
+    # Not a property: files of Keras hold each layer that an attribute returns.
+    def as_layer(self) -> keras.Layer | None:
+        """Return the layer in which hints find theirs; None where there is none."""
+        return self if isinstance(self, keras.Layer) else None
+
 
 class FollowingTeacher(Teacher):
     """A teacher that is updated from the student's weights. Files hold it.
@@ -107,6 +112,9 @@ class _Adapted(Teacher):
     @property
     def state(self) -> Sequence[keras.Variable]:
         return getattr(self.given, "variables", ())
+
+    def as_layer(self) -> keras.Layer | None:
+        return self.given if isinstance(self.given, keras.Layer) else None
 
 
 class _Absent(Teacher):
@@ -150,7 +158,7 @@ def ask(teacher: Teacher, batch: Batch) -> Lesson:
 
 
 def call(
-    teacher: TeacherLike,
+    teacher: TeacherLike | Teacher,
     x: Nested,
     *,
     withheld: Sequence[str] = (),
@@ -159,11 +167,14 @@ def call(
     """Return a callable's outputs for the part of the inputs that it reads.
 
     Args:
-        teacher: A Keras layer or model, called with `training`, or another callable.
+        teacher: A Keras layer or model, called with `training`, or another callable,
+            or a `Teacher` that can't be called.
         x: The inputs. Of a dict, a model is given the keys that it declares.
         withheld: Keys that a callable without declared inputs isn't given.
         training: As in `keras.Model.call`.
     """
+    if not callable(teacher):
+        return teacher.teach(Batch(inputs=x, withheld=withheld)).targets
     seen = inputs.select(teacher, x, withheld=withheld)
     is_layer = isinstance(teacher, keras.Layer)
     return teacher(seen, training=training) if is_layer else teacher(seen)

@@ -1,4 +1,4 @@
-"""The mean of what several models say, of their logits or of their probabilities."""
+"""The mean of several models' outputs, of their logits or their probabilities."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_distill.losses.calling import of_one_rank, with_known_shape
 from keras_distill.losses.checks import may_have_shape
-from keras_distill.types import Tensor
+from keras_distill.types import Nested, Tensor
 
 tree = keras.tree
 
@@ -17,7 +17,7 @@ _ACTIVATIONS = ("softmax", "sigmoid")
 
 
 def check_combination(combine: str, activation: str) -> None:
-    """Raise ValueError unless there is such a mean."""
+    """Raise ValueError if an argument of `mean_outputs` isn't one that it knows."""
     for name, value, known in (
         ("combine", combine, _COMBINATIONS),
         ("activation", activation, _ACTIVATIONS),
@@ -29,23 +29,24 @@ def check_combination(combine: str, activation: str) -> None:
 
 
 def mean_outputs(
-    outputs: Sequence[Any],
+    outputs: Sequence[Nested],
     shares: Sequence[Any] | None = None,
     *,
     combine: str = "logits",
     activation: str = "softmax",
     axis: int = -1,
-) -> Any:
-    """Return the mean of several models' outputs, in the structure of one's.
+) -> Nested:
+    """Return the mean of several models' outputs, in the structure of one model's.
 
     Args:
-        outputs: The outputs of each model, tensors or structures of them, logits.
-        shares: What each model contributes, numbers that sum to 1, or structures like
-            the outputs of tensors that broadcast to them. Defaults to equal shares.
+        outputs: The outputs of each model, logits in a tensor or a structure of
+            tensors.
+        shares: The share of each model, a number; or a structure like the outputs of
+            tensors that broadcast to them. Shares sum to 1. Defaults to equal shares.
         combine: `"logits"` or `"probabilities"`. The mean of probabilities is
             returned as logits too, `log(mean(softmax(t)))`, at temperature 1.
-        activation: `"softmax"` over `axis`, or `"sigmoid"` of each unit; what makes
-            probabilities of these logits.
+        activation: The function that turns logits into probabilities, `"softmax"` over
+            `axis`, or `"sigmoid"` of each unit.
         axis: The class axis.
 
     Raises:
@@ -67,6 +68,7 @@ def mean_outputs(
         if combine == "logits":
             return _sum([_part(s, x) for s, x in zip(parts, tensors, strict=True)])
         if activation == "sigmoid":
+            # The logit of the mean is log(p) - log(1 - p), each in log space.
             yes = _log_mean([ops.log_sigmoid(x) for x in tensors], parts)
             return yes - _log_mean([ops.log_sigmoid(-x) for x in tensors], parts)
         return _log_mean([ops.log_softmax(x, axis=axis) for x in tensors], parts)
@@ -75,7 +77,7 @@ def mean_outputs(
 
 
 def _part(share: Any, x: Tensor) -> Tensor:
-    """Return `share * x`; 0 of a class that is ruled out, infinity, is 0."""
+    """Return `share * x`, where a share of 0 gives 0 also for infinite logits."""
     if isinstance(share, float):
         return share * x
     share = ops.cast(share, x.dtype)
@@ -83,6 +85,7 @@ def _part(share: Any, x: Tensor) -> Tensor:
 
 
 def _log_mean(logs: Sequence[Tensor], shares: Sequence[Any]) -> Tensor:
+    """Return the logarithm of the weighted mean of `exp(logs)`."""
     weighted = [
         x + ops.log(ops.cast(share, x.dtype))
         for x, share in zip(logs, shares, strict=True)
@@ -100,15 +103,14 @@ def _at_least_float32(x: Any) -> Tensor:
     return x if dtype in ("float32", "float64") else ops.cast(x, "float32")
 
 
-def alike(outputs: Sequence[Any]) -> list[Any]:
+def alike(outputs: Sequence[Nested]) -> list[Nested]:
     """Return several models' outputs as tensors of the same shape.
 
-    Ranks that differ by a last axis of size 1 are brought together; an output without
-    a static shape, as of `tf.py_function`, takes the others'.
+    A last axis of size 1 is added or removed where only some models' outputs have it.
+    An output without a static shape, as of `tf.py_function`, takes that of the others.
 
     Raises:
-        ValueError: If they differ otherwise in structure or shape, or no shape is
-            known.
+        ValueError: If structures or shapes differ otherwise, or no shape is known.
     """
     outputs = [tree.map_structure(ops.convert_to_tensor, output) for output in outputs]
     try:
@@ -132,9 +134,9 @@ def alike(outputs: Sequence[Any]) -> list[Any]:
 def _of_one_shape(tensors: Sequence[Tensor]) -> list[Tensor]:
     known = [tensor for tensor in tensors if _shape(tensor) != "unknown"]
     ranks = sorted(known, key=lambda tensor: len(tensor.shape))
-    # a vector becomes a column, everything else loses the last axis
     if not known:
         raise ValueError
+    # A vector becomes a column; from a higher rank, the last axis is removed.
     like = ranks[0] if len(ranks[0].shape) > 1 else ranks[-1]
     same = [of_one_rank(with_known_shape(x, like), like)[0] for x in tensors]
     if any(not may_have_shape(tensor, like.shape) for tensor in same):
@@ -143,6 +145,7 @@ def _of_one_shape(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _shape(tensor: Tensor) -> Any:
+    # Only TensorFlow has shapes of unknown rank.
     if getattr(tensor.shape, "rank", 0) is None:
         return "unknown"
     return tuple(tensor.shape)

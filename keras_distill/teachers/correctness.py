@@ -1,4 +1,4 @@
-"""An ensemble in which members that are wrong of an example say less of it."""
+"""An ensemble in which members weigh less where they are wrong."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,61 +7,64 @@ import keras
 from keras import ops
 
 from keras_distill import per_output
+from keras_distill.batch import Batch
 from keras_distill.losses import checks
 from keras_distill.losses.class_labels import target_ids
-from keras_distill.per_output import Path, of_rank
-from keras_distill.teachers.base import Step, Teacher
+from keras_distill.per_output import of_rank
+from keras_distill.teachers.base import TeacherLike
 from keras_distill.teachers.ensemble import Ensemble
-from keras_distill.types import Tensor
+from keras_distill.types import Nested, Path, Tensor
 
 tree = keras.tree
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class CorrectnessWeighted(Ensemble):
-    r"""The mean of what several models say, with less weight for those that are wrong.
+    r"""The mean of several models' outputs, in which wrong models weigh less.
 
-    `t = 1/M sum_m w_m t_m` for each example, where `w_m = W` for a member whose
-    largest logit isn't the label's, and `w_m = 1 + wrong (1 - W) / right` for one that
-    is right, `wrong` and `right` being how many are: the weights sum to `M`, so that
-    logits keep their scale. Where all are right or all are wrong, and for rows without
-    a label, it is the plain mean.
+    `t = 1/M sum_m w_m t_m` for each example. A member is wrong where its largest logit
+    isn't that of the label: then `w_m = W`. A member that is right weighs
+    `w_m = 1 + wrong (1 - W) / right`, where `wrong` and `right` are the numbers of such
+    members. The weights sum to `M`, so that logits keep their scale. It is the plain
+    mean where all members are right or all are wrong, and for rows without a label.
 
-    It needs labels: `Distiller` hands them over; elsewhere, `teacher(x, labels=y)`.
-    They are class ids, of the outputs' shape without the class axis or with a last
-    axis of size 1; or one number for each class, of which the largest is the label's,
-    as in one-hot labels. With `activation="sigmoid"` they are one number for each
-    unit, and a member is right of a unit where its logit is positive and the label
-    above 0.5, or neither. Labels of several outputs come in the outputs' structure.
+    The teacher reads labels. `Distiller` passes them on; elsewhere, call it as
+    `teacher(x, labels=y)`. Labels are class ids of the outputs' shape without the class
+    axis, or with a last axis of size 1; or one number for each class, of which the
+    largest is the label's, as in one-hot labels. With `activation="sigmoid"`, labels
+    are one number for each unit, and a member is right about a unit where its logit is
+    positive and the label is above 0.5, or neither is. Labels of several outputs have
+    the outputs' structure.
 
     Args:
         models: As in `Ensemble`.
-        wrong_weight: The weight of members that are wrong, `W` in [0, 1]. Defaults to
-            0.75; 1 is the plain mean, 0 asks only those that are right.
+        wrong_weight: The weight of a wrong member, `W` in [0, 1]. Defaults to 0.75. 1
+            gives the plain mean, 0 the mean of the members that are right.
         combine: As in `Ensemble`.
         activation: As in `Ensemble`.
         axis: As in `Ensemble`.
         log_losses: As in `Ensemble`.
         name: Name of the model.
-        **kwargs: What `keras.Model` takes.
+        **kwargs: Arguments of `keras.Model`.
 
     Raises:
-        ValueError: As `Ensemble` does, and if `wrong_weight` isn't in [0, 1]; when
+        ValueError: As `Ensemble` does, and if `wrong_weight` isn't in [0, 1]. When
             called, if there are no labels, if they don't fit the outputs, or if a label
-            is no class, where XLA takes all members for wrong instead.
+            is no class. In steps that XLA compiles, all members count as wrong about a
+            label that is no class.
 
     Example:
         >>> import numpy as np
         >>> teacher = CorrectnessWeighted([lambda x: x, lambda x: -x], 0.5)
         >>> logits = np.array([[4.0, 0.0], [4.0, 0.0]], "float32")
-        >>> teacher(logits, labels=[0, 1]).numpy()
-        array([[ 2.,  0.],
-               [-2.,  0.]], dtype=float32)
+        >>> mean = teacher(logits, labels=[0, 1])
+        >>> keras.ops.convert_to_numpy(mean).tolist()
+        [[2.0, 0.0], [-2.0, 0.0]]
     """
 
     def __init__(
         self,
-        models: Sequence[Teacher],
+        models: Sequence[TeacherLike],
         wrong_weight: float = 0.75,
         *,
         combine: str = "logits",
@@ -89,38 +92,39 @@ class CorrectnessWeighted(Ensemble):
 
     def call(
         self,
-        inputs: Any,
+        inputs: Nested,
         training: bool | None = None,
-        labels: Any = None,
-        labelled: Any = None,
-    ) -> Any:
+        labels: Nested = None,
+        labelled: Nested = None,
+    ) -> Nested:
         """Return the weighted mean of the members' outputs.
 
         Args:
-            inputs: The batch's inputs.
+            inputs: The inputs of the batch.
             training: As in `keras.Model.call`.
-            labels: The labels, see above.
-            labelled: Boolean, which rows have a label, of shape `(batch,)`,
-                `(batch, 1)` or the labels'; for several outputs, one for all or a
-                structure like theirs. None where all have one, the default.
+            labels: The labels, as described in the class.
+            labelled: Which rows have a label, boolean, of shape `(batch,)`,
+                `(batch, 1)` or the labels' shape. For several outputs, one tensor for
+                all or a structure like theirs. None (default) if all rows have one.
         """
-        said = self.member_outputs(inputs, training)
-        if labels is not None and not tree.is_nested(said[0]):
-            labels = ops.convert_to_tensor(labels)  # a list of them is no structure
+        outputs = self.member_outputs(inputs, training)
+        if labels is not None and not tree.is_nested(outputs[0]):
+            # Otherwise a list of ids would be taken for a structure of outputs.
+            labels = ops.convert_to_tensor(labels)
         masks = {
             tuple(path): labelled
             if not tree.is_nested(labelled)
             else per_output.found(tuple(path), labelled)
-            for path, _ in tree.flatten_with_path(said[0])
+            for path, _ in tree.flatten_with_path(outputs[0])
         }
-        return self._weighted(said, labels, masks)
+        return self._weighted(outputs, labels, masks)
 
-    def combined(self, outputs: Sequence[Any], step: Step) -> Any:
-        """Return the mean weighted by the step's labels."""
-        return self._weighted(outputs, step.labels, step.label_masks)
+    def combined(self, outputs: Sequence[Nested], batch: Batch) -> Nested:
+        """Return the mean, weighted by the labels of the batch."""
+        return self._weighted(outputs, batch.labels, batch.labelled or {})
 
     def plain(self) -> Ensemble:
-        """Return the ensemble of the same models that asks for no labels, to serve."""
+        """Return the plain ensemble of the same models, which serves without labels."""
         return Ensemble(
             self.models,
             combine=self.combine,
@@ -136,8 +140,8 @@ class CorrectnessWeighted(Ensemble):
         return config
 
     def _weighted(
-        self, outputs: Sequence[Any], labels: Any, masks: Mapping[Path, Any]
-    ) -> Any:
+        self, outputs: Sequence[Nested], labels: Nested, masks: Mapping[Path, Tensor]
+    ) -> Nested:
         shares = []
         for path, _ in tree.flatten_with_path(outputs[0]):
             path = tuple(path)
@@ -156,9 +160,9 @@ class CorrectnessWeighted(Ensemble):
         return self.mean(outputs, of_member)
 
     def _shares(
-        self, logits: Sequence[Tensor], labels: Any, labelled: Any
+        self, logits: Sequence[Tensor], labels: Tensor, labelled: Tensor | None
     ) -> list[Tensor]:
-        """Return each member's share of one output, of the rank of its logits."""
+        """Return each member's share of one output, of the same rank as its logits."""
         right = ops.stack(self._right(logits, labels, labelled))
         if labelled is not None:
             right |= ~ops.cast(of_rank(labelled, right[0]), "bool")
@@ -168,15 +172,15 @@ class CorrectnessWeighted(Ensemble):
         weights = ops.where(right, of_right, self.wrong_weight)
         weights = ops.where(right_count == 0.0, 1.0, weights) / count
         if self.activation == "softmax":
-            # `axis` doesn't count the axis of members
+            # The weights have a first axis more, that of the members.
             axis = self.axis if self.axis < 0 else self.axis + 1
             weights = ops.expand_dims(weights, axis)
         return list(ops.unstack(weights, count, axis=0))
 
     def _right(
-        self, logits: Sequence[Tensor], labels: Any, labelled: Any
+        self, logits: Sequence[Tensor], labels: Tensor, labelled: Tensor | None
     ) -> list[Tensor]:
-        """Return which members are right, of one output."""
+        """Return for each member where it is right about one output."""
         if self.activation == "sigmoid":
             positive = ops.cast(self._of_units(labels, logits[0]), "float32") > 0.5
             return [ops.equal(x > 0, positive) for x in logits]
@@ -195,8 +199,8 @@ class CorrectnessWeighted(Ensemble):
             for x in logits
         ]
 
-    def _of_units(self, labels: Any, logits: Tensor) -> Tensor:
-        """Return labels in the shape of an output of sigmoid units."""
+    def _of_units(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Return the labels of sigmoid units in the shape of their logits."""
         labels = ops.convert_to_tensor(labels)
         if len(labels.shape) == len(logits.shape) - 1 and logits.shape[-1] == 1:
             labels = ops.expand_dims(labels, -1)
@@ -208,7 +212,8 @@ class CorrectnessWeighted(Ensemble):
             )
         return labels
 
-    def _no_labels(self, path: Path, labels: Any) -> str:
+    def _no_labels(self, path: Path, labels: Nested) -> str:
+        """Return the message of the error for an output without labels."""
         received = "None" if labels is None else per_output.describe(labels)
         output = f" of output {list(path)}" if path else ""
         return (

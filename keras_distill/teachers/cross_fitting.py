@@ -1,4 +1,4 @@
-"""Cross-fitting: no row is taught by a teacher that has seen its label."""
+"""Cross-fitting: targets from teachers that weren't trained on the same rows."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,48 +8,52 @@ import numpy as np
 
 from keras_distill import inputs
 from keras_distill.scopes import scopes_kept
-from keras_distill.teachers.base import Teacher
+from keras_distill.teachers.base import TeacherLike
+from keras_distill.types import Nested
 
 Array = Any
 tree = keras.tree
 
 
 def cross_fit(
-    make_teacher: Callable[..., Teacher],
+    make_teacher: Callable[..., TeacherLike],
     data: tuple[Any, ...],
     *,
     folds: int | Iterable[tuple[Array, Array]] = 5,
     labelled: Array | None = None,
     seed: int = 0,
     batch_size: int = 1024,
-) -> Any:
-    """Return what teachers say of rows that they weren't trained on.
+) -> Nested:
+    """Return the outputs of teachers for rows that they weren't trained on.
 
-    A teacher remembers the labels that it was trained on, the more the fewer there
-    are; on those rows it repeats them to its student. Here the labelled rows are cut
-    into folds, a teacher is trained without each fold, and speaks about that fold
-    alone. Rows without a label, which none has seen, get the mean of all teachers.
+    A teacher memorises labels that it was trained on, and returns them to its student
+    on the same rows; the fewer the labels, the more so. This function divides the
+    labelled rows into folds and trains a teacher without each fold. The outputs for the
+    rows of a fold come from that teacher. Rows without a label, on which no teacher was
+    trained, get the mean of all teachers' outputs.
 
     Args:
-        make_teacher: Called with `data` less one fold, as `make_teacher(x, y)`, all
-            keys of a dict included; returns a trained Keras model, or a callable of a
-            batch of inputs.
-        data: `(x, y)` or `(x, y, sample_weight)`, NumPy arrays or structures of them
-            with the rows first. Of a dict, a model is given the keys that it declares.
-        folds: Their number, at least 2; rows are dealt out at random. Or pairs of
-            indices of labelled rows, `(training, held_out)`, as scikit-learn's
-            splitters return them, e.g. to keep the rows of a user together.
+        make_teacher: Called as `make_teacher(x, y)` with all rows of `data` except
+            those of one fold, and with all keys of a dict. Returns a trained Keras
+            model, or a callable that takes the inputs of a batch.
+        data: `(x, y)` or `(x, y, sample_weight)`, NumPy arrays or structures of them,
+            of shape `(rows, ...)`. Where `x` is a dict, a model predicts from the keys
+            that it declares.
+        folds: The number of folds, at least 2, into which rows are divided at random.
+            Or pairs of indices of labelled rows, `(training, held_out)`, as the
+            splitters of scikit-learn return them, e.g. to keep the rows of a user
+            in one fold.
         labelled: Which rows have a label, a boolean array of shape `(rows,)`. Defaults
             to all.
-        seed: Of the random folds. Defaults to 0.
+        seed: The seed of the random folds. Defaults to 0.
         batch_size: Rows per call of a teacher. Defaults to 1024.
 
     Returns:
-        The teachers' outputs for all rows in the order of `data`, to be given to
-        `Distiller` under a key of the inputs, with `Recorded(key)` as the teacher.
+        The teachers' outputs for all rows in the order of `data`. Pass them to `fit`
+        under a key of the inputs, with `Recorded(key)` as the teacher.
 
     Raises:
-        ValueError: If there are fewer than 2 folds or more than labelled rows, if
+        ValueError: If there are fewer than 2 folds or more folds than labelled rows, if
             arrays differ in length, or if the folds hold out a row twice or never.
 
     Example:
@@ -72,7 +76,7 @@ def cross_fit(
     )
     unlabelled = np.setdiff1d(np.arange(rows), with_label)
     pairs = _pairs(folds, len(with_label), seed)
-    spoken_of, said = [], []
+    taught, outputs = [], []
     for training, held_out in pairs:
         teacher = make_teacher(*_take(data, with_label[training]))
         if not callable(teacher):
@@ -80,22 +84,24 @@ def cross_fit(
                 "`make_teacher` must return a trained Keras model or a callable of a "
                 f"batch. Received: {teacher!r}"
             )
-        spoken_of.append(np.concatenate([with_label[held_out], unlabelled]))
-        said.append(_predict(teacher, _take(data[0], spoken_of[-1]), batch_size))
+        taught.append(np.concatenate([with_label[held_out], unlabelled]))
+        outputs.append(_predict(teacher, _take(data[0], taught[-1]), batch_size))
 
     def collected(*parts: Array) -> Array:
-        is_float = np.issubdtype(parts[0].dtype, np.floating)  # votes may be integers
+        # Votes may be integers, of which there is a mean all the same.
+        is_float = np.issubdtype(parts[0].dtype, np.floating)
         dtype = parts[0].dtype if is_float else "float32"
         total = np.zeros((rows, *parts[0].shape[1:]), dtype)
-        for indices, part in zip(spoken_of, parts, strict=True):
+        for indices, part in zip(taught, parts, strict=True):
             total[indices] += part
-        total[unlabelled] /= len(pairs)  # of which every teacher has spoken
+        # The sum over all teachers becomes their mean.
+        total[unlabelled] /= len(pairs)
         return total
 
-    return tree.map_structure(collected, *said)
+    return tree.map_structure(collected, *outputs)
 
 
-def _predict(teacher: Teacher, x: Any, batch_size: int) -> Any:
+def _predict(teacher: TeacherLike, x: Nested, batch_size: int) -> Nested:
     """Return a teacher's outputs for all rows, as NumPy arrays."""
     x = inputs.select(teacher, x)
     if isinstance(teacher, keras.Model):
@@ -111,7 +117,7 @@ def _predict(teacher: Teacher, x: Any, batch_size: int) -> Any:
 
 
 def _pairs(folds: Any, rows: int, seed: int) -> list[tuple[Array, Array]]:
-    """Return (training, held-out) indices of each fold."""
+    """Return the indices `(training, held_out)` of each fold."""
     if isinstance(folds, int | np.integer):
         if not 2 <= folds <= rows:
             raise ValueError(

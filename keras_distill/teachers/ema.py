@@ -1,5 +1,6 @@
 """A teacher that is the moving average of its student."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,37 +9,40 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill import shared_weights
+from keras_distill.batch import Batch
 from keras_distill.teachers import base
-from keras_distill.teachers.base import FollowingTeacher, Lesson, Step
+from keras_distill.teachers.base import FollowingTeacher, Lesson
+from keras_distill.types import Nested
 from keras_distill.values import Value
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class EMA(FollowingTeacher):
-    r"""A copy of the student whose weights follow the student's: the mean teacher.
+class EMA(keras.Model, FollowingTeacher):
+    r"""The moving average of a student: the mean teacher.
 
-    `w_t <- decay w_t + (1 - decay) w_s` after each update by the student's optimiser
-    (with gradient accumulation, fewer than batches), for trained weights and for moving
-    statistics as those of `BatchNormalization`; integers and the states of random
-    numbers are copied. `teacher.model` is an ordinary model of the student's class, to
-    evaluate and export. `Distiller` lets it follow, and its files hold it, so that a
-    resumed training goes on with the same teacher.
+    `w_t <- decay w_t + (1 - decay) w_s` after each update by the student's optimiser.
+    With gradient accumulation there are fewer updates than batches. The average covers
+    trained weights and moving statistics, such as those of `BatchNormalization`;
+    integers and the states of random numbers are copied. `teacher.model` is a model of
+    the student's class, to evaluate and export. `Distiller` updates the teacher and
+    saves it in its files, so that a resumed training continues with the same teacher.
 
-    The teacher reads what the student reads.
+    The teacher reads the same inputs as the student.
 
     Args:
-        student: The student, built, from whose weights the teacher's start. It is
-            copied through its config.
-        decay: How much of its weights the teacher keeps at an update, in [0, 1). A
-            float, which a callback may assign, or a `LearningRateSchedule` of the
-            updates before this one. Defaults to 0.999.
+        student: The student, built. The teacher's model is made from its config, and
+            starts with its weights.
+        decay: The share of its weights that the teacher keeps at an update, in [0, 1).
+            A float, which a callback may assign, or a `LearningRateSchedule` of the
+            number of earlier updates. Defaults to 0.999.
         name: Name of the teacher.
-        **kwargs: What `keras.Model` takes.
+        **kwargs: Arguments of `keras.Model`.
 
     Raises:
         TypeError: If the student isn't a Keras model, or can't be copied.
-        ValueError: If it isn't built, holds weights in float16 or bfloat16, in which
-            the average would stand still, or if `decay` isn't in [0, 1).
+        ValueError: If the student isn't built, if it has weights in float16 or
+            bfloat16, which are too coarse for the steps of an average, or if `decay`
+            isn't in [0, 1).
 
     Example:
         >>> import numpy as np
@@ -64,9 +68,9 @@ class EMA(FollowingTeacher):
         **kwargs: Any,
     ) -> None:
         _check_student(student)
-        # the model casts its own inputs
+        # The model casts its inputs to its own dtype.
         super().__init__(name=name, **{"autocast": False, **kwargs})
-        # Not tracked: a hyperparameter is none of the model's metrics.
+        # Keras would track it as one of the model's metrics.
         self._untracked = SimpleNamespace()
         self._untracked.decay = Value(
             "decay",
@@ -79,21 +83,26 @@ class EMA(FollowingTeacher):
 
     @property
     def decay(self) -> float | LearningRateSchedule:
-        """How much the teacher keeps; floats may be assigned during `fit`."""
+        """The share of its weights that it keeps; assign floats also during `fit`."""
         return self._untracked.decay.value
 
     @decay.setter
     def decay(self, value: float) -> None:
         self._untracked.decay.value = value
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    @property
+    def state(self) -> Sequence[keras.Variable]:
+        """The variables of its model, and that of the decay."""
+        return [*self.model.variables, self._untracked.decay.state]
+
+    def call(self, inputs: Nested, training: bool | None = None) -> Nested:
         """Return the model's outputs."""
         return base.call(self.model, inputs, training=training)
 
-    def teach(self, step: Step) -> Lesson:
-        """Return what the model says of what its student reads."""
-        seen = step.withheld_from_student
-        return Lesson(base.call(self.model, step.inputs, withheld=seen))
+    def teach(self, batch: Batch) -> Lesson:
+        """Return the model's outputs for the inputs that the student reads."""
+        withheld = batch.withheld_from_student
+        return Lesson(base.call(self.model, batch.inputs, withheld=withheld))
 
     def follow(
         self, student: keras.Model, *, step: Any = 0, updated: Any = True
@@ -102,11 +111,12 @@ class EMA(FollowingTeacher):
 
         Args:
             student: The student.
-            step: The number of updates before this one, for a scheduled `decay`.
+            step: The number of earlier updates, at which a scheduled `decay` is read.
             updated: Whether the student's optimiser has updated its weights, a boolean
-                scalar; if not, nothing changes.
+                scalar. If not, nothing changes.
         """
         _check_alike(self.model, student)
+        # A tensor, because accumulated gradients decide it within a compiled step.
         moved = ops.where(updated, 1.0 - self._untracked.decay.at(step), 0.0)
         for of_teacher, of_student in zip(
             self.model.variables, student.variables, strict=True
@@ -161,7 +171,7 @@ def _check_student(student: Any) -> None:
 
 
 def _copy(student: keras.Model) -> keras.Model:
-    """Return a model of the same config and weights."""
+    """Return another model of the student's config, with the student's values."""
     try:
         model = keras.models.clone_model(student)
     except Exception as error:
@@ -179,7 +189,8 @@ def _copy(student: keras.Model) -> keras.Model:
             f"{shared_weights.count_shared(model, student)} are the student's own"
         )
     for copied, original in zip(model.variables, student.variables, strict=True):
-        copied.assign(original)
+        # JAX would give both variables one buffer, which a step can't update twice.
+        copied.assign(ops.copy(original))
     return model
 
 

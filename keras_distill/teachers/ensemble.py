@@ -1,4 +1,4 @@
-"""Several models that teach as one."""
+"""Several models that teach as one: the mean of their outputs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,53 +6,58 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_distill.batch import Batch
 from keras_distill.naming import distinct
 from keras_distill.teachers import base, ordering
 from keras_distill.teachers.base import (
     FollowingTeacher,
     Lesson,
-    Step,
-    StepTeacher,
     Teacher,
+    TeacherLike,
+    as_teacher,
 )
 from keras_distill.teachers.combining import alike, check_combination, mean_outputs
+from keras_distill.types import Nested
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class Ensemble(StepTeacher):
-    r"""The weighted mean of what several models say.
+class Ensemble(keras.Model, Teacher):
+    r"""The weighted mean of several models' outputs.
 
     `t = sum_m w_m t_m`, or `t = log(sum_m w_m softmax(t_m))` with
-    `combine="probabilities"`, the weights `w_m` divided by their sum. Both are logits.
-    It is a Keras model: it predicts, is evaluated, saved and exported as one. Of a
-    dict of inputs each member reads the keys that it declares.
+    `combine="probabilities"`. The weights `w_m` are divided by their sum. Both means
+    are logits. An ensemble is a Keras model: it predicts, is evaluated, saved and
+    exported like any other. Where the inputs are a dict, each member reads the keys
+    that it declares.
 
     Args:
         models: The members, at least one: built Keras models or layers, other
-            ensembles, or any callables of a batch of inputs, with outputs of one
-            structure and shape, in logits.
+            teachers, or callables that take the inputs of a batch. Their outputs are
+            logits of one structure and shape.
         weights: A positive number for each member. Defaults to equal weights.
-        combine: What is averaged, `"logits"` (default) or `"probabilities"`.
-        activation: What makes probabilities of the outputs, `"softmax"` (default) or
-            `"sigmoid"` of each unit.
+        combine: The mean to take, of `"logits"` (default) or of `"probabilities"`.
+        activation: The function that turns outputs into probabilities, `"softmax"`
+            (default) or, unit by unit, `"sigmoid"`.
         axis: The class axis. Defaults to -1.
-        log_losses: Whether `fit` logs the distillation loss against each member too,
-            as `<name of the member>_distillation_loss`, a number added to a name that
-            stands for two. Defaults to False.
+        log_losses: Whether `fit` also logs the distillation loss against each member,
+            as `<name of the member>_distillation_loss`. Members of the same name are
+            numbered. Defaults to False.
         name: Name of the model.
-        **kwargs: What `keras.Model` takes.
+        **kwargs: Arguments of `keras.Model`.
 
     Raises:
-        TypeError: If the members aren't a list of callables, or one follows a
+        TypeError: If `models` isn't a list of callables, or a member follows a
             student.
-        ValueError: If there is none, a Keras model isn't built, or the weights don't
-            fit; when called, if the members' outputs differ in structure or shape.
+        ValueError: If there is no member, a Keras model isn't built, or the weights
+            don't fit. When called, if the members' outputs differ in structure or
+            shape.
 
     Example:
         >>> ensemble = Ensemble(
         ...     [lambda x: x, lambda x: 3.0 * x], weights=[3.0, 1.0])
-        >>> ensemble(np.array([[2.0, 0.0]])).numpy()
-        array([[3., 0.]])
+        >>> logits = ensemble(np.array([[2.0, 0.0]], "float32"))
+        >>> keras.ops.convert_to_numpy(logits).tolist()
+        [[3.0, 0.0]]
 
     Reference:
         Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network",
@@ -61,7 +66,7 @@ class Ensemble(StepTeacher):
 
     def __init__(
         self,
-        models: Sequence[Teacher],
+        models: Sequence[TeacherLike],
         weights: Sequence[float] | None = None,
         *,
         combine: str = "logits",
@@ -73,7 +78,7 @@ class Ensemble(StepTeacher):
     ) -> None:
         check_combination(combine, activation)
         _check_members(models)
-        # the members cast their own inputs
+        # Each member casts its inputs to its own dtype.
         super().__init__(name=name, **{"autocast": False, **kwargs})
         self.models = list(models)
         self.shares = _shares(weights, len(models))
@@ -82,62 +87,83 @@ class Ensemble(StepTeacher):
         self.axis = axis
         self.log_losses = log_losses
         self.member_names = distinct([_name(member) for member in models])
-        self.built = True  # all of its weights are its members'
+        # An ensemble has no weights besides its members'.
+        self.built = True
 
     @property
     def reads(self) -> Sequence[str]:
-        """Keys of a batch that its members read recorded answers from."""
-        keys = [key for member in self.models for key in base.targets_read(member)]
+        """Keys of the inputs that hold outputs recorded for its members."""
+        keys = [key for member in self._teachers() for key in member.reads]
         return tuple(dict.fromkeys(keys))
 
     @property
     def declares(self) -> Sequence[str] | None:
-        """The names of its members' inputs, None where one doesn't tell."""
+        """Names of its members' inputs; None where those of one aren't known."""
         names: set[str] = set()
-        for member in self.models:
-            of_member = base.declared_names(member)
-            if of_member is None:
+        for member in self._teachers():
+            if member.declares is None:
                 return None
-            names.update(of_member)
+            names.update(member.declares)
         return sorted(names)
 
     @property
     def logged_members(self) -> Sequence[str]:
-        """The names of the members, where their losses are logged."""
+        """Names of the members, where the losses against them are logged."""
         return tuple(self.member_names) if self.log_losses else ()
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    @property
+    def changes(self) -> bool:
+        """Whether a member changes while it teaches."""
+        return any(member.changes for member in self._teachers())
+
+    @property
+    def state(self) -> Sequence[keras.Variable]:
+        """The variables of all members, each once."""
+        states = [variable for member in self._teachers() for variable in member.state]
+        return list({id(variable): variable for variable in states}.values())
+
+    def call(self, inputs: Nested, training: bool | None = None) -> Nested:
         """Return the mean of the members' outputs."""
         return self.mean(self.member_outputs(inputs, training))
 
-    def teach(self, step: Step) -> Lesson:
-        """Return the mean of the members' outputs, with these where they are logged."""
+    def teach(self, batch: Batch) -> Lesson:
+        """Return the mean of the members' outputs, and each output if it is logged."""
 
-        def said(member: Teacher, inputs: Any) -> Any:
-            withheld = (*step.withheld, *self._withheld_from(member))
-            asked = step._replace(inputs=inputs, withheld=withheld)
-            return base.ask(member, asked).targets
+        def asked(given: TeacherLike, inputs: Nested) -> Nested:
+            member = as_teacher(given)
+            withheld = (*batch.withheld, *self._withheld_from(member))
+            seen = batch._replace(inputs=inputs, withheld=withheld)
+            return base.ask(member, seen).targets
 
-        outputs = self._one_by_one(said, step.inputs)
-        targets = self.combined(outputs, step)
+        outputs = self._one_by_one(asked, batch.inputs)
+        targets = self.combined(outputs, batch)
         members = dict(zip(self.logged_members, outputs, strict=False))
         return Lesson(targets, members)
 
-    def member_outputs(self, inputs: Any, training: bool | None = None) -> list[Any]:
-        """Return what each member says of a batch of inputs."""
+    def member_outputs(
+        self, inputs: Nested, training: bool | None = None
+    ) -> list[Nested]:
+        """Return the outputs of each member for the inputs of a batch."""
 
-        def said(member: Teacher, inputs: Any) -> Any:
-            withheld = self._withheld_from(member)
-            return base.call(member, inputs, withheld=withheld, training=training)
+        def called(given: TeacherLike, inputs: Nested) -> Nested:
+            withheld = self._withheld_from(as_teacher(given))
+            return base.call(given, inputs, withheld=withheld, training=training)
 
-        return self._one_by_one(said, inputs)
+        return self._one_by_one(called, inputs)
 
-    def combined(self, outputs: Sequence[Any], step: Step) -> Any:
-        """Return what the members' outputs come to in a training step."""
+    def combined(self, outputs: Sequence[Nested], batch: Batch) -> Nested:
+        """Return the targets of a training step, given the members' outputs."""
         return self.mean(outputs)
 
-    def mean(self, outputs: Sequence[Any], shares: Sequence[Any] | None = None) -> Any:
-        """Return the members' mean, of their shares or of others."""
+    def mean(
+        self, outputs: Sequence[Nested], shares: Sequence[Any] | None = None
+    ) -> Nested:
+        """Return the mean of outputs.
+
+        Args:
+            outputs: The outputs of each member.
+            shares: As in `mean_outputs`. Defaults to the members' own shares.
+        """
         return mean_outputs(
             outputs,
             self.shares if shares is None else shares,
@@ -175,15 +201,19 @@ class Ensemble(StepTeacher):
         ]
         return cls(**{**config, "models": models})
 
+    # Not a property: files of Keras hold each layer that an attribute returns.
+    def _teachers(self) -> list[Teacher]:
+        return [as_teacher(member) for member in self.models]
+
     def _one_by_one(
-        self, said: Callable[[Teacher, Any], Any], inputs: Any
-    ) -> list[Any]:
-        """Return `said(member, inputs)` of each member."""
-        outputs: list[Any] = []
+        self, ask: Callable[[TeacherLike, Nested], Nested], inputs: Nested
+    ) -> list[Nested]:
+        """Return `ask(member, inputs)` of each member."""
+        outputs: list[Nested] = []
         for name, member in zip(self.member_names, self.models, strict=True):
             if outputs:
                 inputs = ordering.after(outputs[-1], inputs)
-            outputs.append(said(member, inputs))
+            outputs.append(ask(member, inputs))
             if outputs[-1] is None:
                 raise ValueError(
                     "Every member of an ensemble must say something of every batch. "
@@ -192,9 +222,8 @@ class Ensemble(StepTeacher):
         return alike(outputs)
 
     def _withheld_from(self, member: Teacher) -> list[str]:
-        """Return the keys of recorded answers that aren't this member's."""
-        own = base.targets_read(member)
-        return [key for key in self.reads if key not in own]
+        """Return the keys that hold outputs recorded for other members."""
+        return [key for key in self.reads if key not in member.reads]
 
     def _check_can_be_saved(self) -> None:
         others = [
@@ -209,13 +238,13 @@ class Ensemble(StepTeacher):
                 f"save the models and not the ensemble. Received: members {others}"
             )
         members: list[Any] = self.models
-        held = [id(weight) for member in members for weight in member.weights]
-        if len(set(held)) != len(held):
+        weights = [id(weight) for member in members for weight in member.weights]
+        if len(set(weights)) != len(weights):
             raise ValueError(
                 "Files of Keras can't hold an ensemble whose members share weights. "
                 "Make one model of these members, with several outputs or their mean, "
-                f"or save each apart. Received: {len(held)} weights of members, "
-                f"{len(set(held))} of them different"
+                f"or save each apart. Received: {len(weights)} weights of members, "
+                f"{len(set(weights))} of them different"
             )
 
 
@@ -237,7 +266,7 @@ def _check_members(models: Any) -> None:
                 "A teacher that follows its student can't be a member of an ensemble, "
                 f"where nobody would tell it of updates. Received: {member!r}"
             )
-        base.checked(member)
+        as_teacher(member)
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
@@ -253,8 +282,9 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     return [float(share) for share in given / given.sum()]
 
 
-def _name(member: Teacher) -> str:
+def _name(member: TeacherLike) -> str:
     if isinstance(member, keras.Layer):
         return str(member.name)
     name: str = getattr(member, "__name__", type(member).__name__)
-    return name.strip("<>")  # of a lambda
+    # A lambda is named "<lambda>".
+    return name.strip("<>")

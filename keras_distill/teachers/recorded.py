@@ -1,20 +1,26 @@
-"""A teacher whose outputs were recorded before: they come with the batch."""
+"""A teacher whose outputs were recorded before and come with the batch."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 
+from keras_distill.batch import Batch
+from keras_distill.teachers.base import Lesson, Teacher
+from keras_distill.types import Nested, Tensor
 
-class Recorded:
-    """Reads the teacher's outputs from the batch's inputs.
+
+class Recorded(Teacher):
+    """Reads a teacher's recorded outputs from the inputs of the batch.
+
+    The student is never given these inputs.
 
     Args:
-        keys: The key under which they stand, for one output; for several, a list or
-            dict of keys that mirrors the student's outputs.
+        keys: The key of the inputs that holds the output; for several outputs, a list
+            or dict of keys with the structure of the student's outputs.
 
     Raises:
-        ValueError: When called with a batch that doesn't hold the keys.
+        ValueError: When called with a batch that lacks one of the keys.
 
     Example:
         >>> teacher = Recorded("teacher_logits")
@@ -27,19 +33,23 @@ class Recorded:
 
     @property
     def reads(self) -> list[str]:
-        """The keys of the batch that it reads: targets, not for a student's eyes."""
+        """The keys of the inputs that hold its outputs."""
         return [str(key) for key in keras.tree.flatten(self.keys)]
 
-    def __call__(self, x: Any) -> Any:
-        """Return the recorded outputs of a batch, `x` a dict of inputs."""
+    def __call__(self, x: Nested) -> Nested:
+        """Return the recorded outputs of a batch, `x` being its dict of inputs."""
         if isinstance(self.keys, Mapping):
             return {output: _at(key, x) for output, key in self.keys.items()}
         if isinstance(self.keys, list | tuple):
             return [_at(key, x) for key in self.keys]
         return _at(self.keys, x)
 
+    def teach(self, batch: Batch) -> Lesson:
+        """Return the recorded outputs of a batch."""
+        return Lesson(self(batch.inputs))
 
-def _at(key: str, x: Any) -> Any:
+
+def _at(key: str, x: Nested) -> Tensor:
     if not isinstance(x, Mapping) or key not in x:
         keys = sorted(x) if isinstance(x, Mapping) else None
         raise ValueError(

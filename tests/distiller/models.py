@@ -5,8 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 FEATURES = 4
 CLASSES = 3
@@ -103,7 +102,7 @@ class Subclassed(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if isinstance(inputs, dict):
-            inputs = tf.concat([inputs[key] for key in sorted(inputs)], axis=-1)
+            inputs = ops.concatenate([inputs[key] for key in sorted(inputs)], axis=-1)
         return self.head(self.dropout(self.hidden(inputs), training=training))
 
     def get_config(self) -> dict[str, Any]:
@@ -119,4 +118,6 @@ class StepLogs(keras.callbacks.Callback):
         self.seen: list[Any] = []
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        # On JAX, `model` assigns what `fit` has computed to the variables.
+        assert self.model is not None
         self.seen.append(self.read())

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import keras
-import tensorflow as tf
 from keras import layers
 
 import keras_distill as kd
@@ -33,8 +32,14 @@ def make_student() -> keras.Model:
 def fit(distiller: kd.Distiller, callbacks: list[keras.callbacks.Callback]) -> None:
     decay = keras.optimizers.schedules.PolynomialDecay(0.1, 3 * EPOCHS, 0.01)
     distiller.compile(keras.optimizers.Adam(decay), crossentropy())
-    batches = tf.data.Dataset.from_tensor_slices(data(24)).batch(8)
-    distiller.fit(batches, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
+    distiller.fit(
+        *data(24),
+        batch_size=8,
+        epochs=EPOCHS,
+        shuffle=False,
+        verbose=0,
+        callbacks=callbacks,
+    )
 
 
 def run(directory: Path, generations: int = GENERATIONS) -> kd.online.Generations:

@@ -292,7 +292,7 @@ def test_what_was_said_out_of_fold_teaches_a_student() -> None:
         label_mask="labelled",
         run_eagerly=True,
     )
-    s = student({"x": FEATURES}).numpy()
+    s = np.asarray(student({"x": FEATURES}))
     history = distiller.fit(
         {**x, "said": said, "labelled": LABELLED},
         np.where(LABELLED, Y, np.nan)[:, None],

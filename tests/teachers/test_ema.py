@@ -6,7 +6,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers
 
 import keras_distill as kd
@@ -230,7 +229,12 @@ class TestTheModel:
         student(X)
         np.testing.assert_array_equal(EMA(student)(X), np.asarray(student(X)))
 
+    @pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="TensorFlow exports"
+    )
     def test_it_exports_alone(self, tmp_path: Path) -> None:
+        import tensorflow as tf
+
         student = mlp()
         teacher = EMA(student, decay=0.5)
         distiller_of(student, teacher).fit(X, Y, verbose=0)

@@ -6,7 +6,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers
 
 import keras_distill as kd
@@ -96,7 +95,7 @@ class TestValues:
         logits = Ensemble(members, activation=activation)(X[:1])
         np.testing.assert_allclose(logits, [[0, -1e4, 0]])
         mean = Ensemble(members, combine="probabilities", activation=activation)
-        said = mean(X[:1]).numpy()
+        said = np.asarray(mean(X[:1]))
         assert np.isfinite(said).all()
         if activation == "softmax":  # half of each: classes 0 and 2
             np.testing.assert_allclose(np.exp(said), [[0.5, 0, 0.5]])
@@ -106,7 +105,7 @@ class TestValues:
     @pytest.mark.parametrize("combine", ["logits", "probabilities"])
     def test_a_masked_class(self, combine: str) -> None:
         members = [says(1, -np.inf, 0), says(3, -np.inf, 0)]
-        said = Ensemble(members, combine=combine)(X[:1]).numpy()
+        said = np.asarray(Ensemble(members, combine=combine)(X[:1]))
         assert said[0, 1] == -np.inf
         assert np.isfinite(said[0, [0, 2]]).all()
 
@@ -206,7 +205,7 @@ class TestInputs:
         assert Ensemble([*members, lambda x: x]).declares is None
 
     def test_recorded_answers_are_for_no_other_model(self) -> None:
-        said = mlp(seed=1)(X).numpy()
+        said = np.asarray(mlp(seed=1)(X))
         everything = built(Subclassed(), {"x": X})
         teacher = Ensemble([everything, Recorded("said")], log_losses=True)
         assert teacher.reads == ("said",)
@@ -324,7 +323,7 @@ class TestLogs:
         distiller.compile(keras.optimizers.SGD(0.0), distillation_loss="mse", alpha=1.0)
         history = distiller.fit(X, batch_size=24, verbose=0).history
         said, output = members[1](X), two_heads(9, as_dict=True)(X)
-        expected = sum(np.mean((said[k] - output[k]) ** 2) for k in said)
+        expected = sum(float(np.mean((said[k] - output[k]) ** 2)) for k in said)
         name = f"{members[1].name}_distillation_loss"
         assert history[name][0] == pytest.approx(expected, rel=1e-5)
 
@@ -400,7 +399,7 @@ class TestAsAModel:
         ensemble = Ensemble(members)
         ensemble.compile(loss=crossentropy(), metrics=["accuracy"])
         found = ensemble.evaluate(X, Y, verbose=0, return_dict=True)
-        mean = (members[0](X) + members[1](X)).numpy() / 2
+        mean = np.asarray(members[0](X) + members[1](X)) / 2
         assert found["accuracy"] == pytest.approx(np.mean(mean.argmax(1) == Y))
 
     def test_save_and_load(self, tmp_path: Path) -> None:
@@ -423,7 +422,12 @@ class TestAsAModel:
             assert getattr(loaded, name) == getattr(ensemble, name)
         assert loaded.member_names == ensemble.member_names
 
+    @pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="TensorFlow exports"
+    )
     def test_export(self, tmp_path: Path) -> None:
+        import tensorflow as tf
+
         ensemble = Ensemble([mlp(seed=1), built(Subclassed())], name="board")
         kd.export.export(
             ensemble, tmp_path / "out", formats=["saved_model"], example_batch=X

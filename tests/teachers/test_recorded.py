@@ -3,11 +3,13 @@
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
-import tensorflow as tf
 
 import keras_distill as kd
+from keras_distill.batch import Batch
 from keras_distill.teachers import Recorded
+from keras_distill.teachers.base import ask
 from tests.distiller.models import (
     CLASSES,
     Subclassed,
@@ -18,7 +20,7 @@ from tests.distiller.models import (
 )
 
 X, Y = data()
-SAID = mlp(seed=1)(X).numpy()
+SAID = np.asarray(mlp(seed=1)(X))
 
 
 def test_one_output_stands_under_one_key() -> None:
@@ -53,9 +55,16 @@ def fitted(student: keras.Model, teacher: Any, x: Any) -> kd.Distiller:
         crossentropy(),
         distillation_loss=kd.losses.ForwardKL(temperature=2.0),
     )
-    rows = tf.data.Dataset.from_tensor_slices((x, Y)).shuffle(24, seed=3)
-    distiller.fit(rows.batch(8), epochs=2, shuffle=False, verbose=0)
+    order = np.random.default_rng(3).permutation(24)
+    rows = {name: values[order] for name, values in x.items()}
+    distiller.fit(rows, Y[order], batch_size=8, epochs=2, shuffle=False, verbose=0)
     return distiller
+
+
+def test_it_is_a_teacher() -> None:
+    batch = Batch(inputs={"x": X, "said": SAID}, withheld=["said"])
+    np.testing.assert_array_equal(ask(Recorded("said"), batch).targets, SAID)
+    assert Recorded({"a": "b", "c": "d"}).reads == ["b", "d"]
 
 
 def student() -> keras.Model:

@@ -1,0 +1,60 @@
+"""The files of processes that share a directory."""
+
+import os
+import time
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+# What distinguishes the versions of a file: its time, size and number.
+Version = tuple[int, ...]
+
+
+def others(
+    directory: Path, name: str, *, forget_after: float | None
+) -> dict[str, tuple[Path, Version]]:
+    """Return the path and the version of each other process' file, by its name.
+
+    Args:
+        directory: The shared directory.
+        name: The name of this process.
+        forget_after: As in `SharedPeers`.
+    """
+    found: dict[str, tuple[Path, Version]] = {}
+    try:
+        for path in sorted(directory.glob("*.keras")):
+            # A hidden file is still being written.
+            if path.name.startswith(".") or path.stem == name:
+                continue
+            stat = path.stat()
+            age = time.time() - stat.st_mtime
+            if forget_after is None or age <= forget_after:
+                version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+                found[path.stem] = path, version
+    except OSError as error:
+        warnings.warn(f"Not all peers could be read: {error}", stacklevel=2)
+    return found
+
+
+def lock(directory: Path, name: str) -> int:
+    """Lock a name for the life of this process, and return the file descriptor.
+
+    Raises:
+        RuntimeError: If another running process has locked it.
+    """
+    # Windows lacks this module; the rest of the package works there.
+    import fcntl
+
+    path = directory / f".{name}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    # Some file systems have no locks.
+    with suppress(OSError):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise RuntimeError(
+                "`name` must be this process' own: one that is alive has it in this "
+                f"directory. Received: name={name!r}, locked by {path}"
+            ) from None
+    return descriptor
