@@ -13,9 +13,9 @@ def _is_the_command() -> bool:
     return Path((getattr(sys, "argv", None) or [""])[0]).stem == "keras-distill"
 
 
-# Keras can load the classes in its files only after they were imported. So the package
-# imports them all. The command doesn't, because that takes seconds, and a mistake in its
-# arguments should be reported at once.
+# Keras can load a class from a file only after its module was imported, so the package
+# imports all of them. That takes seconds. The command doesn't wait for it, so that it
+# reports mistakes in its arguments at once.
 if TYPE_CHECKING or not _is_the_command():
     from keras_distill import hints, losses, metrics, online, schedules, teachers
     from keras_distill.distiller import Distiller
@@ -42,8 +42,8 @@ _WITHIN = {"Distiller": "distiller", "cross_fit": "teachers"}
 
 
 def __getattr__(name: str) -> Any:
-    # No class of `export` is in a Keras file, and two fifths of the package's modules are
-    # there. So it is imported when it is first used.
+    # `export` has two fifths of the package's modules and no class that is in a Keras
+    # file, so it is imported when it is first used.
     if name in _WITHIN:
         return getattr(importlib.import_module(f"keras_distill.{_WITHIN[name]}"), name)
     if name in __all__:
