@@ -10,7 +10,8 @@ DECLARED = setup.cfg pyproject.toml constraints.txt
 WORKERS ?= 2
 # The tests of code that runs on every backend of Keras.
 NEUTRAL = tests/losses tests/hints/test_losses.py tests/metrics tests/teachers \
-  tests/test_schedules.py tests/test_arguments.py tests/golden tests/earlier
+  tests/labels tests/guards/test_sums.py tests/test_inputs.py tests/test_schedules.py \
+  tests/test_values.py tests/test_arguments.py tests/golden tests/earlier
 # TensorFlow's messages at its start would bury the output of a command.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Without this, ONNX Runtime reports its use to Microsoft.
