@@ -21,6 +21,7 @@ LONG = {
     "keras_distill.export.evaluation.Evaluation.__init__",
     "keras_distill.export.exporter.export",
     "keras_distill.export.latency.measure",
+    "keras_distill.metrics.groups.group_auc",
 }
 
 
@@ -44,18 +45,24 @@ def large_classes(package: Path = PACKAGE) -> dict[str, int]:
     }
 
 
+def listed(found: dict[str, int]) -> str:
+    """Return a line for each name, which pytest doesn't shorten."""
+    return "\n".join(f"{name}: {size}" for name, size in sorted(found.items()))
+
+
 def test_the_trainer_is_read_at_one_sitting() -> None:
-    lines = (PACKAGE / "distiller.py").read_text().splitlines()
-    assert len(lines) <= DISTILLER_LINES
+    lines = len((PACKAGE / "distiller.py").read_text().splitlines())
+    assert lines <= DISTILLER_LINES
 
 
 def test_no_class_is_large() -> None:
-    assert large_classes() == {}
+    found = large_classes()
+    assert not found, listed(found)
 
 
 def test_no_function_is_long() -> None:
-    found = long_functions()
-    assert {name: found[name] for name in found if name not in LONG} == {}
+    found = {n: length for n, length in long_functions().items() if n not in LONG}
+    assert not found, listed(found)
 
 
 def test_the_exceptions_are_still_needed() -> None:
