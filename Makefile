@@ -1,19 +1,23 @@
-# Each target makes what it needs: Python 3.11, 3.12 or 3.13 and make are enough to begin.
+# Each target makes what it needs. Only make and Python 3.11, 3.12 or 3.13 must be there.
 PYTHON ?= python3
 VENV ?= .venv
-# What is installed: the package to be used, or all that its tests and checks need.
+# These files record an installation: of the package, or of all that its tests need.
 DEMO = $(VENV)/.installed-demo
 DEV = $(VENV)/.installed-dev
 PIP = $(VENV)/bin/python -m pip install --quiet -c constraints.txt
 DECLARED = setup.cfg pyproject.toml constraints.txt
-# Processes that the tests are run in, each of up to 3 GB.
+# The number of processes that run the tests. Each needs up to 3 GB.
 WORKERS ?= 2
-# What TensorFlow logs at its start would bury what a command prints.
+# The tests of code that runs on every backend of Keras.
+NEUTRAL = tests/losses tests/hints/test_losses.py tests/metrics tests/teachers \
+  tests/labels tests/guards/test_sums.py tests/test_inputs.py tests/test_schedules.py \
+  tests/test_values.py tests/test_arguments.py tests/golden tests/earlier
+# TensorFlow's messages at its start would bury the output of a command.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
-# ONNX Runtime would report its use to Microsoft.
+# Without this, ONNX Runtime reports its use to Microsoft.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test lint requirements bench clean
+.PHONY: demo test test-jax lint requirements bench clean
 
 demo: $(DEMO)
 	$(VENV)/bin/keras-distill demo
@@ -21,12 +25,16 @@ demo: $(DEMO)
 test: $(DEV)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
+test-jax: $(DEV)
+	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
+	  $(NEUTRAL)
+
 lint: $(DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# That all requirements can be had together on every Python that setup.cfg names.
+# All requirements must have versions that fit together on each Python of setup.cfg.
 requirements: $(DEV)
 	for version in $$(sed -n 's/.*Python :: \(3\.[0-9]*\)$$/\1/p' setup.cfg); do \
 	  echo "requirements on Python $$version"; \

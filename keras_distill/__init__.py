@@ -9,13 +9,13 @@ from keras_distill.version import __version__
 
 
 def _is_the_command() -> bool:
-    """Whether this process is `keras-distill`, which reads its arguments first."""
+    """Return whether this process is the command `keras-distill`."""
     return Path((getattr(sys, "argv", None) or [""])[0]).stem == "keras-distill"
 
 
-# Keras finds the classes that its files name only once they are imported, so all are
-# imported with the package. It takes seconds, most of them TensorFlow's: the command
-# waits until its arguments are read.
+# Keras can load a class from a file only after its module was imported, so the package
+# imports all of them. That takes seconds. The command doesn't wait for it, so that it
+# reports mistakes in its arguments at once.
 if TYPE_CHECKING or not _is_the_command():
     from keras_distill import hints, losses, metrics, online, schedules, teachers
     from keras_distill.distiller import Distiller
@@ -37,13 +37,13 @@ __all__ = [
     "teachers",
 ]
 
-# What isn't a module by its own name.
+# Public names that are not modules, with the module of each.
 _WITHIN = {"Distiller": "distiller", "cross_fit": "teachers"}
 
 
 def __getattr__(name: str) -> Any:
-    # `export` waits in every process: it is two fifths of the package's modules, and
-    # no class of it is in a Keras file.
+    # `export` has two fifths of the package's modules and no class that is in a Keras
+    # file, so it is imported when it is first used.
     if name in _WITHIN:
         return getattr(importlib.import_module(f"keras_distill.{_WITHIN[name]}"), name)
     if name in __all__:

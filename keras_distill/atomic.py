@@ -1,18 +1,32 @@
-"""Files that are whole at every moment, whenever their writer is killed."""
+"""Files and directories that are replaced as a whole, even if the writer is killed."""
 
+import ctypes
+import errno
 import os
-from collections.abc import Callable
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# From the Linux headers: paths relative to the working directory; swap two paths.
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+# The scratch directory of a writer of `name`. `.old` marks a directory that was renamed
+# to make room for the new one.
+_SCRATCH = re.compile(r"\.(?P<name>.+)\.keras-distill-[0-9a-f]{8}(?P<old>\.old)?")
 
 
 def replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` make a file beside `path`, then put it in the place of `path`.
+    """Replace a file as a whole.
 
-    The file is written under one hidden name that keeps the suffixes, so that what a
-    killed writer left is written over by the next: one writer at a time.
+    The new file is written beside `path` under a hidden name, always the same, which
+    keeps the suffixes. The next writer overwrites what a killed one left. So only one
+    writer may run at a time.
 
     Args:
-        path: Where the file goes; its directory is made where there is none.
+        path: The file to replace. Its directory is made if there is none.
         write: Writes a whole file at the path that it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,13 +34,186 @@ def replace(path: Path, write: Callable[[Path], None]) -> None:
     write(scratch)
     flush(scratch)
     os.replace(scratch, path)
-    flush(path.parent)  # the rename itself
+    # A power cut could undo the rename while the directory isn't flushed.
+    flush(path.parent)
+
+
+@contextmanager
+def replacing(
+    directory: Path,
+    check: Callable[[Path], None],
+    *,
+    check_first: Callable[[Path], None] | None = None,
+) -> Iterator[Path]:
+    """Yield a scratch directory that replaces `directory` at the end of the block.
+
+    The scratch directory is beside `directory`, under a name that no other writer has.
+    An error in the block removes it. If the process is killed, the next writer in the
+    same parent directory removes it.
+
+    On Linux one system call swaps the old and the new directory, so that one of them is
+    complete at `directory` at every moment. Some file systems can't swap. There the old
+    directory is renamed first. If the process is killed between the two renames, the
+    next writer renames it back before it does anything else.
+
+    If several processes write to one directory, the last one to finish replaces it.
+
+    Args:
+        directory: An absolute path.
+        check: Raises an error if `directory` must not be replaced. It is called at the
+            start and again before the swap.
+        check_first: Called at the start in place of `check`, while no other writer in
+            the same parent directory can start or finish.
+
+    Raises:
+        OSError: If `directory` can't be written, or the error of `check`.
+    """
+    scratch, lock = _make_scratch(directory, check_first or check)
+    try:
+        yield scratch
+        _flush_tree(scratch)
+        with alone_in(directory.parent):
+            # The directory may have changed while the scratch directory was filled.
+            check(directory)
+            _swap(scratch, directory)
+        flush(directory.parent)
+    finally:
+        # It contains the unfinished files or, after the swap, the old ones.
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
+
+
+def target_name(path: Path) -> str | None:
+    """Return the name of the directory that a scratch directory is to replace.
+
+    None if `path` isn't named like a scratch directory.
+    """
+    scratch = _SCRATCH.fullmatch(path.name)
+    return scratch["name"] if scratch else None
+
+
+@contextmanager
+def alone_in(parent: Path) -> Iterator[None]:
+    """Wait until no other writer changes the entries of `parent`; keep others out."""
+    import fcntl  # Absent on Windows, where the rest of the package works.
+
+    # A scratch directory belongs to one process, which has locked it already.
+    if target_name(parent) is not None:
+        yield
+        return
+    descriptor = os.open(parent, os.O_RDONLY)
+    try:
+        # Some file systems have no locks.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def recover(parent: Path) -> None:
+    """Put back or remove the directories that killed writers left in `parent`."""
+    for path in parent.iterdir():
+        scratch = _SCRATCH.fullmatch(path.name)
+        if not scratch or not path.is_dir():
+            continue
+        try:
+            lock = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # Its writer has finished meanwhile.
+        try:
+            if not _try_lock(lock):
+                continue
+            directory = parent / scratch["name"]
+            if scratch["old"] and not directory.exists():
+                path.rename(directory)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def flush(path: Path) -> None:
-    """Bring to the disk what a power cut would lose."""
+    """Write a file's or directory's cached data to the disk, in case of a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_tree(directory: Path) -> None:
+    """Flush a directory and all that it contains.
+
+    Without this, after a power cut the swapped directory could contain empty files.
+    """
+    for path in [*directory.rglob("*"), directory]:
+        flush(path)
+
+
+def _make_scratch(directory: Path, check: Callable[[Path], None]) -> tuple[Path, int]:
+    """Clean up after killed writers; make a scratch directory and lock it."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with alone_in(directory.parent):
+            recover(directory.parent)
+            check(directory)
+            name = f".{directory.name}.keras-distill-{secrets.token_hex(4)}"
+            scratch = directory.with_name(name)
+            # `mkdtemp` would make a directory that servers of other users can't read.
+            scratch.mkdir()
+            lock = os.open(scratch, os.O_RDONLY)
+            _try_lock(lock)
+        return scratch, lock
+    except OSError as error:
+        # `check` raised it, with advice.
+        if error.errno is None:
+            raise
+        raise OSError(
+            error.errno,
+            "`directory` must lie where this process can write. "
+            f"Received: directory={str(directory)!r} ({error.strerror})",
+        ) from error
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock a directory until this process ends; return False if another has it."""
+    import fcntl  # Absent on Windows, where the rest of the package works.
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        # A running writer has it, or the file system has no locks. In both cases the
+        # directory must not be touched.
+        return False
+    return True
+
+
+def _swap(scratch: Path, directory: Path) -> None:
+    """Put `scratch` at `directory`, and the old directory at `scratch`."""
+    if not directory.exists():
+        scratch.rename(directory)
+    elif not _exchange(scratch, directory):
+        aside = scratch.with_name(f"{scratch.name}.old")
+        directory.rename(aside)
+        try:
+            scratch.rename(directory)
+        except OSError:
+            aside.rename(directory)
+            raise
+        aside.rename(scratch)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one step; return False if the system can't."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, TypeError):
+        return False
+    source, target = os.fsencode(first), os.fsencode(second)
+    if rename(_AT_FDCWD, source, _AT_FDCWD, target, _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV):
+        return False
+    raise OSError(code, os.strerror(code), str(second))

@@ -1,60 +1,72 @@
-"""A room imports only from floors below its own, and nothing optional at its door."""
+"""Rooms import from floors below their own, and only some of them use a backend."""
 
-import ast
 import graphlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import keras_distill
+from tests.source import PACKAGE, calls, imports, modules
 
-PACKAGE = Path(keras_distill.__file__).parent
-
+# A room is a file or a folder of the package. It imports from lower floors only.
 FLOORS = {
-    "version": 1,
-    "backend": 0,
     "types": 0,
-    "values": 1,
+    "version": 0,
+    "backend": 0,
     "arguments": 0,
-    "building": 0,
     "cautions": 0,
-    "atomic": 0,
     "installing": 0,
+    "naming": 0,
     "signatures": 0,
     "standard_error": 0,
-    "naming": 0,
-    "per_output": 0,
-    "own_training": 0,
-    "shared_weights": 0,
-    "scopes": 0,
-    "labels": 1,
-    "tracing": 1,
-    "resuming": 1,
+    "atomic": 1,
+    "batch": 1,
+    "building": 1,
+    "guard": 1,
     "inputs": 1,
-    "schedules": 1,
-    "losses": 1,
-    "export": 1,
     "metrics": 1,
-    "monitoring": 1,
-    "distillation": 2,
-    "guards": 2,
-    "teachers": 2,
-    "hints": 2,
-    "compilation": 3,
-    "distiller": 3,
-    "online": 4,
-    "report": 4,
-    "targets": 4,
-    "sequence": 4,
-    "demo": 4,
-    "cli": 5,
-    "__main__": 6,
-    "__init__": 6,  # the public names: it may import from every room, none from it
+    "own_training": 1,
+    "per_output": 1,
+    "schedules": 1,
+    "scopes": 1,
+    "shared_weights": 1,
+    "values": 1,
+    "export": 2,
+    "labels": 2,
+    "losses": 2,
+    "monitoring": 2,
+    "resuming": 2,  # Below teachers: one that trains has random states to restore.
+    "students": 2,
+    "tracing": 2,
+    "guards": 3,
+    "hints": 3,
+    "targets": 3,
+    "teachers": 3,
+    "distillation": 4,
+    "objective": 4,
+    "distiller": 5,
+    "demo": 6,
+    "online": 6,
+    "report": 6,
+    "sequence": 6,
+    "tuning": 6,
+    "cli": 7,
+    "__main__": 8,
+    "__init__": 8,  # The public names, of every room; no room imports them.
+}
+# Files of one room that have no folder of their own.
+PARTS = {
+    "compilation": "distiller",
+    "fitting": "distiller",
+    "serving": "distiller",
+    "setup": "distiller",
+    "step": "distiller",
+    "teaching": "distiller",
 }
 ON_THE_SAME_FLOOR = {
-    ("losses", "schedules"),  # a temperature may be a schedule
-    ("labels", "losses"),  # a label mask acts as sample weights of a loss
-    ("distiller", "compilation"),  # one room, too large for one file
+    ("backend", "types"),
+    ("batch", "per_output"),  # The record of one output is found by the output's path.
+    ("labels", "losses"),  # A label mask acts as the sample weights of a loss.
 }
 
 OPTIONAL = {
@@ -70,52 +82,26 @@ OPTIONAL = {
     "tritonclient",
 }
 
-
-def module_name(path, package=PACKAGE):
-    parts = path.relative_to(package.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def modules(package=PACKAGE):
-    return {module_name(path, package): path for path in package.rglob("*.py")}
-
-
-def imports(path, package=PACKAGE, *, everywhere=True):
-    """Absolute names of what a file imports; `everywhere`: in functions too."""
-    tree = ast.parse(path.read_text())
-    nodes = list(ast.walk(tree)) if everywhere else list(at_import(tree))
-    here = module_name(path, package).split(".")
-    if path.name == "__init__.py":
-        here.append("__init__")
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        if isinstance(node, ast.ImportFrom):
-            base = [node.module] if node.module else []
-            if node.level:
-                base = [*here[: -node.level], *base]
-            yield from (".".join([*base, alias.name]) for alias in node.names)
+BACKENDS = {"jax", "tensorflow", "torch"}
+ASKS_FOR_THE_BACKEND = {
+    "keras.backend.backend",
+    "keras.config.backend",
+}
+# Rooms that run on one backend whatever Keras runs on: converters of TensorFlow, and
+# pipelines of `tf.data`.
+OF_TENSORFLOW = {"export", "demo", "targets"}
+# Files that may use TensorFlow within functions: the one that asks for everybody, and
+# what only TensorFlow's trainer calls.
+WITHIN_FUNCTIONS = {
+    "keras_distill.backend",
+    "keras_distill.building",
+    "keras_distill.distiller",
+    "keras_distill.tracing",
+}
 
 
-def at_import(node):
-    """The nodes that run when the module is imported, not when it is called."""
-    for child in ast.iter_child_nodes(node):
-        if is_function(child) or is_for_type_checkers(child):
-            continue
-        yield child
-        yield from at_import(child)
-
-
-def is_function(node):
-    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-
-
-def is_for_type_checkers(node):
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-
-
-def own_module(name, known):
-    """The longest prefix of an imported name that is a module of the package."""
+def own_module(name: str, known: dict[str, Path]) -> str | None:
+    """Return the longest prefix of an imported name that is a module of the package."""
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
         if ".".join(parts[:end]) in known:
@@ -123,12 +109,15 @@ def own_module(name, known):
     return None
 
 
-def room(name):
+def room(name: str) -> str:
+    """Return the room of a module."""
     parts = name.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
+    of_package = parts[1] if len(parts) > 1 else "__init__"
+    return PARTS.get(of_package, of_package)
 
 
-def wrong_imports(package=PACKAGE):
+def wrong_imports(package: Path = PACKAGE) -> Iterator[str]:
+    """Yield the imports that don't come from a floor below."""
     known = modules(package)
     for name, path in known.items():
         for imported in imports(path, package):
@@ -140,77 +129,116 @@ def wrong_imports(package=PACKAGE):
                 yield f"{name} imports {imported}"
 
 
-def import_graph(package=PACKAGE):
+def import_graph(package: Path = PACKAGE) -> dict[str, set[str]]:
+    """Return which modules of the package each of them imports."""
     known = modules(package)
     return {
         name: {
             target
             for imported in imports(path, package)
-            if (target := own_module(imported, known)) not in (None, name)
+            if (target := own_module(imported, known)) is not None and target != name
         }
         for name, path in known.items()
     }
 
 
-def optional_at_import(package=PACKAGE):
+def optional_at_import(package: Path = PACKAGE) -> Iterator[str]:
+    """Yield the imports of optional packages that run when the package is imported."""
     for name, path in modules(package).items():
         for imported in imports(path, package, everywhere=False):
             if imported.split(".")[0] in OPTIONAL:
                 yield f"{name} imports {imported}"
 
 
-def test_every_room_has_a_floor():
+def uses_of_a_backend(package: Path = PACKAGE) -> Iterator[str]:
+    """Yield the uses of a backend outside of the rooms and functions that may."""
+    for name, path in modules(package).items():
+        if room(name) in OF_TENSORFLOW:
+            continue
+        may = name.replace(package.name, "keras_distill", 1) in WITHIN_FUNCTIONS
+        for imported in imports(path, package, everywhere=not may):
+            if imported.split(".")[0] in BACKENDS:
+                yield f"{name} imports {imported}"
+        for called in calls(path):
+            if called in ASKS_FOR_THE_BACKEND and room(name) != "backend":
+                yield f"{name} calls {called}"
+
+
+def test_every_room_has_a_floor() -> None:
     assert {room(name) for name in modules()} <= set(FLOORS)
 
 
-def test_rooms_import_from_floors_below():
+def test_rooms_import_from_floors_below() -> None:
     assert list(wrong_imports()) == []
 
 
-def test_no_circles():
+def test_no_circles() -> None:
     graphlib.TopologicalSorter(import_graph()).prepare()
 
 
-def test_optional_dependencies_are_imported_where_they_are_used():
+def test_optional_dependencies_are_imported_where_they_are_used() -> None:
     assert list(optional_at_import()) == []
 
 
+def test_one_file_asks_which_backend_runs() -> None:
+    found = list(uses_of_a_backend())
+    assert not found, "\n".join(found)
+
+
 class TestTheWalkItself:
-    """That nothing wrong was found is worth what the walk can find."""
+    """The tests above find nothing only if the walk can find something."""
 
     @pytest.fixture
-    def house(self, tmp_path):
+    def house(self, tmp_path: Path) -> Path:
         package = tmp_path / "house"
         (package / "losses").mkdir(parents=True)
+        (package / "export").mkdir()
         (package / "__init__.py").write_text("from house import distiller\n")
-        (package / "distiller.py").write_text("from house.losses import base\n")
+        (package / "distiller.py").write_text(
+            "from house.losses import base\ndef f():\n    import tensorflow as tf\n"
+        )
         (package / "losses" / "__init__.py").write_text("from . import base\n")
         (package / "losses" / "base.py").write_text("from house import schedules\n")
+        (package / "export" / "__init__.py").write_text("import tensorflow as tf\n")
         (package / "schedules.py").write_text("def f():\n    import scipy\n")
+        (package / "step.py").write_text("from house import distiller\n")
+        (package / "backend.py").write_text(
+            "import keras\ndef f():\n    return keras.backend.backend()\n"
+        )
         return package
 
-    def test_finds_nothing_in_order(self, house):
+    def test_finds_nothing_in_order(self, house: Path) -> None:
         assert list(wrong_imports(house)) == []
         assert list(optional_at_import(house)) == []
+        assert list(uses_of_a_backend(house)) == []
         graphlib.TopologicalSorter(import_graph(house)).prepare()
 
     @pytest.mark.parametrize(
         ("file", "line"),
         [
             ("losses/base.py", "from house.distiller import Distiller"),
+            ("losses/base.py", "from house.step import Step"),
             ("losses/base.py", "from .. import distiller"),
             ("schedules.py", "def f():\n    from house import losses"),
             ("schedules.py", "import house.losses.base"),
             ("distiller.py", "from house import Distiller"),
         ],
     )
-    def test_finds_an_import_from_above(self, house, file, line):
+    def test_finds_an_import_from_above(
+        self, house: Path, file: str, line: str
+    ) -> None:
         (house / file).write_text(line + "\n")
         assert len(list(wrong_imports(house))) == 1
 
-    def test_finds_a_circle_in_a_room(self, house):
+    def test_finds_a_circle_in_a_room(self, house: Path) -> None:
         (house / "losses" / "checks.py").write_text("from .base import x\n")
         (house / "losses" / "base.py").write_text("from . import checks\n")
+        assert list(wrong_imports(house)) == []
+        with pytest.raises(graphlib.CycleError):
+            graphlib.TopologicalSorter(import_graph(house)).prepare()
+
+    def test_finds_a_circle_between_files_of_one_room(self, house: Path) -> None:
+        (house / "distiller.py").write_text("from house import step\n")
         assert list(wrong_imports(house)) == []
         with pytest.raises(graphlib.CycleError):
             graphlib.TopologicalSorter(import_graph(house)).prepare()
@@ -224,6 +252,22 @@ class TestTheWalkItself:
             "class A:\n    import onnxruntime",
         ],
     )
-    def test_finds_an_optional_dependency(self, house, line):
+    def test_finds_an_optional_dependency(self, house: Path, line: str) -> None:
         (house / "schedules.py").write_text(line + "\n")
         assert len(list(optional_at_import(house))) == 1
+
+    @pytest.mark.parametrize(
+        ("file", "line"),
+        [
+            ("schedules.py", "import tensorflow as tf"),
+            ("schedules.py", "def f():\n    from jax import numpy"),
+            ("losses/base.py", "import keras\nx = keras.backend.backend()"),
+            ("losses/base.py", "def f():\n    return keras.config.backend() == 'jax'"),
+            ("distiller.py", "import tensorflow as tf"),
+            ("distiller.py", "def f():\n    return keras.backend.backend()"),
+            ("backend.py", "import torch"),
+        ],
+    )
+    def test_finds_a_use_of_a_backend(self, house: Path, file: str, line: str) -> None:
+        (house / file).write_text(line + "\n")
+        assert len(list(uses_of_a_backend(house))) == 1

@@ -1,10 +1,13 @@
-"""Importing the package costs next to nothing on top of importing Keras."""
+"""Importing the package adds little to importing Keras: neither time nor a backend."""
 
+import os
 import subprocess
 import sys
 
-# Importing Keras takes seconds, so it is done once; each fork is as fresh after it. The
-# processor's time, for others share the machine.
+import pytest
+
+# Importing Keras takes seconds, so that it is imported once, and each fork begins
+# after it. Other processes of the machine don't count in the processor's time.
 MEASURE = """
 import keras, os, sys, time
 for _ in range(3):
@@ -17,12 +20,41 @@ for _ in range(3):
         sys.exit("the import failed")
 """
 
+# The packages that come with Keras, then those that this package adds.
+LIST = """
+import sys
+import keras
+assert keras.backend.backend() == "jax"
+of_keras = set(sys.modules)
+import keras_distill
+added = {name.partition(".")[0] for name in set(sys.modules) - of_keras}
+print(*sorted({name.partition(".")[0] for name in of_keras}))
+print(*sorted(added))
+"""
 
-def test_import_costs_a_tenth_of_a_second_at_most():
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE], capture_output=True, text=True, timeout=300
+
+def run(code: str, backend: str) -> list[str]:
+    """Run code in a process of its own and return the lines that it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "KERAS_BACKEND": backend},
     )
-    assert run.returncode == 0, run.stderr
-    seconds = sorted(float(line) for line in run.stdout.split())
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_import_costs_a_tenth_of_a_second_at_most(backend: str) -> None:
+    seconds = sorted(float(line) for line in run(MEASURE, backend))
     assert len(seconds) == 3
     assert seconds[1] <= 0.1
+
+
+def test_on_jax_no_tensorflow_is_imported() -> None:
+    of_keras, added = (set(line.split()) for line in run(LIST, "jax"))
+    assert "jax" in of_keras
+    assert "tensorflow" not in of_keras | added
+    assert "torch" not in added

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from keras_distill.atomic import replacing
 from keras_distill.demo import data, measuring, pictures, results, serving, tables
 from keras_distill.demo.results import ALONE, DISTILLED, MODELS, TEACHER, Results
 from keras_distill.demo.training import (
@@ -22,7 +23,6 @@ from keras_distill.demo.training import (
     train_distilled,
     train_teacher,
 )
-from keras_distill.export.publish import replacing
 from keras_distill.export.quiet import quiet
 from keras_distill.installing import advice
 

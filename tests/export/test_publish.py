@@ -1,18 +1,19 @@
+"""An export replaces an earlier export, and nothing else."""
+
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 
 import numpy as np
 import pytest
 
-from keras_distill.export import export, manifest, publish
-from keras_distill.export.publish import replacing
+from keras_distill.atomic import replacing
+from keras_distill.export import export, manifest
+from keras_distill.export.publish import check_replaceable
 
 
 def fill(directory, word):
@@ -26,7 +27,7 @@ def fill(directory, word):
 
 
 def publish_word(directory, word):
-    with replacing(directory) as scratch:
+    with replacing(directory, check_replaceable) as scratch:
         fill(scratch, word)
 
 
@@ -34,61 +35,10 @@ def word_in(directory):
     return (directory / "model.onnx").read_text()
 
 
-@pytest.fixture(params=["exchange", "two renames"])
-def swapping(request, monkeypatch):
-    """With the system call, and on file systems that lack it."""
-    if request.param == "two renames":
-        monkeypatch.setattr(publish, "_exchange", lambda first, second: False)
-    return request.param
-
-
-def test_new_and_replaced(tmp_path, swapping):
-    out = tmp_path / "deep" / "out"
-    publish_word(out, "old")
-    assert word_in(out) == "old"
-    publish_word(out, "new")
-    assert word_in(out) == "new"
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
-
-
-def test_an_empty_directory_is_taken(tmp_path, swapping):
-    publish_word(tmp_path, "first")
-    assert word_in(tmp_path) == "first"
-
-
-def test_others_may_read_it(tmp_path):
-    umask = os.umask(0o022)
-    try:
-        publish_word(tmp_path / "out", "x")
-    finally:
-        os.umask(umask)
-    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_error_leaves_the_old_one(tmp_path, error):
-    publish_word(tmp_path / "out", "old")
-    with pytest.raises(error), replacing(tmp_path / "out") as scratch:
-        fill(scratch, "new")
-        raise error
-    assert word_in(tmp_path / "out") == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_second_rename_that_fails_puts_the_old_one_back(tmp_path, monkeypatch):
-    publish_word(tmp_path / "out", "old")
-    monkeypatch.setattr(publish, "_exchange", lambda first, second: False)
-    with pytest.raises(OSError), replacing(tmp_path / "out") as scratch:
-        fill(scratch, "new")
-        real = type(scratch).rename
-
-        def rename(path, target):
-            if path == scratch:
-                raise OSError(5, "Input/output error")
-            return real(path, target)
-
-        monkeypatch.setattr(type(scratch), "rename", rename)
-    assert word_in(tmp_path / "out") == "old"
+def test_an_empty_directory_and_an_earlier_export_are_replaced(tmp_path):
+    for word in ("first", "second"):
+        publish_word(tmp_path, word)
+        assert word_in(tmp_path) == word
 
 
 @pytest.mark.parametrize("ours", [False, True])
@@ -106,7 +56,7 @@ def test_what_is_not_an_export_is_never_touched(tmp_path, ours):
 def test_what_came_in_during_the_conversion_is_kept(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(FileExistsError, match="thesis.txt"):
-        with replacing(out) as scratch:
+        with replacing(out, check_replaceable) as scratch:
             fill(scratch, "new")
             out.mkdir()
             (out / "thesis.txt").write_text("ten years")
@@ -120,89 +70,19 @@ def test_a_file_is_not_a_directory(tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.mark.parametrize("parent", ["file", "/proc/self"])
-def test_where_nothing_can_be_written(tmp_path, parent):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(OSError, match="where this process can write.*out'") as caught:
-        publish_word(tmp_path / parent / "out", "new")
-    assert caught.value.errno
-
-
-def test_leftovers_of_killed_runs_are_cleaned(tmp_path):
-    out = tmp_path / "out"
-    leftover = tmp_path / ".out.keras-distill-0badf00d"
-    of_another = tmp_path / ".out2.keras-distill-0badf00d"
-    others = [tmp_path / name for name in ("out2", ".out", ".out.keras-distill-old")]
-    for path in (leftover, of_another, *others):
-        path.mkdir()
-        (path / "half").write_text("x")
-    publish_word(out, "new")
-    assert not leftover.exists()
-    assert not of_another.exists()
-    assert all((path / "half").exists() for path in others)
-
-
-def test_a_running_export_keeps_its_scratch_directory(tmp_path):
-    out = tmp_path / "out"
-    with replacing(out) as running:
-        fill(running, "slow")
-        publish_word(out, "fast")
-        assert word_in(out) == "fast"
-        assert running.exists()
-    assert word_in(out) == "slow"
-
-
-def test_an_export_inside_of_what_will_be_published(tmp_path):
-    with replacing(tmp_path / "out", lambda directory: None) as scratch:
-        publish_word(scratch / "student", "x")
-        publish_word(scratch / "student", "y")
-    assert word_in(tmp_path / "out" / "student") == "y"
-
-
-def test_exports_to_one_place_at_the_same_time(tmp_path, swapping):
-    """One of them stays, whole; none is disturbed and nothing is left over."""
-    barrier, done = threading.Barrier(6), []
-
-    def run(word):
-        barrier.wait()
-        for _ in range(10):
-            publish_word(tmp_path / "out", word)
-        done.append(word)
-
-    threads = [threading.Thread(target=run, args=[str(i)]) for i in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(done) == list("012345")
-    assert word_in(tmp_path / "out") in done
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_killed_between_two_renames_the_old_one_comes_back(tmp_path):
-    out = tmp_path / "out"
-    aside = tmp_path / ".out.keras-distill-0badf00d.old"
-    aside.mkdir()
-    fill(aside, "old")
-    with pytest.raises(RuntimeError), replacing(out):
-        assert word_in(out) == "old"
-        raise RuntimeError
-    assert word_in(out) == "old"
-    assert not aside.exists()
-
-
 EXPORTING = """
     import os, signal, sys
     import numpy as np
     import keras
-    from keras_distill.export import export, publish
+    from keras_distill import atomic
+    from keras_distill.export import export
 
     directory, moment = sys.argv[1:]
     layers = [keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")]
     model = keras.Sequential(layers, name="new")
 
     formats = ["saved_model", "onnx", "litert"]
-    swap = publish._swap
+    swap = atomic._swap
 
     def die(*paths):
         if moment == "after the swap":
@@ -211,13 +91,13 @@ EXPORTING = """
 
     if "the swap" in moment:
         formats = formats[:1]
-        publish._swap = die
+        atomic._swap = die
     print("ready", flush=True)
     sys.stdin.readline()
     export(model, directory, formats, example_batch=np.ones((2, 4)))
 """
 
-# Files of an unfinished export: the process is killed as soon as the parent sees one.
+# Files of an unfinished export. The process is killed as soon as the parent sees one.
 SIGHTS = ["saved_model/saved_model.pb", "model.onnx", "manifest.json"]
 
 

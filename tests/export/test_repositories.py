@@ -252,7 +252,8 @@ def test_a_server_that_looks_all_the_time_sees_whole_versions(fake, tmp_path):
 KILLED = """
     import os, shutil, signal, sys
     from pathlib import Path
-    from keras_distill.export import publish, repositories
+    from keras_distill import atomic
+    from keras_distill.export import repositories
 
     export, parent = sys.argv[1:]
     server = sys.modules["keras_distill.export.repositories.tensorflow_serving"]
@@ -271,7 +272,7 @@ KILLED = """
     copyfile = shutil.copyfile
     moments = {
         "copying": (shutil, "copyfile", die_second),
-        "renaming": (publish, "_swap", die),
+        "renaming": (atomic, "_swap", die),
         "configuring": (server, "replace_text", die),
     }
     for moment, (module, function, instead) in moments.items():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from keras_distill.export.publish import replacing
+from keras_distill.atomic import replacing
 from keras_distill.export.repositories.source import Export
 from keras_distill.naming import NAME, NAMES
 
