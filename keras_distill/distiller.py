@@ -7,7 +7,8 @@ import keras
 
 from keras_distill import arguments, backend, per_output
 from keras_distill.building import build_early, build_optimizer
-from keras_distill.fitting import WatchedFit
+from keras_distill.distilled_fit import DistilledFit
+from keras_distill.labels import log_loss
 from keras_distill.losses import ForwardKL
 from keras_distill.resuming import SavedDistiller
 from keras_distill.serving import ServesStudent
@@ -18,7 +19,7 @@ from keras_distill.types import Nested, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class Distiller(WatchedFit, SavedDistiller, ServesStudent, DistilledStep):
+class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
     r"""Trains a student on labels and on the outputs of a teacher.
 
     `loss = (1 - alpha) * loss(y, s) + alpha * distillation_loss(t, s)
@@ -166,6 +167,8 @@ class Distiller(WatchedFit, SavedDistiller, ServesStudent, DistilledStep):
         known = arguments.parameters(Distiller.compile, keras.Model.compile)
         arguments.check_known("compile", kwargs, known)
         arguments.check_distillation_loss(distillation_loss)
+        if distillation_loss is None:
+            distillation_loss = ForwardKL(temperature=4.0)
         optimizer = keras.optimizers.get(optimizer)
         loss_weights = per_output.loss_weights_of(loss, loss_weights)
         if all(item is None for item in keras.tree.flatten(loss)):
@@ -178,7 +181,7 @@ class Distiller(WatchedFit, SavedDistiller, ServesStudent, DistilledStep):
             self.privileged_features,
             optimizer=optimizer,
             config={
-                "distillation_loss": distillation_loss or ForwardKL(temperature=4.0),
+                "distillation_loss": distillation_loss,
                 "distillation_loss_weights": distillation_loss_weights,
                 "label_mask": label_mask,
                 "teacher_loss": teacher_loss,
@@ -193,6 +196,7 @@ class Distiller(WatchedFit, SavedDistiller, ServesStudent, DistilledStep):
             alpha=alpha,
             auto_scale_loss=kwargs.get("auto_scale_loss", True),
             afterwards=self._compare_sizes,
+            sync=getattr(self, "jax_state_sync", lambda: None),
         )
         self.supports_jit = supports_jit(self.teacher)
         # Otherwise Keras would keep the loss and metrics of an earlier `compile`.
@@ -224,18 +228,21 @@ class Distiller(WatchedFit, SavedDistiller, ServesStudent, DistilledStep):
         with tf.GradientTape() as tape:
             output = self(x, training=True)
             losses = self.losses_of_step(x, y, output, sample_weight)
-            self.log_loss(losses[0], x)
-            pairs = zip(models, losses, strict=True)
-            loss = sum(model.optimizer.scale_loss(loss) for model, loss in pairs)
+            log_loss(self, losses[0], x)
+            scaled = [
+                model.optimizer.scale_loss(loss)
+                for model, loss in zip(models, losses, strict=True)
+            ]
+            loss = sum(scaled[1:], start=scaled[0])
         gradients = tape.gradient(loss, [model.trainable_weights for model in models])
         build_optimizer(self)
         updates = tf.identity(self.optimizer.iterations)
-        # The loss holds the check of the teacher, which no update may overtake.
-        with tf.control_dependencies([loss]):
-            for model, of_model in zip(models, gradients, strict=True):
-                if of_model:
-                    pairs = zip(of_model, model.trainable_weights, strict=True)
-                    model.optimizer.apply_gradients(pairs)
+        for model, of_model in zip(models, gradients, strict=True):
+            if of_model:
+                # The loss holds the check of the teacher's outputs, which the update
+                # of the teacher would overtake.
+                with tf.control_dependencies([] if model is self else [loss]):
+                    model.optimizer.apply(of_model, model.trainable_weights)
         self._follow(updates)
         return self.compute_metrics(x, y, output, sample_weight)
 

@@ -74,6 +74,8 @@ class WatchedFit(Retraceable):
             self.warned_of_idle_schedules = warn_of_idle(
                 self._scheduled, begin, updates_of(self.optimizer)
             )
+        if history.epoch:
+            self._end_fit()
         if history.epoch and "loss" not in history.history:
             raise ValueError(
                 "`fit` needs data, but none of its epochs saw a batch. Received: an "
@@ -123,11 +125,14 @@ class WatchedFit(Retraceable):
     def _before_steps(self) -> None:
         """Prepare for steps on JAX, before the trainer takes the variables' values."""
 
+    def _end_fit(self) -> None:
+        """Do what is left when all epochs have ended."""
+
     def _after_step(self, logs: Mapping[str, Any]) -> None:
         """Look at what a step has flagged and summed up."""
         raise_if_flagged(logs, self._flag_messages)
         for look in self._looks:
-            look.after_step(getattr(self, "jax_state_sync", lambda: None))
+            look.after_step()
 
     def _check_data(self, given: Mapping[str, Any]) -> None:
         """Raise an error that `fit` would raise after its first epoch, or never."""

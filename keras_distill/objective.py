@@ -1,7 +1,7 @@
 """The loss that a student is trained with, and the terms that are logged of it."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import ops
@@ -9,6 +9,7 @@ from keras import ops
 from keras_distill import backend, per_output
 from keras_distill.batch import Batch
 from keras_distill.guard import flagged
+from keras_distill.labels import OwnLoss
 from keras_distill.losses.per_output import PerOutputLoss
 from keras_distill.teachers.base import Lesson
 from keras_distill.types import Path, Tensor
@@ -19,23 +20,6 @@ Alpha = Any
 
 # A step at which a schedule has come to its end.
 _LATE = 10**7
-
-
-class OwnLoss(NamedTuple):
-    """The loss that a model would be trained with alone.
-
-    Args:
-        total: The label loss, regularisers and `add_loss` terms.
-        labels: The label loss in it; None where there are no labels.
-        by_output: The label loss of each output, weighted, by the output's path.
-        are_valid: Whether all labels can be labels, a boolean scalar; None where the
-            step itself raises an error.
-    """
-
-    total: Tensor
-    labels: Tensor | None = None
-    by_output: Mapping[Path, Tensor] = {}
-    are_valid: Tensor | None = None
 
 
 class Objective:
@@ -99,12 +83,12 @@ class Objective:
     @property
     def all_values(self) -> list[Value]:
         """Alpha and all temperatures, also those that aren't logged."""
-        return [*keras.tree.flatten(self._alpha), *self._losses.values()]
+        return [*keras.tree.flatten(self._alpha), *self._losses.values]
 
     @property
     def state(self) -> list[keras.Variable]:
         """The variables of temperatures that are floats: no metric holds them."""
-        return [value.state for value in self._losses.values()]
+        return self._losses.state
 
     @property
     def alpha(self) -> Any:
@@ -194,11 +178,14 @@ class Objective:
             value.update_state(value.at(batch.step))
         return total, {*terms, *values}
 
-    def measure(
-        self, lesson: Lesson, batch: Batch, dtype: str
-    ) -> tuple[Tensor, set[str]]:
+    def measure(self, lesson: Lesson, batch: Batch) -> tuple[Tensor, set[str]]:
         """Return the distillation loss of a batch without labels, and log it."""
-        losses = self._against(lesson.targets, batch, dtype)
+        if lesson.targets is None:
+            raise ValueError(
+                "The teacher has nothing to say of this batch, and there are no labels "
+                "to evaluate with. Received: None from the teacher"
+            )
+        losses = self._against(lesson.targets, batch, keras.config.floatx())
         terms = {"distillation_loss": _sum(losses)}
         _check_scalar(terms)
         self._log(terms, batch)

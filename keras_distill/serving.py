@@ -16,10 +16,8 @@ class ServesStudent(keras.Model):
     teacher: Any
     privileged_features: tuple[str, ...]
 
-    @property
-    def _withheld(self) -> tuple[str, ...]:
-        """Keys of the inputs that the student isn't given."""
-        raise NotImplementedError
+    # Keys of the inputs that the student isn't given.
+    _withheld: tuple[str, ...]
 
     @like(keras.Model.export)
     def export(self, *args: Any, **kwargs: Any) -> Any:

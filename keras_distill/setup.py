@@ -37,6 +37,7 @@ class Setup:
         auto_scale_loss: As in `keras.Model.compile`.
         compiled: Whether XLA or JAX compiles the step, which then can't raise errors.
         afterwards: Called once after the first step, when all models are built.
+        sync: Gives variables their values, which JAX's trainer takes during `fit`.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Setup:
         alpha: Any,
         auto_scale_loss: bool,
         afterwards: Callable[[], Any],
+        sync: Callable[[], Any],
     ) -> None:
         self.config, self._loss = dict(config), loss
         self.output_names = getattr(student, "output_names", None)
@@ -84,7 +86,8 @@ class Setup:
         if config["log_teacher"] and self.joint is None:
             self.teacher_log = TeacherLabelLoss(loss, loss_weights, self.label_mask)
         self.guard: Guard | None = None
-        self.look = self._look(teacher, afterwards)
+        self._looking = {"afterwards": afterwards, "sync": sync}
+        self.look = self._look(teacher)
 
     def _joint(
         self,
@@ -116,7 +119,7 @@ class Setup:
             auto_scale_loss=auto_scale_loss,
         )
 
-    def _look(self, teacher: Teacher, afterwards: Callable[[], Any]) -> Look:
+    def _look(self, teacher: Teacher) -> Look:
         """Return a look at the values that the losses of this `compile` are given."""
         return Look(
             self.config["distillation_loss"],
@@ -124,16 +127,14 @@ class Setup:
             teacher_loss=self.config["teacher_loss"],
             output_names=self.output_names,
             judges_teacher=self.joint is None and not teacher.changes,
-            afterwards=afterwards,
+            **self._looking,
         )
 
-    def take_teacher(
-        self, teacher: Teacher, student: keras.Model, afterwards: Callable[[], Any]
-    ) -> None:
+    def take_teacher(self, teacher: Teacher, student: keras.Model) -> None:
         """Log and look at another teacher from the next step on."""
         self.objective.log_members(teacher.logged_members)
         check_names(self.objective, student)
-        self.look = self._look(teacher, afterwards)
+        self.look = self._look(teacher)
 
     def begin(self, model: keras.Model) -> None:
         """Take what Keras has made of its own arguments.

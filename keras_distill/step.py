@@ -1,5 +1,6 @@
 """One step of a distiller: both models run, losses are added, terms are logged."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -7,14 +8,14 @@ import keras
 from keras_distill import backend, own_training, per_output
 from keras_distill.batch import Batch
 from keras_distill.inputs import check_held
-from keras_distill.labels import LabelledModel, LabelMask, OwnLoss
+from keras_distill.labels import LabelledModel, LabelMask, OwnLoss, log_loss
 from keras_distill.setup import Setup
 from keras_distill.teachers.base import Lesson, as_targets, ask
 from keras_distill.teaching import Taught
 from keras_distill.types import Nested, Tensor
 
 
-class DistilledStep(LabelledModel, Taught):
+class DistilledStep(Taught, LabelledModel):
     """The parts of a distiller that run in each step of training and evaluation."""
 
     def losses_of_step(
@@ -99,7 +100,7 @@ class DistilledStep(LabelledModel, Taught):
         x, y, sample_weight = given
         output = joint(x, training=True)
         loss = joint.compute_loss(x, y, output, sample_weight)
-        joint.log_loss(loss, x)
+        log_loss(joint, loss, x)
         joint.compute_metrics(x, y, output, sample_weight)
         return Lesson(as_targets(output)), [loss]
 
@@ -186,6 +187,27 @@ class DistilledStep(LabelledModel, Taught):
     @_log_of_step.setter
     def _log_of_step(self, names: set[str]) -> None:
         self._lent.of_step.logged = names
+
+    @property
+    def _evaluated(self) -> Sequence[keras.Model]:
+        """The models that validation data must fit: all labels may fit own methods."""
+        return [] if self._evaluates_itself else [self.student]
+
+    @property
+    def _evaluates_without_labels(self) -> bool:
+        return True
+
+    @property
+    def _has_label_loss(self) -> bool:
+        own = own_training.overrides(self.student, "compute_loss")
+        return own or self.loss is not None
+
+    def _learns_from(self, y: Nested) -> bool:
+        """Return whether a batch with these labels, or None, has a label loss."""
+        if y is None and own_training.overrides(self.student, "compute_loss"):
+            # The student's own loss may need no labels.
+            return not self._setup.objective.is_alone
+        return super()._learns_from(y)
 
     @property
     def _evaluates_itself(self) -> bool:

@@ -106,12 +106,18 @@ class Taught(keras.Model):
         lent.hints.attach(adapted)
         self.projectors = lent.hints.projectors
         if lent.setup is not None:
-            lent.setup.take_teacher(adapted, self.student, self._compare_sizes)
+            lent.setup.take_teacher(adapted, self.student)
         lent.given, lent.teacher = teacher, adapted
         # The step was traced with the earlier teacher.
         self.train_function: Any = None
         lent.compared_sizes = False
         self._compare_sizes(stacklevel=5)
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the student's outputs, where it declares any."""
+        names: list[str] = self.student.output_names
+        return names
 
     @property
     def teacher_in_training(self) -> TrainingTeacher | None:

@@ -12,19 +12,24 @@ from keras_distill.types import Nested
 tree = keras.tree
 
 
-def check_validation_data(student: keras.Model, data: Any, labels: Nested) -> None:
+def check_validation_data(
+    student: keras.Model, data: Any, labels: Nested, *, unlabelled: bool = False
+) -> None:
     """Raise ValueError if evaluation after the first epoch would fail on the data.
 
     Args:
         student: The model that is evaluated.
         data: `validation_data` as in `keras.Model.fit`.
         labels: The labels to train with; None if they aren't known.
+        unlabelled: Whether evaluation can do without labels.
     """
     unpacked = _unpacked(data)
     if unpacked is None:
         return
     x, y = unpacked
     select(student, x)
+    if y is None and unlabelled:
+        return
     if y is None:
         raise ValueError(
             "Evaluation needs labels. Pass `validation_data=(x, y)`, or none where "

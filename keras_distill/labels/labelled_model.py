@@ -9,7 +9,9 @@ from keras import ops
 from keras_distill import backend, own_training
 from keras_distill.labels import structures, units
 from keras_distill.labels.masks import LabelMask
+from keras_distill.labels.own_loss import OwnLoss
 from keras_distill.labels.probabilities import checked_probabilities, raises
+from keras_distill.labels.recorded import RecordedLosses
 from keras_distill.signatures import like
 from keras_distill.types import Nested, Tensor
 
@@ -41,6 +43,7 @@ class LabelledModel(keras.Model):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Configure training, as `keras.Model.compile` does."""
         super().compile(*args, **kwargs)
+        object.__setattr__(self, "_recorded", RecordedLosses(self._compile_loss))
         if backend.is_tensorflow():
             # Only TensorFlow minds variables that the trace of a step creates.
             from keras_distill import building
@@ -60,21 +63,51 @@ class LabelledModel(keras.Model):
         Where XLA compiles the step, labels outside [0, 1] of a binary cross-entropy
         count as 0 in training, and evaluation returns NaN.
         """
+        return self.own_loss(x, y, y_pred, sample_weight, training).total
+
+    def own_loss(
+        self,
+        x: Nested,
+        y: Nested,
+        y_pred: Nested,
+        sample_weight: Nested = None,
+        training: bool = True,
+    ) -> OwnLoss:
+        """Return the loss of `compute_loss` with its parts.
+
+        A batch without labels has regularisers and `add_loss` terms only. What a
+        class's own `compute_loss` returns is taken for a label loss as a whole, because
+        nothing tells its parts.
+        """
         y, sample_weight = self._by_output(y, sample_weight, y_pred)
+        model = self._trained_model
+        has_own = own_training.overrides(model, "compute_loss")
+        if not self._learns_from(y) and (training or not has_own):
+            terms = map(self._aggregate_additional_loss, self.losses)
+            return OwnLoss(sum(terms, start=ops.zeros(())))
         y, all_valid = self._checked_labels(x, y, sample_weight)
         given = self._label_mask.loss_inputs(
             x, y, y_pred, sample_weight, losses=self.loss, names=self._names
         )
-        model = self._trained_model
-        if own_training.overrides(model, "compute_loss"):
+        if has_own:
             with own_training.compiled_as(model, self):
                 loss = model._compute_loss(self._read(x), *given, training)
+            labels, by_output = loss, {}
         else:
             loss = super().compute_loss(x, *given, training)
-        if not (training or raises(xla=self.jit_compile)):
+            labels, by_output = self._recorded.taken(y_pred, self._names)
+        if raises(xla=self.jit_compile):
+            return OwnLoss(loss, labels, by_output)
+        if not training:
             # No one looks at the flag in evaluation.
             loss = ops.where(all_valid, loss, float("nan"))
-        return loss
+        return OwnLoss(loss, labels, by_output, all_valid)
+
+    def _learns_from(self, y: Nested) -> bool:
+        """Return whether a batch with these labels, or None, has a label loss."""
+        if own_training.overrides(self._trained_model, "compute_loss"):
+            return True
+        return self.loss is not None and y is not None
 
     @property
     def _names(self) -> list[str] | None:

@@ -76,6 +76,13 @@ class PerOutputLoss:
         ]
         return list({id(variable): variable for variable in found}.values())
 
+    @property
+    def values(self) -> list[Value]:
+        """The temperatures of the losses, each once."""
+        losses = [x for x in tree.flatten(self._losses) if x is not None]
+        found = [getattr(loss, "tempering", None) for loss in losses]
+        return list({id(value): value for value in found if value is not None}.values())
+
     def scheduled(self) -> Iterator[tuple[DistillationLoss, Value]]:
         """Yield the losses whose temperature is a schedule, with the temperature."""
         for loss in dict.fromkeys(tree.flatten(self._losses)):

@@ -10,7 +10,7 @@ from keras_distill import own_training, per_output
 from keras_distill.batch import Batch
 from keras_distill.guard import Guard, flagged
 from keras_distill.inputs import select
-from keras_distill.labels import LabelledModel, LabelMask, OwnLoss
+from keras_distill.labels import LabelledModel, LabelMask, OwnLoss, log_loss
 from keras_distill.losses.calling import check_scope_names
 from keras_distill.objective import Objective
 from keras_distill.teachers.base import Lesson
@@ -93,7 +93,7 @@ class Peer(LabelledModel):
         x, y, sample_weight = data
         y, sample_weight = self._by_output(y, sample_weight, output)
         own = self.own_loss(x, y, output, sample_weight)
-        self.log_loss(flagged(own.total, own.are_valid), x)
+        log_loss(self, flagged(own.total, own.are_valid), x)
         return own
 
     def taught_loss(

@@ -14,7 +14,7 @@ from keras_distill.guard import Guard
 from keras_distill.guards import kinds
 from keras_distill.guards.look import Look
 from keras_distill.inputs import check_held, select
-from keras_distill.labels.masks import log_loss
+from keras_distill.labels import log_loss
 from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.losses import ForwardKL
 from keras_distill.naming import distinct

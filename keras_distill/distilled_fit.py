@@ -1,0 +1,58 @@
+"""The parts of a distiller's `fit` beside its steps: what is watched, built, ended."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_distill import backend
+from keras_distill.fitting import WatchedFit
+from keras_distill.guards.look import Look
+from keras_distill.setup import Setup
+from keras_distill.teachers.joint import TrainingTeacher
+from keras_distill.teaching import Taught
+from keras_distill.types import Tensor
+from keras_distill.values import Value
+
+
+class DistilledFit(WatchedFit, Taught):
+    """A distiller's `fit`, which looks after its teacher too."""
+
+    @property
+    def _looks(self) -> Sequence[Look]:
+        return [self._lent.setup.look] if self._lent.setup else []
+
+    @property
+    def _flag_messages(self) -> Mapping[str, str]:
+        setup = self._lent.setup
+        return setup.flag_messages if setup and backend.compiles(self) else {}
+
+    @property
+    def _scheduled(self) -> Mapping[str, Value]:
+        setup: Setup | None = self._lent.setup
+        of_objective = setup.objective.values if setup else {}
+        return {**of_objective, **self._lent.hints.weights}
+
+    @property
+    def _compiled_within(self) -> Sequence[keras.Model]:
+        joint = self.teacher_in_training
+        return [] if joint is None else [joint]
+
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # On several devices, Keras builds losses and metrics before the first step.
+        super()._symbolic_build(iterator, data_batch)
+        joint: TrainingTeacher | None = self.teacher_in_training
+        if joint is not None:
+            joint._symbolic_build(data_batch=data_batch)
+
+    def _end_fit(self) -> None:
+        """Give the weights of a teacher that trains their final values, as Keras."""
+        joint = self.teacher_in_training
+        if joint is not None:
+            joint.optimizer.finalize_variable_values(joint.trainable_weights)
+
+    def _get_metrics_result_or_logs(self, logs: dict[str, Tensor]) -> dict[str, Tensor]:
+        # Keras would return the logs of the last step where a step doesn't log every
+        # metric. On several devices, they are only one device's.
+        results = self.get_metrics_result()
+        return {name: results.get(name, log) for name, log in logs.items()}

@@ -1,0 +1,40 @@
+"""The loss that a model would be trained with alone, and its parts."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_distill import backend
+from keras_distill.types import Nested, Path, Tensor
+
+
+class OwnLoss(NamedTuple):
+    """The loss that a model would be trained with alone.
+
+    Args:
+        total: The label loss, regularisers and `add_loss` terms.
+        labels: The label loss in it; None where there are no labels.
+        by_output: The label loss of each output, weighted, by the output's path.
+        are_valid: Whether all labels can be labels, a boolean scalar; None where the
+            step itself raises an error.
+    """
+
+    total: Tensor
+    labels: Tensor | None = None
+    by_output: Mapping[Path, Tensor] = {}
+    are_valid: Tensor | None = None
+
+
+def log_loss(model: keras.Model, loss: Tensor, x: Nested) -> None:
+    """Update the mean that Keras logs as `loss`, as its own train step does.
+
+    Args:
+        model: The compiled model whose loss it is.
+        loss: The loss as it trains: divided by the number of devices.
+        x: The batch's inputs.
+    """
+    first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
+    rows = ops.shape(first)[0]
+    model._loss_tracker.update_state(loss * backend.replicas(), sample_weight=rows)
