@@ -100,7 +100,8 @@ def _output_and_mask(output: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     if of_keras is not None:
         of_keras = ops.cast(of_rank(of_keras, mask), "bool")
         mask = ops.logical_and(mask, of_keras)
-    # The copy has no mask.
+    # The copy has no mask. It is made in any case: Keras then doesn't look for the
+    # activation behind an output, whether or not there was a mask.
     return ops.copy(output), mask
 
 
