@@ -305,9 +305,9 @@ def widest_float() -> str:
     JAX has float64 only where `jax_enable_x64` is set.
     """
     if is_jax():
-        import jax
+        import jax.numpy as jnp
 
-        return "float64" if jax.config.jax_enable_x64 else "float32"
+        return str(jnp.result_type(float))
     return "float64"
 
 

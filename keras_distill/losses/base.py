@@ -40,8 +40,7 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
       and this mask, where values depend on them;
     - `counted` returns which values count, where the loss leaves some out.
 
-    The first two return a copy of the loss that holds what it needs. The loss itself
-    isn't changed.
+    The first two return a copy of the loss, and don't change the loss itself.
 
     Args:
         axis: The class axis. Defaults to -1.

@@ -40,9 +40,11 @@ class Lists:
         """
         return self.members[:, None] if self.first is None else self.members[None]
 
-    def once(self, holds: Tensor) -> Tensor:
-        """Return `holds`, a boolean per list, with False for repetitions of a list."""
-        return holds if self.first is None else ops.logical_and(holds, self.first)
+    def once(self, condition: Tensor) -> Tensor:
+        """Return a boolean per list, with False for repetitions of a list."""
+        if self.first is None:
+            return condition
+        return ops.logical_and(condition, self.first)
 
 
 def arranged(

@@ -50,7 +50,7 @@ def masked_weights(
 
 
 def both(mask: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Return where both masks are True; None stands for True everywhere."""
+    """Return where both masks are True; None is True everywhere."""
     if mask is None or other is None:
         return other if mask is None else mask
     mask, other = (ops.cast(each, "bool") for each in (mask, other))

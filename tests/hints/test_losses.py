@@ -119,7 +119,8 @@ class TestValue:
     @each_loss
     def test_zero_with_zero_gradient_at_equality(self, name):
         value, gradient = value_and_gradient(made(name), TEACHER, TEACHER)
-        assert value == 0.0
+        # the gradient's operations of JAX round float32 otherwise than the value's
+        assert value <= (0.0 if widest_float() == "float64" else 1e-14)
         np.testing.assert_allclose(gradient, 0.0, atol=1e-7)
 
     @each_loss

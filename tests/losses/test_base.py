@@ -448,6 +448,7 @@ class TestWarningOfProbabilities:
         with pytest.warns(match="The student's output looks like probabilities"):
             model.train_on_batch(rows(TEACHER), rows(TEACHER))
 
+    @neutral.only_tensorflow
     def test_of_a_sigmoid(self):
         model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1, "sigmoid")])
         model.compile(loss=losses.BinarySoftTargets())

@@ -42,7 +42,11 @@ def test_zero_with_zero_gradient_at_equality(name, temperature):
         for logits in (teacher.astype("float32"), student.astype("float32")):
             value, gradient = value_and_gradient(loss, logits, logits)
             assert np.abs(value).max() == 0.0
-            np.testing.assert_allclose(gradient, 0.0, atol=1e-7 * temperature)
+            # a rounding of float32 in sums that JAX takes in another order
+            rounding = 0.0 if neutral.IS_TENSORFLOW else 2.0**-23
+            np.testing.assert_allclose(
+                gradient, 0.0, atol=max(1e-7 * temperature, rounding)
+            )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 50.0])
@@ -95,11 +99,12 @@ def test_hot_kl_tends_to_half_the_variance_of_the_difference(loss_class):
 
     limit = 0.5 * np.square(centred(TEACHER) - centred(STUDENT)).mean(-1)
     loss = per_example(loss_class, 1000.0, dtype="float64")
-    np.testing.assert_allclose(loss(TEACHER, STUDENT), limit, rtol=0.01)
     mse = per_example(losses.LogitMSE, dtype="float64")
-    np.testing.assert_allclose(
-        loss(TEACHER, STUDENT), 0.5 * mse(centred(TEACHER), centred(STUDENT)), rtol=0.01
-    )
+    with neutral.float64():
+        value = loss(TEACHER, STUDENT)
+        squares = 0.5 * mse(centred(TEACHER), centred(STUDENT))
+    np.testing.assert_allclose(value, limit, rtol=0.01)
+    np.testing.assert_allclose(value, squares, rtol=0.01)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

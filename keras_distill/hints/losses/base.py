@@ -55,7 +55,7 @@ class FeatureLoss(ChecksShapes, keras.losses.Loss, ABC):
         dtype: Any = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        # A copy of the loss holds the weights and the mask of one call.
+        # The weights and the mask of one call, in a copy of the loss.
         self._weight: Tensor = None
         self._mask: Tensor = None
 
