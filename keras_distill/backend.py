@@ -41,10 +41,11 @@ def is_traced(x: Any) -> bool:
     return isinstance(x, keras.KerasTensor)
 
 
-def inside_xla() -> bool:
-    """Return whether TensorFlow traces for XLA, as with `jit_compile=True`."""
+def inside_xla(x: Any) -> bool:
+    """Return whether XLA compiles the function that computes a tensor."""
     if not is_tensorflow():
-        return False
+        # XLA compiles all that JAX traces.
+        return is_jax() and is_traced(x)
     import tensorflow as tf
 
     return tf.__internal__.get_enclosing_xla_context() is not None
