@@ -12,16 +12,16 @@ def after(outputs: Nested, inputs: Nested) -> Nested:
 
     XLA on CPUs starts all models at once that don't depend on each other. Each layer of
     one evicts the others' weights from the caches: four conv nets together took 1.2
-    times as long as one after the other. Without XLA, TensorFlow's threads share the
-    work well, and the inputs are returned unchanged.
+    times as long as one after the other on TensorFlow, up to 1.1 on JAX. Without
+    XLA, the inputs are returned unchanged: TensorFlow's threads share the work well.
 
     Args:
         outputs: The outputs of one model.
         inputs: The inputs of the next.
     """
-    if not backend.inside_xla():
-        return inputs
     last = keras.tree.flatten(outputs)[-1]
+    if not backend.inside_xla(last):
+        return inputs
     # Always False, but XLA can't prove it. NaN compares as False, too.
     never = ops.max(ops.cast(last, "float32")) > float("inf")
 

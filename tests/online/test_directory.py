@@ -273,6 +273,9 @@ class TestWhatIsRefused:
         model = distiller(peers, mlp())
         with pytest.raises(RuntimeError, match="Pass it to `fit` too"):
             fit(model)
+        if keras.backend.backend() == "jax":
+            # There, Keras loses the values of a model whose first step raises.
+            model = distiller(peers, mlp())
         fit(model, peers)
         with pytest.raises(RuntimeError, match="Pass it to `fit` too"):
             fit(model)

@@ -9,7 +9,10 @@ import pytest
 from keras_distill.teachers import ordering
 
 on_tensorflow = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="models are ordered on TensorFlow"
+    keras.backend.backend() != "tensorflow", reason="the subject is TensorFlow"
+)
+on_jax = pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="the subject is JAX"
 )
 
 INPUTS = {
@@ -31,6 +34,20 @@ def test_xla_gets_them_bit_by_bit(said: float) -> None:
     inputs = {name: tf.constant(value) for name, value in INPUTS.items()}
     for name, value in waited(tf.constant([said]), inputs).items():
         assert value.numpy().tobytes() == INPUTS[name].tobytes()
+
+
+@on_jax
+@pytest.mark.parametrize("said", [1.0, np.nan, np.inf, -np.inf])
+def test_jax_gets_them_bit_by_bit(said: float) -> None:
+    import jax
+
+    inputs = {name: jax.numpy.asarray(value) for name, value in INPUTS.items()}
+    waited = jax.jit(lambda said, inputs: ordering.after({"logits": said}, inputs))
+    for name, value in waited(jax.numpy.asarray([said]), inputs).items():
+        given = np.asarray(inputs[name])
+        assert np.asarray(value).tobytes() == given.tobytes()
+    jaxpr = str(jax.make_jaxpr(ordering.after)(jax.numpy.ones(2), jax.numpy.ones(3)))
+    assert "select_n" in jaxpr
 
 
 @on_tensorflow
