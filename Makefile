@@ -6,8 +6,9 @@ DEMO = $(VENV)/.installed-demo
 DEV = $(VENV)/.installed-dev
 PIP = $(VENV)/bin/python -m pip install --quiet -c constraints.txt
 DECLARED = setup.cfg pyproject.toml constraints.txt
-# Processes that the tests are run in, each of up to 3 GB.
-WORKERS ?= 2
+# Processes that the tests are run in, each of up to 3 GB. One more than cores: some
+# tests wait for servers and for processes that they kill.
+WORKERS ?= 3
 # What TensorFlow logs at its start would bury what a command prints.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 # ONNX Runtime would report its use to Microsoft.
@@ -19,7 +20,7 @@ demo: $(DEMO)
 	$(VENV)/bin/keras-distill demo
 
 test: $(DEV)
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

@@ -423,7 +423,7 @@ class TestWarningOfProbabilities:
     def test_in_a_graph_by_operation(self):
         loss = losses.ForwardKL()
 
-        @tf.function
+        @tf.function(autograph=False)
         def value(teacher, student):
             return loss(tf.stop_gradient(tf.nn.softmax(teacher)), student)
 
