@@ -6,8 +6,9 @@ DEMO = $(VENV)/.installed-demo
 DEV = $(VENV)/.installed-dev
 PIP = $(VENV)/bin/python -m pip install --quiet -c constraints.txt
 DECLARED = setup.cfg pyproject.toml constraints.txt
-# The number of processes that run the tests. Each needs up to 3 GB.
-WORKERS ?= 2
+# The number of processes that run the tests, each of up to 3 GB. It is one more than
+# there are cores: some tests wait for servers and for processes that they kill.
+WORKERS ?= 3
 # The tests of code that runs on every backend of Keras.
 NEUTRAL = tests/losses tests/hints/test_losses.py tests/metrics tests/teachers \
   tests/labels tests/guards/test_sums.py tests/test_inputs.py tests/test_schedules.py \
@@ -23,11 +24,11 @@ demo: $(DEMO)
 	$(VENV)/bin/keras-distill demo
 
 test: $(DEV)
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-jax: $(DEV)
 	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
-	  $(NEUTRAL)
+	  --no-loadscope-reorder $(NEUTRAL)
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

@@ -1,10 +1,34 @@
-"""What all tests share: the mark of tests that only TensorFlow can run."""
+"""The order of the test files, and the mark of tests that only TensorFlow can run.
+
+Each file runs in one process, because its tests share fixtures. Long files begin first:
+one that began last would run while the other processes have nothing left to do.
+"""
 
 import pytest
 
+# In the order of their duration; each takes more than half a minute.
+LONG = (
+    "export/test_tables.py",
+    "export/test_kills.py",
+    "e2e/test_fresh_environments.py",
+    "cli/test_export.py",
+    "online/test_generations.py",
+    "distiller/test_mirrored.py",
+    "export/test_layers.py",
+    "test_generalized_distillation.py",
+    "online/test_processes.py",
+    "online/test_peers_resume.py",
+    "distiller/test_resume.py",
+    "test_documents.py",
+    "cli/test_interrupts.py",
+    "cli/test_demo.py",
+    "export/test_quantization.py",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests that are marked `tensorflow_only` on other backends."""
+    """Sort the tests by their file, and skip those of TensorFlow on other backends."""
+    items.sort(key=_place)
     marked = [
         (item, mark)
         for item in items
@@ -19,3 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, mark in marked:
         (reason,) = mark.args
         item.add_marker(pytest.mark.skip(reason=f"TensorFlow only: {reason}"))
+
+
+def _place(item: pytest.Item) -> int:
+    path = item.path.as_posix()
+    ends = (number for number, end in enumerate(LONG) if path.endswith(end))
+    return next(ends, len(LONG))

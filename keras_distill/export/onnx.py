@@ -9,7 +9,12 @@ import keras
 import tensorflow as tf
 
 from keras_distill import standard_error
-from keras_distill.export import freezing, onnx_operators, onnx_quantization
+from keras_distill.export import (
+    freezing,
+    onnx_memory,
+    onnx_operators,
+    onnx_quantization,
+)
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import FULL, Conversion, Format, Loaded, Refusal
 from keras_distill.export.onnx_padding import keep_padding
@@ -76,11 +81,14 @@ def _write_full(served: Served, path: Path) -> None:
     function, specs = _with_weights_as_inputs(served, weights)
     # The tf2onnx module loggers hand their records up to this one.
     with quiet("tf2onnx", "tensorflow", "absl") as errors:
-        proto, _ = tf2onnx.convert.from_function(
-            _without_captures(function, specs, served.outputs),
-            input_signature=[specs],
-            opset=OPSET,
-            custom_op_handlers=onnx_operators.handlers(),
+        converted = _without_captures(function, specs, served.outputs)
+        proto, _ = onnx_memory.convert(
+            lambda: tf2onnx.convert.from_function(
+                converted,
+                input_signature=[specs],
+                opset=OPSET,
+                custom_op_handlers=onnx_operators.handlers(),
+            )
         )
     # tf2onnx goes on after an error, to a file that no runtime loads. Failed rewrites
     # are among the errors too, and harmless.

@@ -325,12 +325,8 @@ def compare_probes(
             try:
                 with target.explaining(f"running it on a batch of {size_of(batch)}"):
                     given = loaded.run(batch)
-                given, wanted = _without_undefined(given, wanted, probe)
-                scales = {
-                    name: max(scale, _largest(wanted[name]))
-                    for name, scale in expected.scales.items()
-                    if probe.outputs is None or name in probe.outputs
-                }
+                given, wanted = without_undefined(given, wanted, probe)
+                scales = scales_for(expected, wanted, probe)
                 bound = tolerance if probe.compared else None
                 differences(target.name, given, wanted, scales, bound)
             except RuntimeError as error:
@@ -341,7 +337,20 @@ def compare_probes(
                 ) from error
 
 
-def _without_undefined(
+def scales_for(
+    expected: Reference, wanted: Arrays, probe: Probe | None
+) -> dict[str, float]:
+    """Return the scales of the outputs that are compared on a batch."""
+    if probe is None:
+        return expected.scales
+    return {
+        name: max(scale, _largest(wanted[name]))
+        for name, scale in expected.scales.items()
+        if probe.outputs is None or name in probe.outputs
+    }
+
+
+def without_undefined(
     given: Arrays, wanted: Arrays, probe: Probe
 ) -> tuple[Arrays, Arrays]:
     """Put zeros where Keras gives what isn't to be compared."""

@@ -1,5 +1,6 @@
 """How far a model's outputs are settled by its weights' own precision."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -7,7 +8,9 @@ import numpy as np
 
 from keras_distill.export import parity
 from keras_distill.export.advice import computes_in_16_bits
+from keras_distill.export.batches import Arrays
 from keras_distill.export.parity import Reference
+from keras_distill.export.probes import Probe
 from keras_distill.export.serving import Served
 
 # Two computations may each be off by their rounding, in opposite directions.
@@ -36,17 +39,29 @@ def tolerance(served: Served, expected: Reference) -> float:
     """
     if computes_in_16_bits(served.model):
         return _IN_16_BITS
-    batch, wanted = expected.cases[0]
     weights = [v for v in served.model.variables if _is_float(v.dtype)]
-    floats = {n: s for n, s in expected.scales.items() if _is_float(wanted[n].dtype)}
     largest = parity.Difference()
     for seed in range(_DRAWS):
         rng = np.random.default_rng(seed)
         moved = [(weight, _moved(weight, rng)) for weight in weights]
         with keras.StatelessScope(state_mapping=moved):
-            given = parity.call(served, batch)
-        largest |= parity.differences("", given, wanted, floats, None)
+            for batch, wanted, probe in _compared(expected):
+                given = parity.call(served, batch)
+                if probe is not None:
+                    given, wanted = parity.without_undefined(given, wanted, probe)
+                scales = parity.scales_for(expected, wanted, probe)
+                floats = {n: s for n, s in scales.items() if _is_float(wanted[n].dtype)}
+                largest |= parity.differences("", given, wanted, floats, None)
     return min(_FACTOR * largest.relative, _MOST)
+
+
+def _compared(expected: Reference) -> Iterator[tuple[Arrays, Arrays, Probe | None]]:
+    """Yield the batches on which values are compared: examples, zeros, large values."""
+    yield *expected.cases[0], None
+    for probe in expected.probes:
+        if probe.compared and not probe.cleaned:
+            for batch, wanted in probe.cases:
+                yield batch, wanted, probe
 
 
 def _moved(weight: keras.Variable, rng: np.random.Generator) -> Any:

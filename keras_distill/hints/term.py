@@ -76,7 +76,7 @@ class HintTerm:
         """
         if not self._hints:
             return
-        model = teacher.model
+        model = teacher.as_layer()
         if model is None:
             raise TypeError(
                 "Hints need a teacher with layers, a Keras model. Received: "

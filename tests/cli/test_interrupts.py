@@ -18,6 +18,14 @@ COMMAND = str(Path(sys.executable).with_name("keras-distill"))
 ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1"}
 
 
+@pytest.fixture(autouse=True)
+def interrupted_by_default():
+    """A shell starts what it runs in the background with Ctrl-C ignored."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupts")

@@ -431,7 +431,7 @@ class TestWarningOfProbabilities:
 
         loss = losses.ForwardKL()
 
-        @tf.function
+        @tf.function(autograph=False)
         def value(teacher, student):
             return loss(tf.stop_gradient(tf.nn.softmax(teacher)), student)
 

@@ -86,10 +86,11 @@ def serving(
         RuntimeError: The server didn't start, or ended.
         ValueError: An argument isn't usable, or doesn't fit the export.
     """
-    _require()
     _check_ports(port, grpc_port)
     with tempfile.TemporaryDirectory(prefix="keras-distill-") as repository:
         version = mlserver(export, repository, name=name, artefact=artefact)
+        # After the arguments: whoever installs the package should not find them wrong.
+        _require()
         settings = server_settings(
             http_port=port,
             grpc_port=grpc_port,
