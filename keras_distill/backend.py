@@ -414,10 +414,11 @@ def limit_tensorflow_threads(threads: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
-def inside_xla() -> bool:
-    """Return whether TensorFlow traces for XLA, as with `jit_compile=True`."""
+def inside_xla(x: Any) -> bool:
+    """Return whether XLA compiles the function that computes a tensor."""
     if not is_tensorflow():
-        return False
+        # XLA compiles all that JAX traces.
+        return is_jax() and is_traced(x)
     import tensorflow as tf
 
     return tf.__internal__.get_enclosing_xla_context() is not None

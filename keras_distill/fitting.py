@@ -182,6 +182,5 @@ def _with_callback(
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks.append(callback)
         return
-    several = isinstance(callbacks, list | tuple)
-    earlier = list(callbacks) if several else [] if callbacks is None else [callbacks]
+    earlier = [] if callbacks is None else keras.tree.flatten(callbacks)
     given.arguments["callbacks"] = [*earlier, callback]

@@ -16,9 +16,6 @@ class ServesStudent(keras.Model):
     teacher: Any
     privileged_features: tuple[str, ...]
 
-    # Keys of the inputs that the student isn't given.
-    _withheld: tuple[str, ...]
-
     @like(keras.Model.export)
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """Export the student, as `keras.Model.export` does."""
@@ -30,7 +27,8 @@ class ServesStudent(keras.Model):
 
     def serving_inputs(self, inputs: Nested) -> Nested:
         """Return the part of a training batch that the student reads."""
-        return served(self.student, inputs, withheld=self._withheld)
+        withheld: tuple[str, ...] = self._withheld  # type: ignore[attr-defined]
+        return served(self.student, inputs, withheld=withheld)
 
     def provenance(self) -> dict[str, Any]:
         """Return how the student was trained, for the manifest of its export.

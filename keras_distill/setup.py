@@ -86,7 +86,7 @@ class Setup:
         if config["log_teacher"] and self.joint is None:
             self.teacher_log = TeacherLabelLoss(loss, loss_weights, self.label_mask)
         self.guard: Guard | None = None
-        self._looking = {"afterwards": afterwards, "sync": sync}
+        self._afterwards, self._sync = afterwards, sync
         self.look = self._look(teacher)
 
     def _joint(
@@ -127,7 +127,8 @@ class Setup:
             teacher_loss=self.config["teacher_loss"],
             output_names=self.output_names,
             judges_teacher=self.joint is None and not teacher.changes,
-            **self._looking,
+            afterwards=self._afterwards,
+            sync=self._sync,
         )
 
     def take_teacher(self, teacher: Teacher, student: keras.Model) -> None:
