@@ -27,7 +27,7 @@ class ServesStudent(keras.Model):
 
     def serving_inputs(self, inputs: Nested) -> Nested:
         """Return the part of a training batch that the student reads."""
-        withheld: tuple[str, ...] = self._withheld  # type: ignore[attr-defined]
+        withheld: tuple[str, ...] = self._withheld
         return served(self.student, inputs, withheld=withheld)
 
     def provenance(self) -> dict[str, Any]:
