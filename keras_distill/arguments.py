@@ -39,7 +39,6 @@ _ALIASES = {
     "alpha": (
         "student_loss_weight",
         "distillation_loss_weight",
-        "distillation_loss_weights",
         "distill_weight",
         "distillation_weight",
         "kd_weight",
@@ -94,6 +93,7 @@ _CALLS = {
             "distillation_loss",
             "alpha",
             "label_mask",
+            "distillation_loss_weights",
             "teacher_loss",
             "teacher_optimizer",
             "teacher_metrics",

@@ -422,3 +422,15 @@ def inside_xla(x: Any) -> bool:
     import tensorflow as tf
 
     return tf.__internal__.get_enclosing_xla_context() is not None
+
+
+def traced(function: Callable[[Nested], Any], specs: Nested) -> Any:
+    """Trace a function of tensors without running it, and return its symbolic result.
+
+    Args:
+        function: The function.
+        specs: `KerasTensor`s in the structure of its argument.
+    """
+    from keras.src.backend import compute_output_spec
+
+    return compute_output_spec(function, specs)

@@ -8,6 +8,7 @@ import keras
 from keras_distill import backend
 from keras_distill.fitting import WatchedFit
 from keras_distill.guards.look import Look
+from keras_distill.guards.validation import unlabelled_inputs
 from keras_distill.setup import Setup
 from keras_distill.teachers.joint import TrainingTeacher
 from keras_distill.teaching import Taught
@@ -38,12 +39,35 @@ class DistilledFit(WatchedFit, Taught):
         joint = self.teacher_in_training
         return [] if joint is None else [joint]
 
+    def _check_data(self, given: Mapping[str, Any]) -> None:
+        super()._check_data(given)
+        x = unlabelled_inputs(given.get("validation_data"))
+        if x is None or not self.compiled or not self.built:
+            return
+        specs = keras.tree.map_structure(_spec, x)
+        try:
+            backend.traced(self._evaluated_without_labels, specs)
+        except Exception as error:
+            raise ValueError(
+                "Evaluation without labels measures the distillation loss, which can't "
+                "be computed on `validation_data`. Pass labels with it, or none. "
+                f"Received: {type(error).__name__}: {error}"
+            ) from error
+
+    def _evaluated_without_labels(self, x: Any) -> Tensor:
+        return self.compute_loss(x, None, self(x, training=False), training=False)
+
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # On several devices, Keras builds losses and metrics before the first step.
         super()._symbolic_build(iterator, data_batch)
         joint: TrainingTeacher | None = self.teacher_in_training
         if joint is not None:
             joint._symbolic_build(data_batch=data_batch)
+
+    def _before_steps(self) -> None:
+        """Count batches from where the optimiser's count is, e.g. after a resume."""
+        count = backend.batches_seen(self.optimizer)
+        self._lent.batches.assign(count)
 
     def _end_fit(self) -> None:
         """Give the weights of a teacher that trains their final values, as Keras."""
@@ -56,3 +80,10 @@ class DistilledFit(WatchedFit, Taught):
         # metric. On several devices, they are only one device's.
         results = self.get_metrics_result()
         return {name: results.get(name, log) for name, log in logs.items()}
+
+
+def _spec(x: Any) -> keras.KerasTensor:
+    """Return the shape and dtype of a batch of rows like these."""
+    x = x if hasattr(x, "shape") else keras.ops.convert_to_tensor(x)
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    return keras.KerasTensor((None, *tuple(x.shape)[1:]), dtype)

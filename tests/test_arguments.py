@@ -25,7 +25,10 @@ def distiller() -> kd.Distiller:
         ({"alpha": 0.1}, r"`distiller.compile\(alpha=0.1\)`"),
         ({"distillation_loss": "mse"}, r"distiller.compile\(distillation_loss='mse'\)"),
         ({"distillation_losses": []}, r"compile\(distillation_loss=...\)`. .*Hint"),
-        ({"distillation_loss_weights": [1.0]}, r"compile\(alpha=...\)`"),
+        (
+            {"distillation_loss_weights": [1.0]},
+            r"compile\(distillation_loss_weights=\[",
+        ),
         ({"student_loss_weight": 0.3}, "alpha=1 - student_loss_weight"),
         ({"strategy": None}, "distillation_loss=.*For a `tf.distribute` strategy"),
         ({"feature_losses": []}, "`feature_losses` is `hints=...` here"),

@@ -46,6 +46,15 @@ def check_validation_data(
             )
 
 
+def unlabelled_inputs(data: Any) -> Nested:
+    """Return the inputs of validation data without labels, or their specs.
+
+    None if there are labels, or if it isn't known without reading the data.
+    """
+    unpacked = _unpacked(data)
+    return None if unpacked is None or unpacked[1] is not None else unpacked[0]
+
+
 def labels_of(x: Any, y: Nested) -> Nested:
     """Return the labels that `fit` is given, or their specs; None if not known."""
     if y is not None:

@@ -106,7 +106,7 @@ def test_time_steps(reduction: Any, mask: Any, weight: Any) -> None:
         keras.losses.MeanSquaredError(dtype="bfloat16"),
         ["mse"],
     ],
-    ids=str,
+    ids=lambda loss: getattr(loss, "name", type(loss).__name__),
 )
 @pytest.mark.parametrize("weight", [None, WEIGHTS], ids=np.shape)
 def test_losses_in_every_form(loss: Any, weight: Any) -> None:

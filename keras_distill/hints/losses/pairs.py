@@ -1,11 +1,12 @@
 """Relations between the examples in a batch, with values where they are undefined.
 
-They are computed in float64 where the backend has it. The distance of similar examples
-is a small difference of large inner products, so it needs the digits. In float32, as on
-JAX, examples whose distance is less than 0.4 % of their distance from the mean count as
-equal. To subtract the features themselves would take memory for `batch**2` times their
-width.
+The distance of similar examples is a small difference of large inner products, so it
+needs the digits of float64. Where a backend has no float64, as JAX by default, the
+features themselves are subtracted, for one example after the other: all at once would
+take memory for `batch**2` times their width.
 """
+
+from typing import Any
 
 import keras
 import numpy as np
@@ -35,7 +36,7 @@ def off_diagonal(examples: Tensor) -> Tensor:
 
 def relative_distances(features: Tensor, counts: Tensor) -> Tensor:
     """Return the Euclidean distances over their mean; all 0 if the mean is 0."""
-    distances = _distances(_gram_of_deviations(features, counts))
+    distances = root(*_squared_distances(features, counts))
     weights = counts[:, None] * partners(counts)
     mean_distance = divided(ops.sum(weights * distances), ops.sum(weights))
     return divided(distances, mean_distance)
@@ -46,10 +47,11 @@ def cosines(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
     Both have the shape `(batch, batch, batch)`; the first axis is that of the vertices.
     """
-    gram = _gram_of_deviations(features, counts)
-    distances = _distances(gram)
-    products = gram[None] - gram[:, :, None] - gram[:, None, :]
-    products = products + ops.diagonal(gram)[:, None, None]
+    squares, positive = _squared_distances(features, counts)
+    distances = root(squares, positive)
+    squares = ops.where(positive, squares, ops.zeros_like(squares))
+    # The law of cosines, in the triangle of a vertex and two others.
+    products = 0.5 * (squares[:, :, None] + squares[:, None, :] - squares[None])
     lengths = distances[:, :, None] * distances[:, None, :]
     return divided(products, lengths), lengths > 0.0
 
@@ -73,18 +75,39 @@ def _gram(vectors: Tensor) -> Tensor:
     return backend.exact_matmul(vectors, ops.transpose(vectors))
 
 
-def _gram_of_deviations(features: Tensor, counts: Tensor) -> Tensor:
-    """Return the inner products of the examples' differences from their mean."""
+def _squared_distances(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the squared distances, and where they are positive.
+
+    Those that aren't may have any small value.
+    """
     flat = _flat(features)
+    if keras.backend.standardize_dtype(flat.dtype) != "float64":
+        squares = _squared_differences(flat)
+        return squares, squares > 0.0
+    # Differences from the mean have smaller inner products.
     total = ops.sum(counts[:, None] * flat, axis=0, keepdims=True)
-    return _gram(flat - divided(total, ops.sum(counts)))
-
-
-def _distances(gram: Tensor) -> Tensor:
-    """Return the Euclidean distances, exactly 0 between equal examples."""
-    squares = ops.diagonal(gram)
-    sums = squares[:, None] + squares[None]
+    gram = _gram(flat - divided(total, ops.sum(counts)))
+    diagonal = ops.diagonal(gram)
+    sums = diagonal[:, None] + diagonal[None]
     differences = sums - 2.0 * gram
     # A smaller difference may be a rounding error of 0.
-    epsilon = float(np.finfo(keras.backend.standardize_dtype(gram.dtype)).eps)
-    return root(differences, differences > 100.0 * epsilon * sums)
+    return differences, differences > 100.0 * float(np.finfo("float64").eps) * sums
+
+
+@ops.custom_gradient
+def _squared_differences(vectors: Tensor) -> tuple[Tensor, Any]:
+    """Return the squared distances of vectors, from their differences."""
+
+    def of_one(vector: Tensor) -> Tensor:
+        return ops.sum(ops.square(vectors - vector), axis=-1)
+
+    def gradient(*args: Tensor, upstream: Tensor | None = None) -> Tensor:
+        # Derived by hand: otherwise all differences would stay in memory.
+        (given,) = args if upstream is None else (upstream,)
+        both = given + ops.transpose(given)
+        # Distances don't depend on the mean, which would cost digits here.
+        centred = vectors - ops.mean(vectors, axis=0, keepdims=True)
+        weighted = ops.sum(both, axis=1)[:, None] * centred
+        return 2.0 * (weighted - backend.exact_matmul(both, centred))
+
+    return ops.map(of_one, vectors), gradient
