@@ -164,49 +164,39 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
                 fixed teacher holds weights that the student trains; if arguments of a
                 teacher that trains lack `teacher_loss`.
         """
+        ours = {
+            "distillation_loss": distillation_loss,
+            "distillation_loss_weights": distillation_loss_weights,
+            "label_mask": label_mask,
+            "teacher_loss": teacher_loss,
+            "teacher_optimizer": teacher_optimizer,
+            "teacher_metrics": teacher_metrics,
+            "check_teacher": check_teacher,
+            "log_teacher": log_teacher,
+        }
         known = arguments.parameters(Distiller.compile, keras.Model.compile)
         arguments.check_known("compile", kwargs, known)
         arguments.check_distillation_loss(distillation_loss)
         if distillation_loss is None:
-            distillation_loss = ForwardKL(temperature=4.0)
-        optimizer = keras.optimizers.get(optimizer)
-        loss_weights = per_output.loss_weights_of(loss, loss_weights)
+            ours["distillation_loss"] = ForwardKL(temperature=4.0)
         if all(item is None for item in keras.tree.flatten(loss)):
             loss = None
+        of_keras = {
+            "optimizer": keras.optimizers.get(optimizer),
+            "loss": loss,
+            "loss_weights": per_output.loss_weights_of(loss, loss_weights),
+            "metrics": metrics,
+        }
+        scaled = kwargs.get("auto_scale_loss", True)
         # Made before Keras compiles: a wrong argument leaves the earlier `compile`.
-        setup = Setup(
-            self.student,
-            self._lent.given,
-            self._lent.teacher,
-            self.privileged_features,
-            optimizer=optimizer,
-            config={
-                "distillation_loss": distillation_loss,
-                "distillation_loss_weights": distillation_loss_weights,
-                "label_mask": label_mask,
-                "teacher_loss": teacher_loss,
-                "teacher_optimizer": teacher_optimizer,
-                "teacher_metrics": teacher_metrics,
-                "check_teacher": check_teacher,
-                "log_teacher": log_teacher,
-            },
-            loss=loss,
-            loss_weights=loss_weights,
-            metrics=metrics,
-            alpha=alpha,
-            auto_scale_loss=kwargs.get("auto_scale_loss", True),
-            afterwards=self._compare_sizes,
-            sync=getattr(self, "jax_state_sync", lambda: None),
-        )
+        setup = Setup(self, ours=ours, alpha=alpha, auto_scale_loss=scaled, **of_keras)
         self.supports_jit = supports_jit(self.teacher)
         # Otherwise Keras would keep the loss and metrics of an earlier `compile`.
         self.loss = self._compile_loss = self._compile_metrics = None
-        super().compile(
-            optimizer, loss, loss_weights=loss_weights, metrics=metrics, **kwargs
-        )
+        super().compile(**of_keras, **kwargs)
         self._lent.setup = setup
         self.warned_of_idle_schedules = False
-        setup.begin(self)
+        setup.begin()
         # So that `load_weights` before the first step restores its state.
         build_early(self)
 
@@ -242,7 +232,9 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
                 # The loss holds the check of the teacher's outputs, which the update
                 # of the teacher would overtake.
                 with tf.control_dependencies([] if model is self else [loss]):
-                    model.optimizer.apply(of_model, model.trainable_weights)
+                    weights = model.trainable_weights
+                    pairs = zip(of_model, weights, strict=True)
+                    model.optimizer.apply_gradients(pairs)
         self._follow(updates)
         return self.compute_metrics(x, y, output, sample_weight)
 

@@ -1,7 +1,7 @@
 """What `Distiller.compile` sets up beside what Keras does."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -26,78 +26,65 @@ class Setup:
     A plain object: a model that holds it doesn't track or save it.
 
     Args:
-        student: The student.
-        given: The teacher as the user passed it.
-        teacher: The same as a `Teacher`.
-        privileged_features: As in `Distiller`.
+        distiller: The distiller, which Keras hasn't compiled yet.
         optimizer: The student's.
-        config: The arguments of `Distiller.compile` that are not Keras', for files.
-        loss: As in `keras.Model.compile`; so are `loss_weights` and `metrics`.
+        ours: The arguments of `Distiller.compile` that are not Keras', without `alpha`.
         alpha: As in `Distiller.compile`.
+        loss: As in `keras.Model.compile`; so are `loss_weights` and `metrics`.
         auto_scale_loss: As in `keras.Model.compile`.
-        compiled: Whether XLA or JAX compiles the step, which then can't raise errors.
-        afterwards: Called once after the first step, when all models are built.
-        sync: Gives variables their values, which JAX's trainer takes during `fit`.
     """
 
     def __init__(
         self,
-        student: keras.Model,
-        given: TeacherLike | None,
-        teacher: Teacher,
-        privileged_features: Sequence[str],
+        distiller: Any,
         *,
         optimizer: keras.optimizers.Optimizer,
-        config: Mapping[str, Any],
+        ours: Mapping[str, Any],
+        alpha: Any,
         loss: Any,
         loss_weights: Any,
         metrics: Any,
-        alpha: Any,
         auto_scale_loss: bool,
-        afterwards: Callable[[], Any],
-        sync: Callable[[], Any],
     ) -> None:
-        self.config, self._loss = dict(config), loss
+        self.config, self._loss = dict(ours), loss
+        self._distiller = distiller
+        student, teacher = distiller.student, distiller.adapted_teacher
         self.output_names = getattr(student, "output_names", None)
-        check_scope_names([loss, config["teacher_loss"]])
+        check_scope_names([loss, ours["teacher_loss"]])
         has_own_loss = own_training.overrides(student, "compute_loss")
         self.objective = Objective(
-            config["distillation_loss"],
+            ours["distillation_loss"],
             alpha,
-            loss_weights=config["distillation_loss_weights"],
+            loss_weights=ours["distillation_loss_weights"],
             output_names=self.output_names,
             has_labels=loss is not None or has_own_loss,
             members=teacher.logged_members,
         )
         if loss is None and not has_own_loss:
             self.objective.check_needs_no_labels("loss=None")
-        self.label_mask = LabelMask(
-            config["label_mask"], output_names=self.output_names
-        )
+        self.label_mask = LabelMask(ours["label_mask"], output_names=self.output_names)
         masks = self.label_mask.keys
         check_label_mask(self.label_mask, student, metrics)
         own_training.check_replaced(student, "student")
         own_training.check_called(student, "student", masks=masks, alpha=alpha)
         check_names(self.objective, student)
-        _warn_of_privileged_features_alone(teacher, privileged_features, self.objective)
-        self.joint = self._joint(given, student, optimizer, auto_scale_loss)
+        _warn_of_privileged_features_alone(
+            teacher, distiller.privileged_features, self.objective
+        )
+        self.joint = self._joint(optimizer, auto_scale_loss)
         self.joint_logs = None if self.joint is None else TeacherLogs(self.joint)
         self.teacher_log: TeacherLabelLoss | None = None
-        if config["log_teacher"] and self.joint is None:
+        if ours["log_teacher"] and self.joint is None:
             self.teacher_log = TeacherLabelLoss(loss, loss_weights, self.label_mask)
         self.guard: Guard | None = None
-        self._afterwards, self._sync = afterwards, sync
         self.look = self._look(teacher)
 
     def _joint(
-        self,
-        given: TeacherLike | None,
-        student: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        auto_scale_loss: bool,
+        self, optimizer: keras.optimizers.Optimizer, auto_scale_loss: bool
     ) -> TrainingTeacher | None:
         """Return the teacher with its optimiser, where it trains."""
-        config = self.config
+        config, student = self.config, self._distiller.student
+        given = self._distiller.teacher
         if config["teacher_loss"] is None:
             others = config["teacher_optimizer"], config["teacher_metrics"]
             if any(other is not None for other in others):
@@ -127,22 +114,21 @@ class Setup:
             teacher_loss=self.config["teacher_loss"],
             output_names=self.output_names,
             judges_teacher=self.joint is None and not teacher.changes,
-            afterwards=self._afterwards,
-            sync=self._sync,
+            # Sizes are known once both models are built; sums, once JAX's trainer has
+            # given the variables their values.
+            afterwards=self._distiller.compare_sizes,
+            sync=getattr(self._distiller, "jax_state_sync", lambda: None),
         )
 
-    def take_teacher(self, teacher: Teacher, student: keras.Model) -> None:
+    def take_teacher(self, teacher: Teacher) -> None:
         """Log and look at another teacher from the next step on."""
         self.objective.log_members(teacher.logged_members)
-        check_names(self.objective, student)
+        check_names(self.objective, self._distiller.student)
         self.look = self._look(teacher)
 
-    def begin(self, model: keras.Model) -> None:
-        """Take what Keras has made of its own arguments.
-
-        Args:
-            model: The distiller, compiled by Keras.
-        """
+    def begin(self) -> None:
+        """Take what Keras has made of its own arguments, once it has compiled."""
+        model = self._distiller
         if self.config["check_teacher"]:
             self.guard = Guard(compiled=backend.compiles(model))
         if self.joint is not None:

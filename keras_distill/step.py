@@ -58,7 +58,6 @@ class DistilledStep(Taught, LabelledModel):
             lesson, of_teacher = self._lesson(batch, given)
         total = self._taught(own, lesson, batch)
         total = self._lent.hints.add_to(total, self._guided(), hinting, batch)
-        self._log_of_step |= set(self._lent.hints.metrics)
         return [total, *of_teacher]
 
     def _batch(
@@ -117,7 +116,7 @@ class DistilledStep(Taught, LabelledModel):
             logged.add("teacher_loss")
         if setup.joint_logs is not None:
             logged |= set(setup.joint_logs.result())
-        self._log_of_step = logged
+        self._log_of_step = logged | set(self._lent.hints.metrics)
         return total
 
     def compute_metrics(
@@ -134,8 +133,12 @@ class DistilledStep(Taught, LabelledModel):
         else:
             logs = self.get_metrics_result()
             of_labels = own_training.logged_names(own_training.compiled_metrics(self))
-        hidden = of_labels | (self._logged_names - self._log_of_step)
-        if not (self._has_label_loss or self._log_of_step):
+        computed = self._log_of_step
+        if computed is None:
+            return logs  # Keras builds the metrics outside of a step.
+        self._log_of_step = None
+        hidden = of_labels | (self._logged_names - computed)
+        if not (self._has_label_loss or computed):
             hidden.add("loss")  # An evaluation of metrics alone.
         shown = {name: log for name, log in logs.items() if name not in hidden}
         if not shown:
@@ -180,12 +183,12 @@ class DistilledStep(Taught, LabelledModel):
         return {*setup.metrics, *self._lent.hints.metrics, *of_teacher}
 
     @property
-    def _log_of_step(self) -> set[str]:
-        """The names of the terms that the step of this thread has computed."""
-        return getattr(self._lent.of_step, "logged", set())
+    def _log_of_step(self) -> set[str] | None:
+        """The names of the terms that this thread's step has computed; None without."""
+        return getattr(self._lent.of_step, "logged", None)
 
     @_log_of_step.setter
-    def _log_of_step(self, names: set[str]) -> None:
+    def _log_of_step(self, names: set[str] | None) -> None:
         self._lent.of_step.logged = names
 
     @property

@@ -15,9 +15,17 @@ from keras_distill.hints.taps import Caught
 from keras_distill.hints.term import HintTerm
 from keras_distill.inputs import check_not_declared, select
 from keras_distill.setup import Setup, check_not_shared
-from keras_distill.teachers.base import FollowingTeacher, TeacherLike, as_teacher
+from keras_distill.teachers.base import (
+    FollowingTeacher,
+    Teacher,
+    TeacherLike,
+    as_teacher,
+)
 from keras_distill.teachers.joint import TrainingTeacher
 from keras_distill.types import Nested, Tensor
+
+# Properties that Keras would save as if they were parts of the model.
+_NOT_SAVED = ("teacher", "adapted_teacher")
 
 
 class _Lent:
@@ -81,7 +89,7 @@ class Taught(keras.Model):
         self._lent = _Lent(teacher, HintTerm(student, hints))
         if teacher is not None:
             self._lent.hints.attach(self._lent.teacher)
-            self._compare_sizes(stacklevel=6)
+            self.compare_sizes(stacklevel=6)
         self.projectors = self._lent.hints.projectors
         # All weights of a distiller are those of its student and its projectors.
         self.built = student.built
@@ -106,12 +114,17 @@ class Taught(keras.Model):
         lent.hints.attach(adapted)
         self.projectors = lent.hints.projectors
         if lent.setup is not None:
-            lent.setup.take_teacher(adapted, self.student)
+            lent.setup.take_teacher(adapted)
         lent.given, lent.teacher = teacher, adapted
         # The step was traced with the earlier teacher.
         self.train_function: Any = None
         lent.compared_sizes = False
-        self._compare_sizes(stacklevel=5)
+        self.compare_sizes(stacklevel=5)
+
+    @property
+    def adapted_teacher(self) -> Teacher:
+        """The teacher as a `Teacher`, whatever was given."""
+        return self._lent.teacher
 
     @property
     def output_names(self) -> list[str]:
@@ -138,7 +151,7 @@ class Taught(keras.Model):
 
     def __dir__(self) -> list[str]:
         # Keras saves what dir() lists. The teacher isn't ours to save.
-        return [name for name in super().__dir__() if name != "teacher"]
+        return [name for name in super().__dir__() if name not in _NOT_SAVED]
 
     def _follow(self, before: Tensor | None = None) -> None:
         """Let a teacher follow the student, once the optimiser has updated it.
@@ -198,7 +211,7 @@ class Taught(keras.Model):
         caught: Caught | None = vars(self._lent.of_step).pop("guided", None)
         return caught
 
-    def _compare_sizes(self, stacklevel: int = 4) -> None:
+    def compare_sizes(self, stacklevel: int = 4) -> None:
         """Warn of models that seem swapped, once both are built."""
         if not self._lent.compared_sizes and self.student.built:
             self._lent.compared_sizes = True

@@ -57,6 +57,7 @@ FLOORS = {
 # Files of one room that have no folder of their own.
 PARTS = {
     "compilation": "distiller",
+    "distilled_fit": "distiller",
     "fitting": "distiller",
     "serving": "distiller",
     "setup": "distiller",

@@ -24,6 +24,10 @@ class Lesson(NamedTuple):
             learns from the labels only.
         members: The outputs of the models that it consists of, by name, where the
             losses against each are logged.
+
+    Example:
+        >>> Lesson(targets=[[0.1, 0.9]]).members
+        {}
     """
 
     targets: Nested

@@ -299,10 +299,10 @@ def test_only_the_first_rows_are_summed() -> None:
     distiller = kd.Distiller(student(4), TEACHER)
     distiller.compile("sgd", sparse())
     distiller.fit(X, Y, batch_size=64, epochs=4, verbose=0)
-    seen = distiller._untracked.look.sums[:, 5].max()
+    seen = distiller._lent.setup.look.sums[:, 5].max()
     assert 1024 <= seen < 4 * 640
     distiller.fit(X, Y, verbose=0)
-    assert distiller._untracked.look.sums[:, 5].max() == seen
+    assert distiller._lent.setup.look.sums[:, 5].max() == seen
 
 
 def test_swapped_models() -> None:
@@ -404,7 +404,6 @@ def test_a_schedule_is_warned_of_once() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ((X,), "Evaluation needs labels.*validation_data without"),
         ((X, np.eye(4)[Y]), r"the form of the labels.*\(640, 4\).*\(640,\)"),
         (({"z": X}, Y), r"declares inputs that the batch doesn't hold: \['x'\]"),
         (
@@ -412,7 +411,7 @@ def test_a_schedule_is_warned_of_once() -> None:
             r"doesn't hold: \['x'\]",
         ),
     ],
-    ids=["no labels", "other labels", "other keys", "other keys of a dataset"],
+    ids=["other labels", "other keys", "other keys of a dataset"],
 )
 def test_validation_data_is_looked_at_before_the_first_epoch(
     data: Any, message: str
