@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ import pytest
 # after it. Other processes of the machine don't count in the processor's time.
 MEASURE = """
 import keras, os, sys, time
-for _ in range(3):
+for _ in range(4):  # The first writes the bytecode, as pip does when it installs.
     if not (child := os.fork()):
         start = time.process_time()
         import keras_distill
@@ -33,24 +34,25 @@ print(*sorted(added))
 """
 
 
-def run(code: str, backend: str) -> list[str]:
+def run(code: str, backend: str, **environment: str) -> list[str]:
     """Run code in a process of its own and return the lines that it prints."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "KERAS_BACKEND": backend},
+        env={**os.environ, "KERAS_BACKEND": backend, **environment},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_import_costs_a_tenth_of_a_second_at_most(backend: str) -> None:
-    seconds = sorted(float(line) for line in run(MEASURE, backend))
-    assert len(seconds) == 3
-    assert seconds[1] <= 0.1
+def test_import_costs_a_tenth_of_a_second_at_most(backend: str, tmp_path: Path) -> None:
+    bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    first, *others = map(float, run(MEASURE, backend, **bytecode))
+    assert len(others) == 3
+    assert sorted(others)[1] <= min(0.1, first)
 
 
 def test_on_jax_no_tensorflow_is_imported() -> None:

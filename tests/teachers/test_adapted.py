@@ -400,7 +400,7 @@ class TestFiles:
             {"inputs": lambda x: x},
             {"outputs": {"dense": not_registered}},
         ],
-        ids=str,
+        ids=["inputs", "outputs", "a lambda", "outputs by name"],
     )
     def test_functions_that_arent_registered(self, kwargs: Any) -> None:
         (name,) = kwargs
