@@ -65,6 +65,8 @@ class Taught(keras.Model):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
+        known = arguments.parameters(Taught.__init__, keras.Layer.__init__)
+        arguments.check_known("Distiller", kwargs, known)
         if not isinstance(student, keras.Model):
             raise TypeError(
                 "`student` must be a `keras.Model`. Received: "
