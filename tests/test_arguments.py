@@ -27,7 +27,7 @@ def distiller() -> kd.Distiller:
         ({"distillation_losses": []}, r"compile\(distillation_loss=...\)`. .*Hint"),
         (
             {"distillation_loss_weights": [1.0]},
-            r"compile\(distillation_loss_weights=\[",
+            r"compile\(distillation_loss_weights=...\)`",
         ),
         ({"student_loss_weight": 0.3}, "alpha=1 - student_loss_weight"),
         ({"strategy": None}, "distillation_loss=.*For a `tf.distribute` strategy"),
