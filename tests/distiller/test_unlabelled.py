@@ -150,7 +150,10 @@ def test_labels_are_needed_unless_the_teacher_is_all_there_is() -> None:
         distiller.fit(X, verbose=0)
 
 
-def test_evaluation_with_labels_needs_something_to_measure() -> None:
+def test_evaluation_needs_something_to_measure() -> None:
+    for distiller in (compiled(crossentropy()), compiled(metrics=METRICS)):
+        logs = distiller.evaluate(X, verbose=0, return_dict=True)
+        assert logs.keys() == {"loss", "distillation_loss"}
     with pytest.raises(ValueError, match="Evaluation needs labels.*loss=None"):
         compiled().evaluate(X, Y, verbose=0)
 
