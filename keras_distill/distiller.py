@@ -24,32 +24,34 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
 
     `loss = (1 - alpha) * loss(y, s) + alpha * distillation_loss(t, s)
     + sum(hint.weight * hint_loss) + sum(student.losses)`, where `s` and `t` are the
-    outputs of the student and the teacher. Calling, evaluating, predicting and saving
-    a distiller is calling, evaluating, predicting and saving its student: the teacher
-    is run in `fit` alone, with `training=False`, and is neither changed nor saved,
-    unless it trains or follows the student.
+    outputs of the student and the teacher. To call, evaluate, predict with or save a
+    distiller is to do so with its student. The teacher runs in `fit`, and in the
+    evaluation of data without labels, which returns the distillation loss. It is called
+    with `training=False`, and is neither changed nor saved, unless it trains or follows
+    the student.
 
-    Inputs may be a dict; then each model reads the keys that it declares as inputs,
-    so that the teacher may read features that the student never has.
+    Inputs may be a dict. Then each model reads the keys that it declares as inputs, so
+    that the teacher may read features that the student never has.
 
     Args:
-        student: The model to train. `compute_loss`, `compute_metrics`, `test_step`,
-            `predict_step`, `get_metrics_result` and `reset_metrics` that its class
-            overrides are called; `compile` refuses a `train_step` of its own, and warns
-            of a `fit` or the like. What its `compute_loss` returns stands for
-            `loss(y, s) + sum(student.losses)` as a whole: `1 - alpha` weighs all of it.
-            It may need no labels, as that of an autoencoder.
+        student: The model to train. If its class overrides `compute_loss`,
+            `compute_metrics`, `test_step`, `predict_step`, `get_metrics_result` or
+            `reset_metrics`, these methods are called. `compile` refuses a `train_step`
+            of its own, and warns of a `fit` or the like. Its own `compute_loss`
+            replaces `loss(y, s) + sum(student.losses)`: `1 - alpha` weighs all that it
+            returns. It may need no labels, as that of an autoencoder.
         teacher: A trained, built Keras model, or any callable that takes a batch of
-            inputs and returns outputs like the student's, or None where it has nothing
-            to say: then, as is known once the step is traced, the student learns from
-            the labels alone. Its input and dtype may differ from the student's. It may
-            be given later, as after `keras.saving.load_model`, by assigning
+            inputs and returns outputs like the student's. May return None. The student
+            then learns from the labels only. Whether it returns None is decided when
+            the step is traced. Its inputs and dtype may differ from the student's. To
+            set it later, as after `keras.saving.load_model`, assign
             `distiller.teacher`.
         privileged_features: Names of inputs that the student must never read.
-        hints: `keras_distill.hints.Hint`s: pairs of layers, of which the teacher's
-            guides the student's. What brings them to one shape is in `projectors`.
+        hints: `keras_distill.hints.Hint`s: pairs of layers, in which the teacher's
+            layer guides the student's. `projectors` has the layers that map the
+            student's features to the shape of the teacher's.
         name: Name of the model.
-        **kwargs: What `keras.Model` takes.
+        **kwargs: Arguments of `keras.Model`.
 
     Raises:
         TypeError: If the student isn't a Keras model or the teacher isn't callable.
@@ -82,7 +84,7 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
 
     @property
     def alpha(self) -> Any:
-        """Weight of the distillation loss; floats may be assigned during `fit`."""
+        """The weight of the distillation loss. Callbacks may assign a float."""
         return self._setup.objective.alpha
 
     @alpha.setter
@@ -113,56 +115,55 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
         Args:
             optimizer: As in `keras.Model.compile`.
             loss: The label loss or losses, as in `keras.Model.compile`. None only
-                with `alpha=1`: the student learns from the teacher alone.
-            distillation_loss: A `keras.losses.Loss` called with the teacher's output
-                as `y_true` and the student's as `y_pred`; or a list, tuple or dict of
-                them, None for outputs that aren't distilled. Sample and class weights
-                act on it as on `loss`; `loss_weights` act on `loss` alone. Any callable
-                that Keras takes as a loss will do. Defaults to
-                `ForwardKL(temperature=4.0)`.
-            alpha: Weight of the distillation loss, in [0, 1]; the label loss weighs
-                `1 - alpha`. A float or a `LearningRateSchedule` of the optimiser's
-                updates (with gradient accumulation, fewer than batches); or a dict of
-                them by output. Defaults to 0.5.
-            label_mask: Name of an input that says which rows have a label, of shape
-                `(batch,)` or `(batch, 1)`, True or nonzero where there is one, or of
-                the labels' shape, by time step or by unit of a multi-label head; or a
-                dict of such names by output, None for outputs that are labelled
-                throughout. The label losses average over these rows, as do distillation
-                losses that read labels; the others are taught by the teacher alone.
-                So each label loss needs a value for each row, and none for the batch.
-                Neither model is given the mask unless the teacher declares it. Put
-                metrics of labels into `weighted_metrics`.
-                Evaluation takes a batch without the mask as labelled throughout.
+                with `alpha=1`: the student learns from the teacher only.
+            distillation_loss: A `keras.losses.Loss`, or any callable that Keras takes
+                as a loss, called with the teacher's output as `y_true` and the
+                student's as `y_pred`. Or a list, tuple or dict of them, None for
+                outputs that aren't distilled. Sample and class weights act on it as on
+                `loss`. Defaults to `ForwardKL(temperature=4.0)`.
+            alpha: The weight of the distillation loss, in [0, 1]. The label loss has
+                the weight `1 - alpha`. A float, or a `LearningRateSchedule` of the
+                optimiser's updates (fewer than batches where gradients are
+                accumulated), or a dict of them by output. Defaults to 0.5.
+            label_mask: The name of an input that marks the rows with a label: True or
+                nonzero, of shape `(batch,)` or `(batch, 1)`, or of the labels' shape to
+                mark time steps or units of a multi-label head. Or a dict of such names
+                by output, None for outputs whose rows all have a label. Label losses,
+                and distillation losses that read labels, are averaged over these rows.
+                On the others, the student learns from the teacher only. So a label loss
+                must return a value for each row. No model is given the mask unless the
+                teacher declares it. Pass metrics of labels as `weighted_metrics`.
+                Evaluation treats a batch without the mask as labelled in all rows.
             distillation_loss_weights: Weights of the distillation losses by output, as
-                `loss_weights` of the label losses: a list or dict of floats, 1 for
-                outputs that are left out. Defaults to 1 for each.
-            teacher_loss: The teacher's own label loss or losses. Given, the teacher
+                `loss_weights` are of the label losses: a number, or a list or dict of
+                them, 1 for outputs that are left out. Defaults to 1.
+            teacher_loss: The teacher's own label loss or losses. With it, the teacher
                 trains in the same steps as the student: it is called with
-                `training=True`, its outputs teach behind a stop-gradient, and files
-                hold it. Weights that both models hold get the gradients of both.
-            teacher_optimizer: The teacher's optimiser. Defaults to another of the
-                same configuration as `optimizer`.
-            teacher_metrics: Metrics of the teacher's outputs; they and its loss are
+                `training=True`, no gradient of the distillation loss reaches it, and
+                files hold it. Weights in both models get the gradients of both.
+            teacher_optimizer: The teacher's optimiser. Defaults to another one with the
+                configuration of `optimizer`.
+            teacher_metrics: Metrics of the teacher's outputs. They and its loss are
                 logged under names that begin with `teacher_`. Sample weights act on
                 them where there is a `label_mask`.
             check_teacher: Whether to stop with an error at the step at which the
-                teacher's output is NaN or infinite. False lets -inf pass, the logit of
-                a class that the teacher rules out; `ForwardKL` and `SoftTargets` bear
-                it. Defaults to True.
+                teacher's output is NaN or infinite. False permits -inf, the logit of a
+                class that the teacher excludes, which `ForwardKL` and `SoftTargets`
+                can compute with. Defaults to True.
             log_teacher: Whether to log the label loss of a fixed teacher's outputs as
                 `teacher_loss`, weighted and masked as the student's. The loss is called
-                another time a step, so one that keeps a variable or a seed is refused.
-                Defaults to False; a teacher with a `teacher_loss` logs that.
-            loss_weights: As in `keras.Model.compile`; of `loss` alone.
+                a second time in each step, so a loss that keeps a variable or a seed is
+                refused. A teacher that trains always logs its loss. Defaults to False.
+            loss_weights: As in `keras.Model.compile`. They act on `loss` only.
             metrics: As in `keras.Model.compile`.
             **kwargs: `weighted_metrics`, `run_eagerly`, `steps_per_execution`,
                 `jit_compile`, `auto_scale_loss`, as in `keras.Model.compile`.
 
         Raises:
             ValueError: If `alpha` isn't in [0, 1], or isn't 1 without a `loss`; if a
-                fixed teacher holds weights that the student trains; if arguments of a
-                teacher that trains lack `teacher_loss`.
+                fixed teacher holds weights that the student trains; if other arguments
+                of a teacher that trains are given without `teacher_loss`.
+            TypeError: If a weight of a loss isn't a number.
         """
         ours = {
             "distillation_loss": distillation_loss,
@@ -229,8 +230,8 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
         updates = tf.identity(self.optimizer.iterations)
         for model, of_model in zip(models, gradients, strict=True):
             if of_model:
-                # The loss holds the check of the teacher's outputs, which the update
-                # of the teacher would overtake.
+                # The loss includes the check of the teacher's outputs. Without this,
+                # the teacher could be updated before the check has run.
                 with tf.control_dependencies([] if model is self else [loss]):
                     weights = model.trainable_weights
                     pairs = zip(of_model, weights, strict=True)
@@ -248,9 +249,10 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
     ) -> Tensor:
         """Return the loss that training minimises, or the one that evaluation logs.
 
-        In training, this is the student's own loss with the distillation loss and the
-        hints, and the loss of a teacher that trains. In evaluation, it is the student's
-        own loss; of a batch without labels, the distillation loss is added.
+        In training, this is the sum of the student's label loss and the distillation
+        loss, weighted by `alpha`, the hints, the regularisers, and the loss of a
+        teacher that trains. In evaluation, it is the student's own loss. Without
+        labels, it is the distillation loss and the regularisers.
         """
         losses = self.losses_of_step(x, y, y_pred, sample_weight, training)
         return sum(losses[1:], start=losses[0])

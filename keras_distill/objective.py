@@ -55,7 +55,9 @@ class Objective:
     ) -> None:
         self._output_names = output_names
         self._losses = PerOutputLoss(losses, output_names=output_names)
-        self._loss_weights = loss_weights
+        self._loss_weights = per_output.numbers(
+            loss_weights, what="distillation_loss_weights"
+        )
         self._alpha = _alphas(alpha, losses, output_names or ())
         self._temperatures = _temperatures(self._losses)
         # Whether the last batch had no labels: then alpha must stay 1.
@@ -194,12 +196,11 @@ class Objective:
     def _against(self, targets: Any, batch: Batch, dtype: Any) -> dict[Path, Tensor]:
         """Return the weighted distillation losses against a teacher's outputs."""
         losses = self._losses(targets, batch)
-        weights = per_output.by_path(
-            1.0 if self._loss_weights is None else self._loss_weights,
+        weights = per_output.weights_by_path(
+            self._loss_weights,
             batch.output,
             names=self._output_names,
-            what="`distillation_loss_weights`",
-            partial=True,
+            what="distillation_loss_weights",
         )
         return {
             path: ops.cast(loss, dtype) * weights.get(path, 1.0)

@@ -63,6 +63,36 @@ def by_path(
     }
 
 
+def weights_by_path(
+    weights: Any, outputs: Nested, *, names: Sequence[str] | None, what: str
+) -> dict[Path, float]:
+    """Return the weights of a model's outputs by their paths; some may be left out.
+
+    Args:
+        weights: A number for all outputs, a list or dict of numbers, or None.
+        outputs: A model's outputs.
+        names: The names of the outputs in order, where the model has any.
+        what: The name of the argument in error messages.
+
+    Raises:
+        ValueError: If there is a weight for what is no output.
+    """
+    by_output: dict[Path, float] = by_path(
+        1.0 if weights is None else weights,
+        outputs,
+        names=names,
+        what=f"`{what}`",
+        partial=True,
+    )
+    paths = {tuple(path) for path, _ in tree.flatten_with_path(outputs)}
+    if not paths >= by_output.keys():
+        raise ValueError(
+            f"The keys of `{what}` must be the names of the student's outputs. "
+            f"Received: {what}={weights} for outputs of shape {describe(outputs)}"
+        )
+    return by_output
+
+
 def as_structured(structure: Any, outputs: Nested, names: Sequence[str] | None) -> Any:
     """Return a structure with the containers of the outputs, in Keras' order.
 
@@ -110,18 +140,31 @@ def loss_weights_of(loss: Any, loss_weights: Any) -> Any:
     Raises:
         TypeError: If one isn't a number.
     """
-    if isinstance(loss_weights, np.ndarray) and loss_weights.ndim:
-        loss_weights = list(loss_weights)
     if isinstance(loss_weights, Mapping) and isinstance(loss, list | tuple):
         loss_weights = tree.flatten(loss_weights)
+    return numbers(loss_weights, what="loss_weights")
+
+
+def numbers(weights: Any, what: str) -> Any:
+    """Return a structure of weights as Python floats, None where one is None.
+
+    Args:
+        weights: A number, or a list or dict of numbers.
+        what: The name of the argument in the error message.
+
+    Raises:
+        TypeError: If one isn't a number.
+    """
+    if isinstance(weights, np.ndarray) and weights.ndim:
+        weights = list(weights)
     try:
         return tree.map_structure(
-            lambda weight: None if weight is None else float(weight), loss_weights
+            lambda weight: None if weight is None else float(weight), weights
         )
     except (TypeError, ValueError):
         raise TypeError(
-            "`loss_weights` must be a number, or a list or dict of numbers. Received: "
-            f"loss_weights={loss_weights!r}"
+            f"`{what}` must be a number, or a list or dict of numbers. Received: "
+            f"{what}={weights!r}"
         ) from None
 
 

@@ -1,7 +1,7 @@
-"""Schedules of alpha and temperature that papers name, on top of Keras' own.
+"""Schedules of alpha and temperature from papers, in addition to Keras' own.
 
-A schedule is a `keras.optimizers.schedules.LearningRateSchedule` of the optimiser's
-step count, so any that Keras ships works in the same places.
+A schedule is a `keras.optimizers.schedules.LearningRateSchedule` of the number of the
+optimiser's steps, so Keras' schedules can be used in the same arguments.
 """
 
 import numbers
@@ -16,9 +16,6 @@ from keras.optimizers.schedules import (
 from keras_distill import arguments
 
 __all__ = ["LateStart", "LinearWarmup", "TeacherAnnealing"]
-
-# Where a schedule is looked at before training: its start, its end, some between.
-_PROBED_STEPS = (0, *(10**power for power in range(8)))
 
 
 def __dir__() -> list[str]:
@@ -38,17 +35,15 @@ def _check_steps(steps: int, minimum: int) -> int:
 class LateStart(PiecewiseConstantDecay):
     """0 for the first `steps` optimiser steps, then `value`.
 
-    Privileged-feature distillation starts so: the teacher is not worth listening
-    to before it has learned something.
+    Use it for a teacher that trains with its student: its first outputs are random.
 
     Args:
-        steps: Number of optimiser steps at 0, an integer >= 0.
-        value: The value from step number `steps` on (steps count from 0).
-            Defaults to 1.
+        steps: The number of optimiser steps at 0, an integer >= 0.
+        value: The value from step number `steps` on, counted from 0. Defaults to 1.
         name: Name of the schedule.
 
     Raises:
-        ValueError: If `steps` is negative or not whole.
+        ValueError: If `steps` is negative or not an integer.
 
     Example:
         >>> schedule = LateStart(1000, value=0.5)
@@ -75,11 +70,11 @@ class LateStart(PiecewiseConstantDecay):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class LinearWarmup(PolynomialDecay):
-    """Linear from 0 to `value` in `steps` optimiser steps, then `value`.
+    """Rises linearly from 0 to `value` in `steps` optimiser steps, then is `value`.
 
     Args:
-        steps: Length of the ramp in optimiser steps, an integer >= 1.
-        value: The value at its end. Defaults to 1.
+        steps: The length of the rise in optimiser steps, an integer >= 1.
+        value: The value at the end. Defaults to 1.
         name: Name of the schedule.
 
     Raises:
@@ -106,11 +101,13 @@ class LinearWarmup(PolynomialDecay):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class TeacherAnnealing(PolynomialDecay):
-    """Linear from 1 to 0 in `steps` optimiser steps: from the teacher to the labels.
+    """Falls linearly from 1 to 0 in `steps` optimiser steps.
+
+    As `alpha`, it moves the student from the teacher to the labels.
 
     Args:
-        steps: Length of the ramp in optimiser steps, an integer >= 1; usually the
-            whole training.
+        steps: The length of the fall in optimiser steps, an integer >= 1. Usually that
+            of the whole training.
         name: Name of the schedule.
 
     Raises:

@@ -16,7 +16,7 @@ _CHECKED_STEPS = (0, *(10**power for power in range(8)))
 
 
 class Value(keras.metrics.Metric):
-    """A hyperparameter, the state that a compiled step reads it from, and its log.
+    """A hyperparameter, the variable that a compiled step reads, and its log.
 
     A float is kept in a variable, so that an assignment in a callback acts in a step
     that was compiled before. A schedule is computed from the optimiser's step; the

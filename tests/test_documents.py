@@ -112,8 +112,8 @@ def first(readme):
 
 def test_docs_privileged_features(folder):
     names = run_python("docs/privileged_features.md", {})
-    assert names["said"].shape == (1_000, 1)
-    assert np.isfinite(names["said"]).all()
+    assert names["recorded"].shape == (1_000, 1)
+    assert np.isfinite(names["recorded"]).all()
 
 
 def test_docs_teachers_and_hints(folder):

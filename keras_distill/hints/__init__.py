@@ -1,4 +1,4 @@
-"""Hints: what a teacher's layers tell a student's, beside its outputs."""
+"""Hints: layers of a teacher that guide layers of a student."""
 
 from keras_distill.hints import losses
 from keras_distill.hints.hint import Hint

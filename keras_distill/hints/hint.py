@@ -15,35 +15,35 @@ Projector = Any  # "auto", a Keras layer, or None
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Hint:
-    r"""Teaches a layer of the student what a layer of the teacher puts out.
+    r"""Trains a layer of the student to return what a layer of the teacher returns.
 
     Adds `weight * loss(teacher_layer, projector(student_layer))` to the loss that a
-    `Distiller` trains with. Both layers are read in the pass that their model makes
-    anyway. `alpha` doesn't act on it. One `sample_weight` for all outputs acts on it
-    as on the label loss; weights given by output don't.
+    `Distiller` trains with. The outputs of both layers are caught while their models
+    run, so that no model runs twice. `alpha` doesn't act on hints. A `sample_weight`
+    that is one tensor for all outputs acts on them as on the label loss. Weights given
+    by output don't.
 
     Args:
-        guided: The student's layer: its name, with those of the nested models or
-            layers around it, `"backbone/block3/conv"`; or a function that takes the
-            student and returns the layer, for models whose layers have no lasting
-            names.
-        hint: The teacher's layer, likewise.
+        guided: The student's layer: its name, after those of the nested models or
+            layers around it, `"backbone/block3/conv"`. Or, where names change, a
+            function that takes the student and returns the layer.
+        hint: The teacher's layer, named in the same way.
         loss: One of `keras_distill.hints.losses`, or any Keras loss, called with the
             teacher's features as `y_true` and the student's as `y_pred`. Defaults to
             `"mse"`, which with a projector is the hint loss of FitNets.
-        projector: What brings the student's features to the teacher's shape: a Keras
-            layer; None for none; or `"auto"` (default), which where the loss compares
-            element by element and the last axes differ makes a layer that brings it
-            to the teacher's width, for images a 1x1 convolution, else a `Dense`. It
-            trains with the student, is saved with the distiller, and is no part of
-            the student.
-        weight: Its weight in the loss; not negative; float or schedule. Defaults to 1.
-        name: What it's logged as, with `_loss` behind it. Defaults to the name of the
-            guided layer with `_hint` behind it.
+        projector: A Keras layer that maps the student's features to the shape of the
+            teacher's, or None. `"auto"`, the default, makes one where the loss compares
+            element by element and the last axes differ: a 1x1 convolution for images,
+            otherwise a `Dense`. It trains with the student, and the distiller's files
+            hold it, but it is no part of the student.
+        weight: The weight of the hint in the loss, a float or a schedule, not negative.
+            Defaults to 1.
+        name: The hint is logged as `<name>_loss`. Defaults to the name of the guided
+            layer, followed by `_hint`.
 
     Raises:
-        TypeError: If a layer is neither a name nor a function, or the projector no
-            layer.
+        TypeError: If `guided` or `hint` is neither a name nor a function, or if the
+            projector isn't a layer.
         ValueError: If the weight is negative.
 
     Example:
@@ -109,7 +109,7 @@ class Hint:
 
     @property
     def weight(self) -> Any:
-        """The weight; a float may be assigned during `fit`."""
+        """The weight. Callbacks may assign a float."""
         return self.weighting.value
 
     @weight.setter

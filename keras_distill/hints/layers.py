@@ -1,4 +1,4 @@
-"""Layers of a model by their paths, and the shapes of what they put out."""
+"""Layers of a model by their paths, and the shapes of their outputs."""
 
 import difflib
 from collections.abc import Callable, Iterator
@@ -9,7 +9,8 @@ import keras
 Shape = tuple[int | None, ...]
 Where = str | Callable[[keras.Model], keras.Layer]
 
-_LISTED = 40  # layers that an error message names
+# The number of layers that an error message names.
+_LISTED = 40
 
 
 def find(model: keras.Model, where: Where, *, whose: str) -> keras.Layer:
@@ -18,7 +19,7 @@ def find(model: keras.Model, where: Where, *, whose: str) -> keras.Layer:
     Args:
         model: The model.
         where: The layer's path, `"block3"` or, within a nested model or layer,
-            `"backbone/block3/conv"`; or a function that returns it from the model.
+            `"backbone/block3/conv"`. Or a function of the model that returns the layer.
         whose: `"student"` or `"teacher"`, for error messages.
 
     Raises:
@@ -49,14 +50,15 @@ def find(model: keras.Model, where: Where, *, whose: str) -> keras.Layer:
 
 
 def output_shape(layer: keras.Layer, *, whose: str) -> Shape:
-    """Return the shape of a layer's output, None for what a batch decides.
+    """Return the shape of a layer's output, with None for the sizes of a batch.
 
     Raises:
-        ValueError: If it isn't known, or there are several outputs.
+        ValueError: If the shape isn't known, or if the layer has several outputs.
     """
     try:
         shape: Any = keras.tree.map_structure(lambda x: Axes(x.shape), layer.output)
-    except (AttributeError, ValueError):  # it isn't part of a functional model
+    except (AttributeError, ValueError):
+        # The layer isn't part of a functional model.
         shape = _shape_from_build(layer)
     if shape is None:
         raise ValueError(
@@ -73,7 +75,13 @@ def output_shape(layer: keras.Layer, *, whose: str) -> Shape:
 
 
 def listing(model: keras.Model, *, whose: str, like: str = "") -> str:
-    """Return a sentence that names a model's layers, those like a name first."""
+    """Return a sentence that lists a model's layers.
+
+    Args:
+        model: The model.
+        whose: `"student"` or `"teacher"`.
+        like: A name. Layers with similar names come first.
+    """
     layers = dict(_walk(model))
     near = difflib.get_close_matches(like, layers, n=5, cutoff=0.5)
     paths = [*near, *(path for path in layers if path not in near)]
@@ -83,7 +91,7 @@ def listing(model: keras.Model, *, whose: str, like: str = "") -> str:
 
 
 class Axes:
-    """A shape, which Keras' trees don't take apart."""
+    """A shape that is a single leaf in Keras' trees."""
 
     def __init__(self, shape: Any) -> None:
         self.axes = tuple(shape)
@@ -93,14 +101,15 @@ class Axes:
 
 
 def _shape_from_build(layer: keras.Layer) -> Axes | None:
-    """Return the shape that follows from the shapes which a layer was built with."""
+    """Return the output's shape for the input shapes that a layer was built with."""
     built_with = layer.get_build_config() if layer.built else None
     if not built_with:
         return None
     shapes = built_with.get("shapes_dict") or built_with
     try:
         shape = layer.compute_output_shape(*shapes.values())
-    except NotImplementedError:  # as of cells of recurrent layers
+    except NotImplementedError:
+        # Cells of recurrent layers raise this.
         return None
     one = isinstance(shape, tuple | list) and all(
         size is None or isinstance(size, int) for size in shape
@@ -111,7 +120,8 @@ def _shape_from_build(layer: keras.Layer) -> Axes | None:
 def _known_shape(layer: keras.Layer) -> str:
     try:
         return f" {output_shape(layer, whose='model')}"
-    except Exception:  # only for a listing, whatever a layer of the caller's does
+    except Exception:
+        # A layer of the caller's may raise any error, and this is only for a listing.
         return ""
 
 

@@ -1,4 +1,4 @@
-"""The outputs of layers, caught while their model runs: it needs no second pass."""
+"""The outputs of layers, caught while their model runs, so that it runs only once."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ class Taps:
 
     @contextmanager
     def open(self) -> Iterator["Caught"]:
-        """Yield the outputs of the layers; afterwards they are as they were."""
+        """Yield the outputs of the layers, whose methods are restored at the end."""
         layers = list({id(layer): layer for layer in self._layers.values()}.values())
         outputs: dict[int, list[Any]] = {id(layer): [] for layer in layers}
         _LISTENERS.caught.append(outputs)
@@ -101,8 +101,8 @@ def _install(layers: Sequence[keras.Layer]) -> None:
             if _OPEN[id(layer)] == 1:
                 for name in _METHODS:
                     if callable(getattr(layer, name, None)):
-                        # Past Keras' tracking. Python finds an attribute of the
-                        # instance before the method of its class.
+                        # Python finds an attribute of the instance before the method
+                        # of its class. `object.__setattr__` avoids Keras' tracking.
                         object.__setattr__(layer, name, _tapped(layer, name))
 
 

@@ -1,4 +1,4 @@
-"""What hints add to a Distiller's loss."""
+"""The sum of hint losses that a Distiller adds to its loss."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -21,13 +21,15 @@ from keras_distill.per_output import of_rank
 from keras_distill.types import Tensor
 from keras_distill.values import Value
 
-_TAKEN = ("student", "distillation", "teacher")  # losses that are logged already
+# The names of losses that are logged already.
+_TAKEN = ("student", "distillation", "teacher")
 
 
 class HintTerm:
-    """The hints of one student and its teacher, with what they log.
+    """The hints of one student and its teacher, their projectors and their logs.
 
-    A plain object: a model that holds it tracks and saves its `projectors` alone.
+    A plain object: a model that holds it doesn't track or save it. The model holds the
+    `projectors` itself.
 
     Args:
         student: The student.
@@ -47,7 +49,7 @@ class HintTerm:
         }
         self._hinting = Taps({})
         self._is_attached = False
-        # "auto" is settled when the teacher is known, whose width it is
+        # Those of "auto" are made once the teacher, and so its width, is known.
         self.projectors: dict[str, keras.Layer] = {
             hint.name: hint.projector
             for hint in hints
@@ -64,15 +66,15 @@ class HintTerm:
 
     @property
     def weights(self) -> dict[str, Value]:
-        """The hints' weights, by the names that they're logged by."""
+        """The weights of the hints by the names of their logs."""
         return {hint.weighting.name: hint.weighting for hint in self._hints}
 
     def attach(self, teacher: Any) -> None:
-        """Find the teacher's layers, and make the projectors that lead to them.
+        """Find the teacher's layers, and make the projectors to their shapes.
 
         Raises:
             TypeError: If the teacher has no layers.
-            ValueError: If it has no such layers, or of shapes that can't be compared.
+            ValueError: If it lacks one of the layers, or if shapes can't be compared.
         """
         if not self._hints:
             return
@@ -87,7 +89,8 @@ class HintTerm:
         }
         for hint in self._hints:
             self._fit(hint, output_shape(found[hint.name], whose="teacher"), model)
-        self.projectors = {  # in one order, which files go by
+        # Files hold the projectors in the order of this dict.
+        self.projectors = {
             hint.name: self.projectors[hint.name]
             for hint in self._hints
             if hint.name in self.projectors
@@ -96,11 +99,11 @@ class HintTerm:
         self._is_attached = True
 
     def of_student(self) -> AbstractContextManager[Caught]:
-        """Listen to the guided layers while the student runs."""
+        """Catch the outputs of the guided layers while the student runs."""
         return self._guided.open()
 
     def of_teacher(self) -> AbstractContextManager[Caught]:
-        """Listen to the hint layers while the teacher runs."""
+        """Catch the outputs of the hint layers while the teacher runs."""
         return self._hinting.open()
 
     @property
@@ -152,7 +155,7 @@ class HintTerm:
         return loss
 
     def settled(self) -> list[Hint]:
-        """Return the hints with the projectors that they came to have."""
+        """Return the hints with the projectors that `"auto"` has made."""
         return [
             hint.with_projector(self.projectors.get(hint.name))
             if self._is_attached or hint.projector != "auto"
@@ -205,7 +208,8 @@ def _check_shapes(loss: Any, target: Shape, shape: Shape) -> None:
         return
     shorter, longer = sorted((target, shape), key=len)
     if len(longer) == len(shorter) + 1 and longer[-1] == 1:
-        target = shape = longer  # `call_loss` brings these together
+        # `call_loss` removes a last axis of size 1 where only one of them has it.
+        target = shape = longer
     if len(shape) != len(target) or not all(map(same_size, shape, target)):
         raise ValueError(
             "The features of both layers must have the same shape. Choose layers of "
@@ -215,7 +219,7 @@ def _check_shapes(loss: Any, target: Shape, shape: Shape) -> None:
 
 
 def _projector(hint: Hint, shape: Shape, target: Shape) -> keras.Layer:
-    """Return a layer that brings the student's width to the teacher's."""
+    """Return a layer that maps the student's features to the teacher's width."""
     name = re.sub(r"[^A-Za-z0-9_.]", "_", f"{hint.name}_projector")
     of_images: dict[int, Callable[..., keras.Layer]] = {
         4: layers.Conv2D,
@@ -232,14 +236,14 @@ def _projector(hint: Hint, shape: Shape, target: Shape) -> keras.Layer:
 
 
 def _for_values(loss: Any, sample_weight: Any, features: Tensor) -> Any:
-    """Return the rows' weights with the rank of the values that a loss averages."""
+    """Return the weights of rows with the rank of the values that a loss averages."""
     if sample_weight is None or isinstance(loss, FeatureLoss):
         return sample_weight
     return of_rank(sample_weight, features[..., 0])
 
 
 def _at(loss: Any, step: Any) -> Any:
-    """Return a loss with what it has scheduled at a step."""
+    """Return a loss with its temperature at a step."""
     if isinstance(loss, DistillationLoss):
         return loss.for_batch(Batch(step=step))
     return loss

@@ -67,8 +67,9 @@ def born_again(
     A finished generation is saved in the directory as `generation_<number>.keras`, and
     a running one after each epoch. A run that was killed resumes at its last complete
     epoch when this function is called again. It ends with the same weights as an
-    uninterrupted run if `make_student` and `fit` are deterministic: set the seed before
-    the call, and don't shuffle with a generator that a new process starts anew.
+    uninterrupted run if `make_student` and `fit` are deterministic. To make them so,
+    set the seed before the call, and don't shuffle with a random generator whose state
+    a new process doesn't have.
 
     Args:
         make_student: Returns a built student with fresh weights. All students are made
@@ -124,7 +125,8 @@ def born_again(
         else:
             _train(student, teacher, fit, Backup(running))
             atomic.replace(finished, student.save)
-        # After a kill before this line there are both, and the finished one is read.
+        # If the process is killed before this line, both exist. The finished one is
+        # read then.
         shutil.rmtree(running, ignore_errors=True)
         teacher = student
     return Generations(students)
