@@ -76,6 +76,11 @@ class DistilledFit(WatchedFit, Taught):
         super()._symbolic_build(iterator, data_batch)
         joint._symbolic_build(data_batch=data_batch)
 
+    def _before_steps(self) -> None:
+        """Count batches from where the optimiser's count is, e.g. after a resume."""
+        count = backend.batches_seen(self.optimizer)
+        self._lent.batches.assign(count)
+
     def _end_fit(self) -> None:
         """Give the weights of a teacher that trains their final values, as Keras."""
         joint = self.teacher_in_training

@@ -158,11 +158,6 @@ class Taught(keras.Model):
         updated = ops.not_equal(backend.updates(optimizer, batches), before)
         following.follow(self.student, step=before, updated=updated)
 
-    def _before_steps(self) -> None:
-        """Count batches from where the optimiser's count is, e.g. after a resume."""
-        count = backend.batches_seen(self.optimizer)
-        self._lent.batches.assign(count)
-
     @property
     def trainable_variables(self) -> list[keras.Variable]:
         """The weights that a step trains.
