@@ -266,5 +266,6 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
         """
         losses = self.losses_of_step(x, y, y_pred, sample_weight, training)
         if training and isinstance(self.optimizer, JointOptimizer):
+            # It adds the teacher's loss after the trainer has logged the student's.
             return self.optimizer.taken(*losses)
         return sum(losses[1:], start=losses[0])
