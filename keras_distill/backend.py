@@ -2,7 +2,8 @@
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -174,6 +175,26 @@ def after_update(result: Any, model: keras.Model, action: Callable[[], None]) ->
         action()
     changed = [scope.get_current_value(v) for v in model.non_trainable_variables]
     return logs, (trainable, changed, *others)
+
+
+@contextmanager
+def collecting_losses() -> Iterator[None]:
+    """Let layers that run in a step keep what they add to a loss.
+
+    Keras' JAX trainer collects such losses in the pass of its own model only. For
+    others, `Layer.losses` would hold weight regularisers and nothing else.
+    """
+    # A scope knows the one around it, in which the trainer computes the loss.
+    with keras.StatelessScope(initialize_variables=False) as within:
+        outer = within.original_scope
+    if outer is None:
+        yield
+        return
+    before, outer.collect_losses = outer.collect_losses, True
+    try:
+        yield
+    finally:
+        outer.collect_losses = before
 
 
 def ends_data(error: BaseException) -> bool:

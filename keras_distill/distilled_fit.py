@@ -1,15 +1,18 @@
 """The parts of a distiller's `fit` beside its steps: what is watched, built, ended."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 
 from keras_distill import backend
+from keras_distill.building import compiled_parts
 from keras_distill.fitting import WatchedFit
 from keras_distill.guards.look import Look
 from keras_distill.guards.validation import unlabelled_inputs
 from keras_distill.setup import Setup
+from keras_distill.signatures import like
 from keras_distill.teachers.joint import TrainingTeacher
 from keras_distill.teaching import Taught
 from keras_distill.types import Tensor
@@ -18,6 +21,27 @@ from keras_distill.values import Value
 
 class DistilledFit(WatchedFit, Taught):
     """A distiller's `fit`, which looks after its teacher too."""
+
+    @like(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; takes and returns what `keras.Model.fit` does."""
+        with self._fitting():
+            return super().fit(*args, **kwargs)
+
+    @like(keras.Model.train_on_batch)
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Train on one batch, as `keras.Model.train_on_batch` does."""
+        with self._fitting():
+            return super().train_on_batch(*args, **kwargs)
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Note that steps train: only then is a teacher that trains built."""
+        self._lent.fits = True
+        try:
+            yield
+        finally:
+            self._lent.fits = False
 
     @property
     def _looks(self) -> Sequence[Look]:
@@ -58,11 +82,18 @@ class DistilledFit(WatchedFit, Taught):
         return self.compute_loss(x, None, self(x, training=False), training=False)
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # On several devices, Keras builds losses and metrics before the first step.
-        super()._symbolic_build(iterator, data_batch)
+        # On several devices and on JAX, Keras builds losses and metrics before the
+        # first step.
         joint: TrainingTeacher | None = self.teacher_in_training
-        if joint is not None:
-            joint._symbolic_build(data_batch=data_batch)
+        # Data of an evaluation may lack what the teacher needs.
+        if joint is None or not self._lent.fits or _is_built(joint):
+            super()._symbolic_build(iterator, data_batch)
+            return
+        if data_batch is None:
+            # For both models: some data can be read only once.
+            data_batch = _first_batch(iterator)
+        super()._symbolic_build(iterator, data_batch)
+        joint._symbolic_build(data_batch=data_batch)
 
     def _before_steps(self) -> None:
         """Count batches from where the optimiser's count is, e.g. after a resume."""
@@ -87,3 +118,14 @@ def _spec(x: Any) -> keras.KerasTensor:
     x = x if hasattr(x, "shape") else keras.ops.convert_to_tensor(x)
     dtype = keras.backend.standardize_dtype(x.dtype)
     return keras.KerasTensor((None, *tuple(x.shape)[1:]), dtype)
+
+
+def _is_built(model: keras.Model) -> bool:
+    """Return whether Keras has built a model's losses and metrics."""
+    return all(part.built for part in compiled_parts([model]))
+
+
+def _first_batch(iterator: Any) -> Any:
+    """Return the first batch of one of Keras' iterators over an epoch."""
+    _, _, batches = next(iter(iterator))
+    return batches[0] if isinstance(batches, list | tuple) else next(batches)

@@ -15,6 +15,7 @@ from keras_distill.serving import ServesStudent
 from keras_distill.setup import Setup
 from keras_distill.step import DistilledStep
 from keras_distill.teachers.base import supports_jit
+from keras_distill.teachers.joint_optimizer import JointOptimizer, step_of_both
 from keras_distill.types import Nested, Tensor
 
 
@@ -210,12 +211,15 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
 
     def train_step(self, *args: Any) -> Any:
         """Run each model once, and update what trains."""
+        joint = self.teacher_in_training
         if not backend.is_tensorflow():
+            if joint is not None:
+                return step_of_both(super().train_step, self, joint, *args)
             return backend.after_update(super().train_step(*args), self, self._follow)
         import tensorflow as tf
 
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(*args)
-        models = [m for m in (self, self.teacher_in_training) if m is not None]
+        models = [self] if joint is None else [self, joint]
         with tf.GradientTape() as tape:
             output = self(x, training=True)
             losses = self.losses_of_step(x, y, output, sample_weight)
@@ -255,4 +259,7 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
         labels, it is the distillation loss and the regularisers.
         """
         losses = self.losses_of_step(x, y, y_pred, sample_weight, training)
+        if training and isinstance(self.optimizer, JointOptimizer):
+            # It adds the teacher's loss after the trainer has logged the student's.
+            return self.optimizer.taken(*losses)
         return sum(losses[1:], start=losses[0])

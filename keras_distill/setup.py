@@ -145,7 +145,8 @@ class Setup:
     @property
     def state(self) -> list[keras.Variable]:
         """The variables that a step reads or changes, and that no metric holds."""
-        return [*self.objective.state, *self.look.state]
+        joint = [] if self.joint is None else self.joint.optimizer.variables
+        return [*self.objective.state, *self.look.state, *joint]
 
     @property
     def flag_messages(self) -> dict[str, str]:

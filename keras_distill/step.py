@@ -97,8 +97,9 @@ class DistilledStep(Taught, LabelledModel):
         if joint is None:
             return ask(self._lent.teacher, batch), []
         x, y, sample_weight = given
-        output = joint(x, training=True)
-        loss = joint.compute_loss(x, y, output, sample_weight)
+        with backend.collecting_losses():
+            output = joint(x, training=True)
+            loss = joint.compute_loss(x, y, output, sample_weight)
         log_loss(joint, loss, x)
         joint.compute_metrics(x, y, output, sample_weight)
         return Lesson(as_targets(output)), [loss]

@@ -39,6 +39,8 @@ class _Lent:
         # The number of batches that JAX's trainer has seen.
         self.batches = keras.Variable(0, dtype="int32", trainable=False)
         self.compared_sizes = False
+        # Whether `fit` or `train_on_batch` runs.
+        self.fits = False
         # Each device of a strategy traces its step in a thread of its own.
         self.of_step = threading.local()
 
@@ -172,6 +174,20 @@ class Taught(keras.Model):
         following.follow(self.student, step=before, updated=updated)
 
     @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """The weights that a step trains.
+
+        On JAX, they end with those of a teacher that trains, of which Keras' trainer
+        then computes the gradients. `trainable_weights` never holds them.
+        """
+        own: list[keras.Variable] = super().trainable_variables
+        joint = self.teacher_in_training
+        # Keras builds an optimiser, here the student's, for what this returns.
+        if joint is None or not (backend.is_jax() and self.optimizer.built):
+            return own
+        return [*own, *joint.trainable_weights]
+
+    @property
     def non_trainable_variables(self) -> list[keras.Variable]:
         """The state that a step reads or changes, without trainable weights.
 
@@ -186,7 +202,8 @@ class Taught(keras.Model):
             state += lent.setup.state
         # No variable twice: JAX gives up its memory.
         others = {id(v): v for v in state}
-        taken = [*super().variables, *self.metrics_variables]
+        trained = self.trainable_variables
+        taken = [*super().variables, *trained, *self.metrics_variables]
         for variable in taken:
             others.pop(id(variable), None)
         return [*own, *others.values()]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 from keras import ops
 
@@ -42,6 +43,32 @@ def compiled(
             return function(*inputs)
 
     return lambda *inputs: stateless([v.value for v in reads], *inputs)
+
+
+def gradients(
+    loss: Callable[[], Any], weights: Sequence[keras.Variable]
+) -> list[np.ndarray]:
+    """Return the gradients of a loss as dense arrays, zeros of weights not in it."""
+    if ON_TENSORFLOW:
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            value = loss()
+        found = tape.gradient(
+            value,
+            [weight.value for weight in weights],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return [tf.convert_to_tensor(gradient).numpy() for gradient in found]
+    import jax
+
+    def of_values(values: Sequence[Any]) -> Any:
+        state = list(zip(weights, values, strict=True))
+        with keras.StatelessScope(state_mapping=state):
+            return loss()
+
+    found = jax.grad(of_values)([weight.value for weight in weights])
+    return [np.asarray(gradient) for gradient in found]
 
 
 def step_counter(step: int) -> Any:

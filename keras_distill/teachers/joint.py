@@ -4,13 +4,13 @@ from typing import Any
 
 import keras
 
-from keras_distill import own_training
+from keras_distill import backend, own_training
 from keras_distill.inputs import select
 from keras_distill.labels import LabelledModel, LabelMask
 from keras_distill.resuming import RandomStates
 from keras_distill.shared_weights import shared_weights
 from keras_distill.teachers.base import Teacher
-from keras_distill.types import Tensor
+from keras_distill.types import Nested, Tensor
 
 
 class TrainingTeacher(RandomStates, LabelledModel):
@@ -18,19 +18,21 @@ class TrainingTeacher(RandomStates, LabelledModel):
 
     Args:
         teacher: The model to train.
-        student: The model that it teaches. Weights that both hold are the student's
-            optimiser's to update.
-        optimizer: As in `keras.Model.compile`.
-        student_optimizer: The student's.
+        student: The model that it teaches. The student's optimiser updates the weights
+            that both models hold.
+        optimizer: The teacher's optimiser, as in `keras.Model.compile`.
+        student_optimizer: The student's optimiser.
         loss: The teacher's label loss or losses, as in `keras.Model.compile`.
-        metrics: As in `keras.Model.compile`.
-        label_mask: Which rows have a label; the metrics see no others.
+        metrics: The teacher's metrics, as in `keras.Model.compile`.
+        label_mask: Finds the rows that have a label. The loss and the metrics leave out
+            the others.
         auto_scale_loss: As in `keras.Model.compile`.
 
     Raises:
-        TypeError: If the teacher isn't a Keras model, or one of several models.
-        ValueError: If the optimiser is the student's, or if weights are shared
-            between models whose losses are scaled differently.
+        TypeError: If the teacher isn't a Keras model, or combines several models.
+        ValueError: If the optimiser is the student's, or if models share weights but
+            scale their losses differently.
+        NotImplementedError: If Keras runs on another backend than TensorFlow or JAX.
     """
 
     def __init__(
@@ -45,6 +47,12 @@ class TrainingTeacher(RandomStates, LabelledModel):
         label_mask: LabelMask,
         auto_scale_loss: bool = True,
     ) -> None:
+        if not (backend.is_tensorflow() or backend.is_jax()):
+            raise NotImplementedError(
+                "A teacher trains with its student on TensorFlow and on JAX only. "
+                "Train the teacher first, and compile without `teacher_loss`. "
+                f"Received: the backend {keras.backend.backend()}"
+            )
         if not isinstance(teacher, keras.Model):
             raise TypeError(
                 "A teacher with a `teacher_loss` must be a `keras.Model`: others have "
@@ -66,46 +74,43 @@ class TrainingTeacher(RandomStates, LabelledModel):
                 "An optimizer keeps the state of one model. Give the teacher another, "
                 f"or none. Received: teacher_optimizer={optimizer}, the student's"
             )
+        # The teacher casts its own inputs.
         super().__init__(dtype=teacher.dtype_policy, autocast=False)
         self.teacher = teacher
         self.built = True
         self._mask = label_mask
         self._shared = {id(weight) for weight in shared_weights(teacher, student)}
+        # Rows without a label weigh 0, which `metrics` would ignore.
         counted = "weighted_metrics" if label_mask.keys else "metrics"
         self.compile(
             optimizer, loss, auto_scale_loss=auto_scale_loss, **{counted: metrics}
         )
-        scales = {
-            _loss_scale(self.optimizer, teacher, auto_scale_loss),
-            _loss_scale(student_optimizer, student, auto_scale_loss),
-        }
-        if self._shared and (len(scales) > 1 or "dynamic" in scales):
-            raise ValueError(
-                "A teacher and a student that share trainable weights can't train "
-                "together where each has a loss scale of its own, as in mixed_float16. "
-                "Use mixed_bfloat16, or give each model its own layers. Received: "
-                f"loss scales {sorted(map(str, scales))}, teacher of policy "
-                f"{teacher.dtype_policy.name}, student of {student.dtype_policy.name}"
-            )
+        if self._shared:
+            scales = {
+                _loss_scale(self.optimizer, teacher, auto_scale_loss),
+                _loss_scale(student_optimizer, student, auto_scale_loss),
+            }
+            _check_one_scale(scales, teacher, student)
+        # So that files that are loaded before the first step restore its state.
         self.optimizer.build(self.trainable_weights)
 
     @property
     def trainable_weights(self) -> list[keras.Variable]:
-        """The teacher's weights that aren't the student's too."""
+        """The teacher's trainable weights without those that the student holds too."""
         weights = self.teacher.trainable_weights
         return [weight for weight in weights if id(weight) not in self._shared]
 
     @property
     def output_names(self) -> list[str]:
-        """Names of the teacher's outputs, where it declares any."""
+        """The names of the teacher's outputs, where it declares any."""
         names: list[str] = self.teacher.output_names
         return names
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Return the teacher's outputs."""
+    def call(self, inputs: Nested, training: bool | None = None) -> Nested:
+        """Return the teacher's outputs for the inputs that it reads."""
         return self.teacher(self._read(inputs), training=training)
 
-    def _read(self, x: Any) -> Any:
+    def _read(self, x: Nested) -> Nested:
         return select(self.teacher, x, withheld=self._label_mask.keys)
 
     @property
@@ -114,10 +119,10 @@ class TrainingTeacher(RandomStates, LabelledModel):
 
     def compute_loss(
         self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
+        x: Nested = None,
+        y: Nested = None,
+        y_pred: Nested = None,
+        sample_weight: Nested = None,
         training: bool = True,
     ) -> Tensor:
         """Return the teacher's loss on the rows that have a label."""
@@ -134,21 +139,33 @@ class TrainingTeacher(RandomStates, LabelledModel):
 
 
 class TeacherLogs(keras.metrics.Metric):
-    """What a training teacher measures, under names that begin with `teacher_`."""
+    """The loss and the metrics of a teacher that trains, as one metric of its student.
+
+    The names of the logs begin with `teacher_`.
+
+    Args:
+        teacher: The teacher.
+    """
 
     def __init__(self, teacher: TrainingTeacher) -> None:
         super().__init__(name="teacher_logs")
         self._teacher = teacher
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables of the teacher's metrics, which a step updates."""
+        variables: list[keras.Variable] = self._teacher.metrics_variables
+        return variables
+
     def update_state(self, *args: Any) -> None:
-        """Do nothing: the teacher keeps its own state."""
+        """Do nothing: the step updates the teacher's own metrics."""
 
     def reset_state(self) -> None:
-        """Begin a new epoch."""
+        """Reset the teacher's metrics, as at the beginning of an epoch."""
         self._teacher.reset_metrics()
 
     def result(self) -> dict[str, Tensor]:
-        """Return the teacher's loss and metrics."""
+        """Return the values of the teacher's loss and metrics by name."""
         logs = self._teacher.get_metrics_result()
         return {f"teacher_{name}": value for name, value in logs.items()}
 
@@ -156,9 +173,31 @@ class TeacherLogs(keras.metrics.Metric):
 def _loss_scale(
     optimizer: keras.optimizers.Optimizer, model: keras.Model, automatic: bool
 ) -> Any:
-    """Return by what Keras multiplies a model's loss: a number, None, "dynamic"."""
+    """Return the factor by which Keras multiplies a model's loss.
+
+    Returns:
+        A number; None where the loss isn't scaled; "dynamic" where the factor changes
+        during training.
+    """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or (
         automatic and model.dtype_policy.name == "mixed_float16"
     ):
         return "dynamic"
     return optimizer.loss_scale_factor
+
+
+def _check_one_scale(
+    scales: set[Any], teacher: keras.Model, student: keras.Model
+) -> None:
+    """Raise ValueError if two models that share weights scale their losses differently.
+
+    The gradient of a shared weight is the sum of the gradients of both losses.
+    """
+    if len(scales) > 1 or "dynamic" in scales:
+        raise ValueError(
+            "A teacher and a student that share trainable weights can't train "
+            "together where each has a loss scale of its own, as in mixed_float16. "
+            "Use mixed_bfloat16, or give each model its own layers. Received: "
+            f"loss scales {sorted(map(str, scales))}, teacher of policy "
+            f"{teacher.dtype_policy.name}, student of {student.dtype_policy.name}"
+        )

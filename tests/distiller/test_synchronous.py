@@ -8,9 +8,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 import keras_distill as kd
+from keras_distill.backend import invalid_values
+from tests.backends import gradients, tensorflow_only
 from tests.distiller.models import (
     CountsCalls,
     StepLogs,
@@ -20,6 +22,7 @@ from tests.distiller.models import (
     mlp,
 )
 from tests.distiller.pairs import (
+    ID,
     PRIVILEGED,
     SERVED,
     bce,
@@ -33,6 +36,7 @@ X, Y = clicks()
 BROKEN = {**X, PRIVILEGED: X[PRIVILEGED].copy()}
 BROKEN[PRIVILEGED][16:] = np.nan
 STEPS = 6  # of the fits below
+BAD_VALUES = type(invalid_values(""))
 Weights = list[np.ndarray]
 
 
@@ -140,14 +144,11 @@ ALPHA = 0.6
 SHARED = [(), ("items",), ("items", "users", "hidden")]
 
 
-def gradients(model: keras.Model, loss: Any, tape: Any) -> dict[int, np.ndarray]:
+def by_weight(model: keras.Model, loss: Any) -> dict[int, np.ndarray]:
     """d/dw of a loss by the id of w."""
     weights = model.trainable_weights
-    found = tape.gradient(loss, [weight.value for weight in weights])
-    return {
-        id(weight): tf.convert_to_tensor(gradient).numpy()
-        for weight, gradient in zip(weights, found, strict=True)
-    }
+    found = gradients(loss, weights)
+    return {id(w): gradient for w, gradient in zip(weights, found, strict=True)}
 
 
 @pytest.mark.parametrize("shared", SHARED, ids=str)
@@ -158,13 +159,19 @@ def test_a_step_follows_the_sum_of_the_gradients_where_a_layer_is_shared(
     before = {id(w): w.numpy() for w in student.weights + teacher.weights}
     both = {id(w) for w in student.weights} & {id(w) for w in teacher.weights}
     assert len(both) == len(shared) + ("hidden" in shared)  # which has a bias too
-    with tf.GradientTape(persistent=True) as tape:
+    of_labels, of_targets = bce(), kd.losses.BinarySoftTargets()
+
+    def loss_of_student() -> Any:
         s, t = student(served(X)), teacher(X)
-        soft = kd.losses.BinarySoftTargets()(tf.stop_gradient(t), s)
-        student_loss = (1 - ALPHA) * bce()(Y, s) + ALPHA * soft
-        teacher_loss = bce()(Y, t)
-    of_student = gradients(student, student_loss, tape)
-    of_teacher = gradients(teacher, teacher_loss, tape)
+        soft = of_targets(ops.stop_gradient(t), s)
+        return (1 - ALPHA) * of_labels(Y, s) + ALPHA * soft
+
+    def loss_of_teacher() -> Any:
+        return of_labels(Y, teacher(X))
+
+    student_loss, teacher_loss = float(loss_of_student()), float(loss_of_teacher())
+    of_student = by_weight(student, loss_of_student)
+    of_teacher = by_weight(teacher, loss_of_teacher)
     distiller = together(
         student,
         teacher,
@@ -211,6 +218,7 @@ class Recording(keras.optimizers.SGD):
         return super().apply_gradients(pairs)
 
 
+@tensorflow_only("gradients of embeddings are sparse")
 def test_gradients_of_embeddings_stay_sparse() -> None:
     student, teacher = pair("items")
     optimizers = Recording(0.1), Recording(0.1)
@@ -247,7 +255,7 @@ def test_what_a_shared_layer_adds_to_the_loss_is_counted_for_each_model() -> Non
     student, teacher = activity()
     added = []
     for model in (student, teacher):
-        hidden = model.layers[2](model.layers[1](x)).numpy()
+        hidden = np.asarray(model.layers[2](model.layers[1](x)))
         added.append((hidden**2).sum() / 24)
     labels = [float(crossentropy()(y, model(x))) for model in (student, teacher)]
     distiller = kd.Distiller(student, teacher)
@@ -366,7 +374,7 @@ class Rows(keras.metrics.Sum):
 
 def test_the_teachers_loss_and_metrics_are_logged_as_of_each_epoch() -> None:
     student, teacher = pair()
-    logits = teacher(X).numpy()
+    logits = np.asarray(teacher(X))
     distiller = together(
         student,
         teacher,
@@ -388,7 +396,7 @@ def test_the_teachers_loss_and_metrics_are_logged_as_of_each_epoch() -> None:
     assert history["teacher_rows"] == [24.0, 24.0]
     accuracy = ((logits > 0.0) == Y).mean()
     np.testing.assert_allclose(history["teacher_accuracy"], 2 * [accuracy], rtol=1e-6)
-    expected = ((student(served(X)).numpy() > 0.0) == Y).mean()
+    expected = ((np.asarray(student(served(X))) > 0.0) == Y).mean()
     np.testing.assert_allclose(history["accuracy"], 2 * [expected], rtol=1e-6)
     logs = distiller.evaluate(X, Y, verbose=0, return_dict=True)
     assert logs.keys() == {"loss", "accuracy"}
@@ -399,7 +407,7 @@ def test_the_teachers_loss_and_metrics_are_logged_as_of_each_epoch() -> None:
 def test_sample_weights_act_on_the_teachers_loss() -> None:
     weights = np.random.default_rng(1).random(24).astype("float32")
     student, teacher = pair()
-    logits = teacher(X).numpy()
+    logits = np.asarray(teacher(X))
     logs = together(student, teacher, run_eagerly=True).train_on_batch(
         X, Y, sample_weight=weights, return_dict=True
     )
@@ -419,7 +427,7 @@ def test_a_teacher_of_several_outputs_logs_each() -> None:
     student, teacher = build(0), build(1)
     losses = {"kind": crossentropy(), "size": "mse"}
     labels = {"kind": y, "size": x[:, :3]}
-    t = teacher(x)
+    t = {name: np.asarray(output) for name, output in teacher(x).items()}
     distiller = kd.Distiller(student, teacher)
     distiller.compile(
         "sgd",
@@ -430,12 +438,12 @@ def test_a_teacher_of_several_outputs_logs_each() -> None:
     )
     logs = distiller.train_on_batch(x, labels, return_dict=True)
     kind = float(crossentropy()(y, t["kind"]))
-    size = float(np.square(x[:, :3] - t["size"].numpy()).mean())
+    size = float(np.square(x[:, :3] - t["size"]).mean())
     expected = {
         "teacher_loss": kind + size,
         "teacher_kind_loss": kind,
         "teacher_size_loss": size,
-        "teacher_kind_accuracy": (t["kind"].numpy().argmax(-1) == y).mean(),
+        "teacher_kind_accuracy": (t["kind"].argmax(-1) == y).mean(),
     }
     assert {name for name in logs if name.startswith("teacher_")} == set(expected)
     for name, value in expected.items():
@@ -552,7 +560,7 @@ def test_shared_weights_cant_have_two_loss_scales(whose: str) -> None:
         held = student.get_layer("items")
         teacher = keras.Sequential(  # of policy float32
             [
-                keras.Input((1,), dtype="int64", name="item"),
+                keras.Input((1,), dtype=ID, name="item"),
                 held,
                 layers.Flatten(dtype="float32"),
                 layers.Dense(1, dtype="float32"),
@@ -589,6 +597,7 @@ def test_a_subclassed_teacher_trains() -> None:
     assert same(teacher.get_weights(), alone.get_weights())
 
 
+@tensorflow_only("on JAX, a step that has gone wrong is found after its update")
 @pytest.mark.parametrize(
     "how", [{"jit_compile": False}, {"run_eagerly": True}], ids=str
 )
@@ -611,7 +620,7 @@ def test_training_stops_before_the_update_at_which_the_teacher_breaks(
 def test_what_xla_compiles_stops_too_when_the_teacher_breaks() -> None:
     student, teacher = pair()
     distiller = together(student, teacher, jit_compile=True)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="teacher's output is NaN"):
+    with pytest.raises(BAD_VALUES, match="teacher's output is NaN"):
         distiller.fit(BROKEN, Y, batch_size=8, shuffle=False, verbose=0)
     assert int(distiller.optimizer.iterations) == 3
     assert all(np.isfinite(weight).all() for weight in student.get_weights())
@@ -634,6 +643,7 @@ def test_compiled_again_without_a_loss_the_teacher_is_fixed_again() -> None:
 # What is served.
 
 
+@tensorflow_only("export runs on TensorFlow")
 def test_the_student_is_exported_alone(tmp_path: Path) -> None:
     student, teacher = pair("items", "hidden", eventful=True)
     distiller = together(student, teacher)

@@ -18,7 +18,7 @@ from tests.distiller.models import (
     crossentropy,
     data,
 )
-from tests.distiller.pairs import bce, clicks, pair, together
+from tests.distiller.pairs import ID, bce, clicks, pair, together
 
 X, Y = clicks()
 VECTORS, CLASS = data()
@@ -89,9 +89,7 @@ def functional_shared() -> Pair:
 def one_graph() -> Pair:
     """Two models of the same tensors: inputs, layers and dropout are both's."""
     keras.utils.set_random_seed(0)
-    ids = {
-        name: keras.Input((1,), dtype="int64", name=name) for name in ("user", "item")
-    }
+    ids = {name: keras.Input((1,), dtype=ID, name=name) for name in ("user", "item")}
     dwell = keras.Input((1,), name="dwell")
     found = [layers.Flatten()(layers.Embedding(9, 2)(x)) for x in ids.values()]
     hidden = layers.Dropout(0.3)(layers.Concatenate()(found))
@@ -198,14 +196,14 @@ def deeper() -> Pair:
     """A layer of the student's lies within a part of the teacher."""
     keras.utils.set_random_seed(0)
     users = layers.Embedding(9, 2, name="users")
-    inputs = keras.Input((1,), dtype="int64", name="user")
+    inputs = keras.Input((1,), dtype=ID, name="user")
     student = keras.Model(
         {"user": inputs}, layers.Dense(1)(layers.Flatten()(users(inputs)))
     )
     tower = keras.Sequential(
-        [keras.Input((1,), dtype="int64"), users, layers.Flatten()], name="tower"
+        [keras.Input((1,), dtype=ID), users, layers.Flatten()], name="tower"
     )
-    inputs = keras.Input((1,), dtype="int64", name="user")
+    inputs = keras.Input((1,), dtype=ID, name="user")
     dwell = keras.Input((1,), name="dwell")
     known = layers.Dropout(0.3)(layers.Concatenate()([tower(inputs), dwell]))
     teacher = keras.Model({"user": inputs, "dwell": dwell}, layers.Dense(1)(known))
@@ -238,7 +236,7 @@ def test_layers_shared_deeper_down_are_read_from_a_file_of_weights(
 def test_a_part_that_both_models_hold_is_found_again(tmp_path: Path) -> None:
     student, teacher = deeper()
     tower = teacher.get_layer("tower")
-    inputs = keras.Input((1,), dtype="int64", name="user")
+    inputs = keras.Input((1,), dtype=ID, name="user")
     student = keras.Model({"user": inputs}, layers.Dense(1)(tower(inputs)))
     distiller = trained((student, teacher))
     distiller.save(tmp_path / "d.keras")
@@ -363,7 +361,7 @@ def test_a_frozen_layer_that_is_shared_deeper_down_is_not_lost_in_silence(
 ) -> None:
     keras.utils.set_random_seed(0)
     frozen = layers.Embedding(9, 2, trainable=False, name="frozen")
-    inputs = keras.Input((1,), dtype="int64", name="user")
+    inputs = keras.Input((1,), dtype=ID, name="user")
     tower = keras.Model(inputs, layers.Flatten()(frozen(inputs)), name="tower")
     student = keras.Model(inputs, layers.Dense(1)(layers.Flatten()(frozen(inputs))))
     teacher = keras.Model(inputs, layers.Dense(1)(tower(inputs)))
