@@ -157,11 +157,7 @@ class MutualLearning(PeersStep, SavedPeers):
         Raises:
             ValueError: If there is no `loss`, or `alpha` isn't in [0, 1].
         """
-        if loss is None:
-            raise ValueError(
-                "Peers need a label `loss`: with nothing but each other to learn from, "
-                "they agree on nothing in particular. Received: loss=None"
-            )
+        checks.check_loss(loss)
         if distillation_loss is None:
             distillation_loss = ForwardKL()
         # Made before Keras compiles: a wrong argument leaves the earlier `compile`.

@@ -5,10 +5,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers
 
 import keras_distill as kd
+from keras_distill import backend
 from keras_distill.online import MutualLearning
 from tests.distiller.models import (
     CLASSES,
@@ -374,11 +374,12 @@ def test_a_peer_gone_wrong_stops_the_others_from_learning_it(jit_compile: bool) 
     before = peers[1].get_weights()
     peers[0].layers[-1].bias.assign([np.nan, 0.0, 0.0])
     model = mutual(peers, jit_compile=jit_compile, alpha=1.0)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="peer's output is NaN"):
+    error = type(backend.invalid_values(""))
+    with pytest.raises(error, match="peer's output is NaN"):
         fit(model, x, y)
     after = peers[1].get_weights()
     assert np.isfinite(np.concatenate([w.ravel() for w in after])).all()
-    if not jit_compile:
+    if not backend.compiles(model):
         for weight, expected in zip(after, before, strict=True):
             np.testing.assert_array_equal(weight, expected)
     unchecked = mutual([peers[1], mlp(2)], jit_compile=jit_compile, check_peers=False)
