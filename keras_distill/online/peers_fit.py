@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_distill import backend, own_training
+from keras_distill.building import compiled_parts
 from keras_distill.fitting import WatchedFit
 from keras_distill.guards.look import Look
 from keras_distill.online.peer import Peer
@@ -98,15 +99,18 @@ class PeersFit(WatchedFit):
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # On JAX and on several devices, Keras builds losses and metrics before the
-        # first step. It gives an iterator, of which only one batch may be read.
-        if data_batch is None:
+        # first step.
+        built = all(part.built for part in compiled_parts(self._compiled_within))
+        if data_batch is None and not built:
+            # Only once, as Keras does: a generator doesn't give a batch again.
             for _, _, batches in iterator:
                 is_list = isinstance(batches, list | tuple)
                 data_batch = batches[0] if is_list else next(batches)
                 break
-        super()._symbolic_build(data_batch=data_batch)
-        for peer in self._compiled_within:
-            peer._symbolic_build(data_batch=data_batch)
+        super()._symbolic_build(iterator, data_batch)
+        if not built:
+            for peer in self._compiled_within:
+                peer._symbolic_build(data_batch=data_batch)
 
     def _get_metrics_result_or_logs(self, logs: dict[str, Tensor]) -> dict[str, Tensor]:
         # Keras would return the logs of the last step where a step doesn't log every

@@ -322,6 +322,35 @@ def test_alpha_can_be_assigned() -> None:
     assert_same_weights(peer, alone, atol=1e-7)
 
 
+def test_alpha_can_be_assigned_during_fit() -> None:
+    x, y = data(16)
+    peers, others = [mlp(0), mlp(1)], [mlp(0), mlp(1)]
+    model, expected = mutual(peers), mutual(others)
+
+    def begin(epoch: int, logs: Any) -> None:
+        model.alpha = (0.5, 0.0)[epoch]
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_begin=begin)
+    history = fit(model, x, y, epochs=2, callbacks=[callback])
+    assert history["alpha"] == [0.5, 0.0]
+    for alpha in (0.5, 0.0):
+        expected.alpha = alpha
+        fit(expected, x, y)
+    assert_same_weights(model, expected, atol=1e-7)
+
+
+def test_every_batch_of_a_generator_trains() -> None:
+    x, y = data(32)
+    batches = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 32, 8)]
+    model, expected = (mutual([linear(0), linear(1)]) for _ in range(2))
+    fit(expected, x, y)
+    fit(expected, x, y)
+    generator = (batch for batch in batches * 2)
+    for _ in range(2):
+        fit(model, generator, batch_size=None, steps_per_epoch=4)
+    assert_same_weights(model, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("policy", "staleness"), [("mixed_bfloat16", 0), ("mixed_float16", 2)]
 )
