@@ -12,7 +12,9 @@ WORKERS ?= 3
 # The tests of code that runs on every backend of Keras.
 NEUTRAL = tests/losses tests/hints/test_losses.py tests/metrics tests/teachers \
   tests/labels tests/guards/test_sums.py tests/test_inputs.py tests/test_schedules.py \
-  tests/test_values.py tests/test_arguments.py tests/golden tests/earlier
+  tests/test_values.py tests/test_arguments.py tests/golden tests/earlier \
+  tests/online/test_peers.py tests/online/test_peers_losses.py \
+  tests/online/test_peers_resume.py tests/guards/test_peers.py
 # TensorFlow's messages at its start would bury the output of a command.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Without this, ONNX Runtime reports its use to Microsoft.

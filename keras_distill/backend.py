@@ -197,6 +197,54 @@ def collecting_losses() -> Iterator[None]:
         outer.collect_losses = before
 
 
+def assign_where(
+    pairs: Sequence[tuple[keras.Variable, keras.Variable]], condition: Tensor
+) -> None:
+    """Assign values in a step where a condition is True, and nothing elsewhere.
+
+    Args:
+        pairs: The variables that are assigned, each with the variable whose value it
+            gets. None may be a variable that the step trains.
+        condition: A boolean scalar.
+    """
+    if not is_tensorflow():
+        for variable, other in pairs:
+            old, new = ops.convert_to_tensor(variable), ops.convert_to_tensor(other)
+            variable.assign(ops.where(condition, new, old))
+        return
+    import tensorflow as tf
+
+    values = [(variable.value, other.value) for variable, other in pairs]
+
+    def assign(strategy: Any, condition: Tensor) -> None:
+        for variable, other in values:
+            strategy.extended.update(
+                variable,
+                lambda old, new, due: old.assign(tf.where(due, new, old)),
+                args=(other, condition),
+                group=False,
+            )
+
+    # As optimisers do: variables that several devices mirror are assigned from outside
+    # of the devices.
+    tf.distribute.get_replica_context().merge_call(assign, args=(condition,))
+
+
+def before_gradients(loss: Tensor) -> Tensor:
+    """Return a loss that a TensorFlow graph computes before any of its gradients.
+
+    A check within the loss then raises its error before any weight is updated. Each
+    gradient is a multiple of a number that waits for the loss.
+    """
+    if not is_tensorflow():
+        return loss
+    import tensorflow as tf
+
+    with tf.control_dependencies([loss]):
+        one = tf.identity(tf.ones((), loss.dtype))
+    return loss * one
+
+
 def ends_data(error: BaseException) -> bool:
     """Return whether an error tells Keras that the data have ended."""
     if isinstance(error, StopIteration):

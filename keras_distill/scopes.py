@@ -1,4 +1,4 @@
-"""Keras' name scopes, which an error in a trace would leave open."""
+"""Keras' scopes: names that an error would leave open, and casts of variables."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,3 +21,15 @@ def scopes_kept() -> Iterator[None]:
         # In place: Keras' scopes that are open hold on to nothing else.
         global_state.get_global_attribute("name_scope_stack", [], True)[:] = stack
         global_state.set_global_attribute("current_call_ctx", context)
+
+
+@contextmanager
+def uncast() -> Iterator[None]:
+    """Let code within a model's `call` read and assign variables in their own dtype.
+
+    Keras casts the variables that a model of mixed precision reads in `call`.
+    """
+    from keras.src.backend import AutocastScope
+
+    with AutocastScope(None):
+        yield

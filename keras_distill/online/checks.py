@@ -1,4 +1,4 @@
-"""Which models can be peers, and what they need to learn from."""
+"""Checks of models that are to be peers, and of the data that they learn from."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -59,8 +59,17 @@ def check_apart(peers: Sequence[keras.Model]) -> None:
             )
 
 
+def check_loss(loss: Any) -> None:
+    """Raise ValueError if there is no label loss."""
+    if loss is None:
+        raise ValueError(
+            "Peers need a label `loss`: with nothing but each other to learn from, "
+            "they agree on nothing in particular. Received: loss=None"
+        )
+
+
 def check_labels(y: Any) -> None:
-    """Raise ValueError where a batch has no labels."""
+    """Raise ValueError if a batch has no labels."""
     if y is None:
         raise ValueError(
             "Peers learn from labels and from each other. Pass `y`, with a "

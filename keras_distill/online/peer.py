@@ -1,12 +1,12 @@
 """One of several models that train in the same steps: its losses and its metrics."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import keras
-import tensorflow as tf
 
-from keras_distill import own_training, per_output
+from keras_distill import backend, own_training, per_output
 from keras_distill.batch import Batch
 from keras_distill.guard import Guard, flagged
 from keras_distill.inputs import select
@@ -15,22 +15,29 @@ from keras_distill.losses.calling import check_scope_names
 from keras_distill.objective import Objective
 from keras_distill.teachers.base import Lesson
 from keras_distill.types import Nested, Tensor
+from keras_distill.values import Value
 
-BAD_PEER = (
-    "A peer's output is NaN or infinite, so the others would learn nothing from it. "
-    "Look at the inputs of this batch, at the learning rate and, where a peer computes "
-    "in float16, at overflow. `compile(check_peers=False)` switches this check off."
-)
+
+class Pass(NamedTuple):
+    """A run of a peer's model in a step.
+
+    Args:
+        output: The model's outputs.
+        losses: Its regularisers and the terms that its layers have added to the loss.
+    """
+
+    output: Nested
+    losses: Sequence[Tensor]
 
 
 class Peer(LabelledModel):
-    """A model that learns from labels and from what the others say.
+    """The losses and metrics of a model that learns from labels and from other models.
 
-    It holds the model's losses and metrics, and no optimiser.
+    It has no optimiser: one optimiser trains all peers.
 
     Args:
         model: The model to train.
-        name: What it is called in logs.
+        name: The name of the model in logs.
         label_mask: As `label_mask` in `Distiller.compile`.
         loss: The label loss, as in `keras.Model.compile`; so are `loss_weights`,
             `metrics` and `weighted_metrics`.
@@ -58,7 +65,7 @@ class Peer(LabelledModel):
         self._mask = LabelMask(label_mask, output_names=self.output_names)
         own_training.check_called(model, "peer", masks=self._mask.keys, alpha=alpha)
         self.compile(
-            None,  # the optimiser is that of all peers
+            None,
             loss,
             loss_weights=loss_weights,
             metrics=_copied(metrics),
@@ -73,55 +80,99 @@ class Peer(LabelledModel):
 
     @property
     def output_names(self) -> Sequence[str] | None:
-        """Names of the model's outputs, where it declares any."""
+        """The names of the model's outputs, where it declares any."""
         names: Sequence[str] | None = getattr(self.model, "output_names", None)
         return names
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Nested, training: bool | None = None) -> Nested:
         """Return the model's outputs."""
         return self.model(self._read(inputs), training=training)
 
-    def _read(self, x: Any) -> Any:
+    def _read(self, x: Nested) -> Nested:
         return select(self.model, x, withheld=self._mask.keys)
 
     @property
     def _trained_model(self) -> keras.Model:
         return self.model
 
-    def alone(self, data: tuple[Any, Any, Any], output: Nested) -> OwnLoss:
-        """Return the loss that the model would be trained with alone, and log it."""
+    def alone(
+        self, data: tuple[Nested, Nested, Nested], passed: Pass, *, training: bool
+    ) -> OwnLoss:
+        """Return the loss that the model would be trained with alone, and log it.
+
+        Args:
+            data: The inputs, labels and sample weights.
+            passed: The run of the model on these inputs.
+            training: Whether the step trains or evaluates.
+        """
         x, y, sample_weight = data
-        y, sample_weight = self._by_output(y, sample_weight, output)
-        own = self.own_loss(x, y, output, sample_weight)
-        log_loss(self, flagged(own.total, own.are_valid), x)
+        y, sample_weight = self._by_output(y, sample_weight, passed.output)
+        with self._with_losses(passed.losses):
+            own = self.own_loss(x, y, passed.output, sample_weight, training)
+        # An evaluation with bad labels logs NaN, because nobody looks for flags there.
+        log_loss(self, flagged(own.total, own.are_valid if training else None), x)
         return own
+
+    @contextmanager
+    def _with_losses(self, losses: Sequence[Tensor]) -> Iterator[None]:
+        """Give the models the losses that their layers added in an earlier call.
+
+        The layers don't keep them: another peer may have called the same layer since,
+        and on JAX the loss is computed in another scope than the outputs.
+        """
+        # A `compute_loss` of the model's own reads them from the model.
+        models = self, self.model
+        for model in models:
+            model._losses_override = list(losses)
+        try:
+            yield
+        finally:
+            for model in models:
+                model._losses_override = []
 
     def taught_loss(
         self,
-        data: tuple[Any, Any, Any],
+        data: tuple[Nested, Nested, Nested],
         output: Nested,
         own: OwnLoss,
         *,
         targets: Nested,
         guard: Guard | None,
         step: Any,
-    ) -> Tensor:
-        """Return the loss under the others, and log what they add to it.
+    ) -> tuple[Tensor, Batch]:
+        """Return the loss that training minimises and the record of the step.
+
+        The terms of the loss are logged.
 
         Args:
-            data: Inputs, labels and sample weights.
+            data: The inputs, labels and sample weights.
             output: The model's outputs.
             own: The result of `alone`.
             targets: The mean of the others' outputs.
-            guard: Checks the targets, where they are to be checked.
+            guard: Checks the targets. None where they aren't checked.
             step: The optimiser's step, at which schedules are read.
         """
-        x, (y, sample_weight) = data[0], self._by_output(*data[1:], output)
         is_finite = None
         if guard is not None:
             targets, is_finite = guard.checked(targets)
+        batch = self._batch(*data, output, step)
+        # The flag of bad labels is in the model's own loss, which `alone` logs.
+        own = own._replace(are_valid=None)
+        total, _ = self.objective.total(
+            own, Lesson(targets), batch, is_finite=is_finite
+        )
+        return total, batch
+
+    def _batch(
+        self, x: Nested, y: Nested, sample_weight: Nested, output: Nested, step: Any
+    ) -> Batch:
+        """Return the record of a training step."""
+        y, sample_weight = self._by_output(y, sample_weight, output)
         labels = self._mask.mask_labels(x, y)
-        batch = Batch(
+        if backend.compiles(self):
+            # Without labels that can't be any. A step that can raise has raised.
+            labels, _ = self._checked_labels(x, y, sample_weight)
+        return Batch(
             inputs=x,
             labels=per_output.as_structured(labels, output, self.output_names),
             labelled=self._mask.by_path(x, output),
@@ -129,12 +180,6 @@ class Peer(LabelledModel):
             output=output,
             step=step,
         )
-        # The peer's own loss, which `alone` logs, is flagged for bad labels.
-        own = own._replace(are_valid=None)
-        total, _ = self.objective.total(
-            own, Lesson(targets), batch, is_finite=is_finite
-        )
-        return total
 
     def logs(self) -> dict[str, Tensor]:
         """Return the model's loss, its metrics and its distillation loss."""
@@ -155,14 +200,22 @@ class Peer(LabelledModel):
 
 
 class PeerLogs(keras.metrics.Metric):
-    """What a peer measures, under names that begin with the peer's."""
+    """The losses and metrics of a peer, under names that begin with the peer's."""
 
     def __init__(self, peer: Peer) -> None:
         super().__init__(name=f"{peer.name}_logs")
         self._peer = peer
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables of the peer's losses and metrics, without hyperparameters."""
+        of_terms = self._peer.objective.metrics.values()
+        means = [metric for metric in of_terms if not isinstance(metric, Value)]
+        own: list[keras.Variable] = self._peer.metrics_variables
+        return [*own, *(v for mean in means for v in mean.variables)]
+
     def update_state(self, *args: Any) -> None:
-        """Do nothing: the peer keeps its own state."""
+        """Do nothing: the peer updates its own state."""
 
     def reset_state(self) -> None:
         """Begin a new epoch."""
@@ -172,29 +225,6 @@ class PeerLogs(keras.metrics.Metric):
         """Return the peer's losses and metrics."""
         logs = self._peer.logs()
         return {f"{self._peer.name}_{name}": value for name, value in logs.items()}
-
-
-def refresh(
-    copies: Sequence[keras.Model], peers: Sequence[keras.Model], due: Any
-) -> None:
-    """Give copies the weights of their models where it is due; called in a step."""
-    pairs = [
-        (weight.value, of_peer.value)
-        for copy, peer in zip(copies, peers, strict=True)
-        for weight, of_peer in zip(copy.weights, peer.weights, strict=True)
-    ]
-
-    def assign(strategy: tf.distribute.Strategy, due: Tensor) -> None:
-        for weight, of_peer in pairs:
-            strategy.extended.update(
-                weight,
-                lambda old, new, due: old.assign(tf.where(due, new, old)),
-                args=(of_peer, due),
-                group=False,
-            )
-
-    # as optimisers do: a variable that devices mirror is assigned from outside of them
-    tf.distribute.get_replica_context().merge_call(assign, args=(due,))
 
 
 def _copied(metrics: Any) -> Any:

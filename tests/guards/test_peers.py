@@ -22,7 +22,7 @@ from tests.guards.setups import (
 )
 
 X = inputs(64)
-LOGITS = linear(4)(X).numpy()
+LOGITS = keras.ops.convert_to_numpy(linear(4)(X))
 Y = classes(LOGITS)
 
 

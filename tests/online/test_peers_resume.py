@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_distill as kd
+from tests.backends import tensorflow_only
 from tests.distiller.models import (
     CLASSES,
     FEATURES,
@@ -115,6 +116,7 @@ def test_resumed_from_a_backup(tmp_path: Path, uninterrupted: Uninterrupted) -> 
     assert_same_end(resumed, history, uninterrupted)
 
 
+@tensorflow_only("exports")
 def test_a_peer_is_saved_and_exported_alone(
     tmp_path: Path, uninterrupted: Uninterrupted
 ) -> None:

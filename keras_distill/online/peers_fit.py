@@ -1,0 +1,119 @@
+"""The parts of mutual learning's `fit` beside its steps: what is watched and logged."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_distill import backend, own_training
+from keras_distill.building import compiled_parts
+from keras_distill.fitting import WatchedFit
+from keras_distill.guards.look import Look
+from keras_distill.online.peer import Peer
+from keras_distill.online.peers_setup import PeersSetup
+from keras_distill.types import Tensor
+from keras_distill.values import Value
+
+
+class Untracked:
+    """What a trainer of peers uses, and Keras neither tracks nor saves."""
+
+    def __init__(self) -> None:
+        self.setup: PeersSetup | None = None
+        # The number of batches that JAX's trainer has seen.
+        self.batches = keras.Variable(0, dtype="int32", trainable=False)
+        # Each device of a strategy traces its step in a thread of its own.
+        self.of_step = threading.local()
+
+
+class PeersFit(WatchedFit):
+    """A trainer of peers, with their logs and the state of its steps."""
+
+    peers: list[keras.Model]
+    _untracked: Untracked
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The total loss, the logs of each peer, and hyperparameters."""
+        setup = self._untracked.setup
+        return [*super().metrics, *(setup.metrics if setup else ())]
+
+    @property
+    def metrics_variables(self) -> list[keras.Variable]:
+        """The variables of the metrics, each once: JAX gives up their memory."""
+        # A layer's own metrics are among the metrics of its peer, and of this model.
+        return list({id(v): v for v in super().metrics_variables}.values())
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        """The state that a step reads or changes, without trainable weights.
+
+        JAX's trainer makes the arguments of a compiled step from it. `weights` and
+        files don't hold all of it.
+        """
+        own: list[keras.Variable] = super().non_trainable_variables
+        if backend.is_tensorflow():
+            return own
+        setup = self._untracked.setup
+        state = [*(setup.state if setup else ()), self._untracked.batches]
+        others = {id(v): v for v in state}
+        # No variable twice: JAX gives up its memory.
+        for variable in [*super().variables, *self.metrics_variables]:
+            others.pop(id(variable), None)
+        return [*own, *others.values()]
+
+    def _before_steps(self) -> None:
+        """Count batches from where the optimiser's count is, e.g. after a resume."""
+        self._untracked.batches.assign(backend.batches_seen(self.optimizer))
+
+    @property
+    def _setup(self) -> PeersSetup:
+        if self._untracked.setup is None:
+            raise ValueError("You must call `compile()` on the peers before this.")
+        return self._untracked.setup
+
+    @property
+    def _looks(self) -> Sequence[Look]:
+        setup = self._untracked.setup
+        return setup.looks if setup else []
+
+    @property
+    def _flag_messages(self) -> Mapping[str, str]:
+        return self._setup.flag_messages if backend.compiles(self) else {}
+
+    @property
+    def _scheduled(self) -> Mapping[str, Value]:
+        return self._setup.values
+
+    @property
+    def _evaluated(self) -> Sequence[keras.Model]:
+        # A loss of a peer's own may take other labels than outputs.
+        own = "compute_loss"
+        return [peer for peer in self.peers if not own_training.overrides(peer, own)]
+
+    @property
+    def _compiled_within(self) -> Sequence[Peer]:
+        setup = self._untracked.setup
+        return setup.peers if setup else []
+
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # On JAX and on several devices, Keras builds losses and metrics before the
+        # first step.
+        built = all(part.built for part in compiled_parts(self._compiled_within))
+        if data_batch is None and not built:
+            # Only once, as Keras does: a generator doesn't give a batch again.
+            for _, _, batches in iterator:
+                is_list = isinstance(batches, list | tuple)
+                data_batch = batches[0] if is_list else next(batches)
+                break
+        super()._symbolic_build(iterator, data_batch)
+        if not built:
+            for peer in self._compiled_within:
+                peer._symbolic_build(data_batch=data_batch)
+
+    def _get_metrics_result_or_logs(self, logs: dict[str, Tensor]) -> dict[str, Tensor]:
+        # Keras would return the logs of the last step where a step doesn't log every
+        # metric, as in evaluation.
+        results = self.get_metrics_result()
+        return {name: results.get(name, log) for name, log in logs.items()}
