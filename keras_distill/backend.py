@@ -29,6 +29,11 @@ _TRANSPARENT_OPS = {
 }
 
 
+def name() -> str:
+    """Return the name of the backend, e.g. `"jax"`."""
+    return str(keras.backend.backend())
+
+
 def is_tensorflow() -> bool:
     """Return whether Keras runs on TensorFlow."""
     return bool(keras.backend.backend() == "tensorflow")

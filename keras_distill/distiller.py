@@ -179,8 +179,6 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
         known = arguments.parameters(Distiller.compile, keras.Model.compile)
         arguments.check_known("compile", kwargs, known)
         arguments.check_distillation_loss(distillation_loss)
-        if distillation_loss is None:
-            ours["distillation_loss"] = ForwardKL(temperature=4.0)
         if all(item is None for item in keras.tree.flatten(loss)):
             loss = None
         of_keras = {
@@ -189,13 +187,24 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
             "loss_weights": per_output.loss_weights_of(loss, loss_weights),
             "metrics": metrics,
         }
-        scaled = kwargs.get("auto_scale_loss", True)
+        self._compile(ours, alpha, of_keras, kwargs)
+
+    def _compile(
+        self,
+        ours: dict[str, Any],
+        alpha: Any,
+        of_keras: dict[str, Any],
+        others: dict[str, Any],
+    ) -> None:
+        if ours["distillation_loss"] is None:
+            ours["distillation_loss"] = ForwardKL(temperature=4.0)
+        scaled = others.get("auto_scale_loss", True)
         # Made before Keras compiles: a wrong argument leaves the earlier `compile`.
         setup = Setup(self, ours=ours, alpha=alpha, auto_scale_loss=scaled, **of_keras)
         self.supports_jit = supports_jit(self.teacher)
         # Otherwise Keras would keep the loss and metrics of an earlier `compile`.
         self.loss = self._compile_loss = self._compile_metrics = None
-        super().compile(**of_keras, **kwargs)
+        super().compile(**of_keras, **others)
         self._lent.setup = setup
         self.warned_of_idle_schedules = False
         setup.begin()

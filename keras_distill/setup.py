@@ -63,14 +63,7 @@ class Setup:
         if loss is None and not has_own_loss:
             self.objective.check_needs_no_labels("loss=None")
         self.label_mask = LabelMask(ours["label_mask"], output_names=self.output_names)
-        masks = self.label_mask.keys
-        check_label_mask(self.label_mask, student, metrics)
-        own_training.check_replaced(student, "student")
-        own_training.check_called(student, "student", masks=masks, alpha=alpha)
-        check_names(self.objective, student)
-        _warn_of_privileged_features_alone(
-            teacher, distiller.privileged_features, self.objective
-        )
+        self._check(alpha, metrics)
         self.joint = self._joint(optimizer, auto_scale_loss)
         self.joint_logs = None if self.joint is None else TeacherLogs(self.joint)
         self.teacher_log: TeacherLabelLoss | None = None
@@ -78,6 +71,18 @@ class Setup:
             self.teacher_log = TeacherLabelLoss(loss, loss_weights, self.label_mask)
         self.guard: Guard | None = None
         self.look = self._look(teacher)
+
+    def _check(self, alpha: Any, metrics: Any) -> None:
+        """Raise ValueError where the student doesn't fit the arguments."""
+        distiller, student = self._distiller, self._distiller.student
+        check_label_mask(self.label_mask, student, metrics)
+        own_training.check_replaced(student, "student", stacklevel=7)
+        masks = self.label_mask.keys
+        own_training.check_called(student, "student", masks=masks, alpha=alpha)
+        check_names(self.objective, student)
+        _warn_of_privileged_features_alone(
+            distiller.adapted_teacher, distiller.privileged_features, self.objective
+        )
 
     def _joint(
         self, optimizer: keras.optimizers.Optimizer, auto_scale_loss: bool
@@ -203,7 +208,7 @@ def _warn_of_privileged_features_alone(
             f"{alpha}: what the student can't predict of them is noise to it, and it "
             "may end below a student without a teacher. Let the teacher read the "
             "student's features too, or lower alpha.",
-            stacklevel=5,  # where `Distiller.compile` is called
+            stacklevel=7,  # where `Distiller.compile` is called
         )
 
 

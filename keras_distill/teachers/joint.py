@@ -47,28 +47,7 @@ class TrainingTeacher(RandomStates, LabelledModel):
         label_mask: LabelMask,
         auto_scale_loss: bool = True,
     ) -> None:
-        if not (backend.is_tensorflow() or backend.is_jax()):
-            raise NotImplementedError(
-                "A teacher trains with its student on TensorFlow and on JAX only. "
-                "Train the teacher first, and compile without `teacher_loss`. "
-                f"Received: the backend {keras.backend.backend()}"
-            )
-        if not isinstance(teacher, keras.Model):
-            raise TypeError(
-                "A teacher with a `teacher_loss` must be a `keras.Model`: others have "
-                f"no weights to train. Received: teacher={teacher!r} of type "
-                f"{type(teacher).__name__}"
-            )
-        if isinstance(teacher, Teacher):
-            raise TypeError(
-                f"An object of type {type(teacher).__name__} teaches by what others "
-                "have learned, so it takes no `teacher_loss`. Train its models before, "
-                "or train one `keras.Model` that holds them. Received: teacher="
-                f"{teacher!r}"
-            )
-        whose = "teacher that trains"
-        own_training.check_replaced(teacher, whose, serves=False)
-        own_training.check_called(teacher, whose, masks=label_mask.keys)
+        _check_teacher(teacher, label_mask)
         if optimizer is student_optimizer:
             raise ValueError(
                 "An optimizer keeps the state of one model. Give the teacher another, "
@@ -201,3 +180,29 @@ def _check_one_scale(
             f"loss scales {sorted(map(str, scales))}, teacher of policy "
             f"{teacher.dtype_policy.name}, student of {student.dtype_policy.name}"
         )
+
+
+def _check_teacher(teacher: Any, label_mask: LabelMask) -> None:
+    """Raise an error unless this teacher can train with its student."""
+    if not (backend.is_tensorflow() or backend.is_jax()):
+        raise NotImplementedError(
+            "A teacher trains with its student on TensorFlow and on JAX only. "
+            "Train the teacher first, and compile without `teacher_loss`. "
+            f"Received: the backend {backend.name()}"
+        )
+    if not isinstance(teacher, keras.Model):
+        raise TypeError(
+            "A teacher with a `teacher_loss` must be a `keras.Model`: others have "
+            f"no weights to train. Received: teacher={teacher!r} of type "
+            f"{type(teacher).__name__}"
+        )
+    if isinstance(teacher, Teacher):
+        raise TypeError(
+            f"An object of type {type(teacher).__name__} teaches by what others "
+            "have learned, so it takes no `teacher_loss`. Train its models before, "
+            "or train one `keras.Model` that holds them. Received: teacher="
+            f"{teacher!r}"
+        )
+    whose = "teacher that trains"
+    own_training.check_replaced(teacher, whose, serves=False, stacklevel=8)
+    own_training.check_called(teacher, whose, masks=label_mask.keys)
