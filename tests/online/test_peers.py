@@ -344,10 +344,9 @@ def test_every_batch_of_a_generator_trains() -> None:
     batches = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 32, 8)]
     model, expected = (mutual([linear(0), linear(1)]) for _ in range(2))
     fit(expected, x, y)
-    fit(expected, x, y)
-    generator = (batch for batch in batches * 2)
-    for _ in range(2):
-        fit(model, generator, batch_size=None, steps_per_epoch=4)
+    # A second `fit` of one generator isn't tried: TensorFlow reads ahead.
+    generator = (batch for batch in batches)
+    fit(model, generator, batch_size=None, steps_per_epoch=4)
     assert_same_weights(model, expected, atol=1e-6)
 
 
