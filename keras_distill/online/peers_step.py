@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import backend
+from keras_distill import backend, own_training
 from keras_distill.building import build_optimizer
 from keras_distill.inputs import check_held
 from keras_distill.labels import OwnLoss
@@ -77,6 +77,9 @@ class PeersStep(PeersFit):
         setup, data = self._setup, (x, y, sample_weight)
         if training:
             check_held(x, setup.label_mask.keys, what="the label mask")
+            if not self.trainable_weights:
+                names = [peer.name for peer in self.peers]
+                own_training.warn_of_frozen("peers", names)
         checks.check_labels(y)
         passes = self._passes(x, training)
         peers = list(zip(setup.peers, passes, strict=True))

@@ -315,6 +315,7 @@ def test_names_that_distillation_does_not_log_are_free() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable")
 @pytest.mark.parametrize("peers", [False, True])
 def test_a_student_without_trainable_weights_is_warned_of(peers: bool) -> None:
     frozen = mlp()
