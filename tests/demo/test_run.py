@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from keras_distill import demo
+from keras_distill.atomic import replacing
 from keras_distill.demo import data, training
 from keras_distill.demo.pictures import soften
 from keras_distill.demo.results import check_replaceable
-from keras_distill.export.publish import replacing
 
 OURS = json.dumps({"kind": "keras_distill.demo"})
 
