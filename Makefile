@@ -9,18 +9,22 @@ DECLARED = setup.cfg pyproject.toml constraints.txt
 # The number of processes that run the tests, each of up to 3 GB. It is one more than
 # there are cores: some tests wait for servers and for processes that they kill.
 WORKERS ?= 3
-# The tests of code that runs on every backend of Keras.
-NEUTRAL = tests/losses tests/hints/test_losses.py tests/metrics tests/teachers \
-  tests/labels tests/guards/test_sums.py tests/test_inputs.py tests/test_schedules.py \
-  tests/test_values.py tests/test_arguments.py tests/golden tests/earlier \
-  tests/online/test_peers.py tests/online/test_peers_losses.py \
-  tests/online/test_peers_resume.py tests/guards/test_peers.py
+# The tests of code that runs on every backend of Keras. A merge needs the first part on
+# JAX too; the others take as long again, and are run with `make test-jax-whole`.
+NEUTRAL = tests/golden tests/distiller/test_every_backend.py tests/labels \
+  tests/hints/test_losses.py tests/losses/test_compiled.py tests/guards/test_sums.py \
+  tests/test_inputs.py tests/test_schedules.py tests/test_values.py
+NEUTRAL_TOO = tests/losses tests/metrics tests/teachers tests/test_arguments.py \
+  tests/earlier tests/distiller/test_distillation_loss_weights.py \
+  tests/distiller/test_unlabelled_evaluation.py tests/online/test_peers.py \
+  tests/online/test_peers_losses.py tests/online/test_peers_resume.py \
+  tests/guards/test_look.py tests/guards/test_peers.py
 # TensorFlow's messages at its start would bury the output of a command.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Without this, ONNX Runtime reports its use to Microsoft.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-jax lint requirements bench clean
+.PHONY: demo test test-jax test-jax-whole lint requirements bench clean
 
 demo: $(DEMO)
 	$(VENV)/bin/keras-distill demo
@@ -28,9 +32,14 @@ demo: $(DEMO)
 test: $(DEV)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+ON_JAX = KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
+  --no-loadscope-reorder
+
 test-jax: $(DEV)
-	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
-	  --no-loadscope-reorder $(NEUTRAL)
+	$(ON_JAX) $(NEUTRAL)
+
+test-jax-whole: $(DEV)
+	$(ON_JAX) $(NEUTRAL) $(NEUTRAL_TOO)
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

@@ -10,6 +10,9 @@ import pytest
 LONG = (
     "export/test_tables.py",
     "export/test_kills.py",
+    "losses/test_compiled.py",
+    "golden/test_golden.py",
+    "distiller/test_every_backend.py",
     "e2e/test_fresh_environments.py",
     "cli/test_export.py",
     "online/test_generations.py",
