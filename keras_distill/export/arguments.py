@@ -25,6 +25,18 @@ INTEGERS = ("dynamic_int8", *_CALIBRATED)
 _TOLERANCES = {FULL: 1e-5, "float16": 1e-2} | dict.fromkeys(INTEGERS, 0.2)
 
 
+def check_backend() -> None:
+    """Raise RuntimeError if Keras runs on another backend than TensorFlow."""
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise RuntimeError(
+            "Exports are made by TensorFlow. Save the model, `model.save("
+            "'model.keras')`, and export the file with the command `keras-distill "
+            "export model.keras`, or in a process with KERAS_BACKEND=tensorflow. "
+            f"Received: Keras on {backend!r}"
+        )
+
+
 def targets(
     formats: Sequence[str], quantize: str | Sequence[str] | None
 ) -> list[Target]:

@@ -144,7 +144,8 @@ def export(
         ImportError: A package that a format needs isn't installed.
         OSError: `directory` can't be written, or holds something else.
         ParityError: An artefact differs from the model, or loses too much.
-        RuntimeError: A format can't hold the model, or it can't be traced.
+        RuntimeError: A format can't hold the model, it can't be traced, or Keras runs
+            on another backend than TensorFlow.
 
     Warns:
         UserWarning: The rows of a batch change each other's outputs.
@@ -161,6 +162,7 @@ def export(
     >>> manifest["signature"]["inputs"]
     [{'name': 'x', 'dtype': 'float32', 'shape': [None, 4]}]
     """
+    arguments.check_backend()
     wanted = arguments.targets(formats, quantize)
     arguments.check_types(directory, preprocessing, evaluation)
     batch_size = arguments.fixed_size(batch_size)

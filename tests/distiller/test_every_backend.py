@@ -210,6 +210,12 @@ def test_sums_of_the_guards_are_read_between_steps() -> None:
         distiller.fit(x, y, batch_size=64, verbose=0)
 
 
+@pytest.mark.skipif(backend.is_tensorflow(), reason="TensorFlow exports")
+def test_an_export_names_the_backend_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="made by TensorFlow.*keras-distill export"):
+        kd.export.export(mlp(), tmp_path / "out", example_batch=X)
+
+
 @tensorflow_only("an optimiser that is built early may be built for others")
 def test_layers_unfrozen_after_compile_train() -> None:
     student = mlp(0)
