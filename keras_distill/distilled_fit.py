@@ -7,13 +7,11 @@ from typing import Any
 import keras
 
 from keras_distill import backend
-from keras_distill.building import compiled_parts
 from keras_distill.fitting import WatchedFit
 from keras_distill.guards.look import Look
 from keras_distill.guards.validation import unlabelled_inputs
 from keras_distill.setup import Setup
 from keras_distill.signatures import like
-from keras_distill.teachers.joint import TrainingTeacher
 from keras_distill.teaching import Taught
 from keras_distill.types import Tensor
 from keras_distill.values import Value
@@ -81,19 +79,10 @@ class DistilledFit(WatchedFit, Taught):
     def _evaluated_without_labels(self, x: Any) -> Tensor:
         return self.compute_loss(x, None, self(x, training=False), training=False)
 
-    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # On several devices and on JAX, Keras builds losses and metrics before the
-        # first step.
-        joint: TrainingTeacher | None = self.teacher_in_training
+    @property
+    def _built_with_steps(self) -> Sequence[keras.Model]:
         # Data of an evaluation may lack what the teacher needs.
-        if joint is None or not self._lent.fits or _is_built(joint):
-            super()._symbolic_build(iterator, data_batch)
-            return
-        if data_batch is None:
-            # For both models: some data can be read only once.
-            data_batch = _first_batch(iterator)
-        super()._symbolic_build(iterator, data_batch)
-        joint._symbolic_build(data_batch=data_batch)
+        return self._compiled_within if self._lent.fits else []
 
     def _before_steps(self) -> None:
         """Count batches from where the optimiser's count is, e.g. after a resume."""
@@ -106,26 +95,9 @@ class DistilledFit(WatchedFit, Taught):
         if joint is not None:
             joint.optimizer.finalize_variable_values(joint.trainable_weights)
 
-    def _get_metrics_result_or_logs(self, logs: dict[str, Tensor]) -> dict[str, Tensor]:
-        # Keras would return the logs of the last step where a step doesn't log every
-        # metric. On several devices, they are only one device's.
-        results = self.get_metrics_result()
-        return {name: results.get(name, log) for name, log in logs.items()}
-
 
 def _spec(x: Any) -> keras.KerasTensor:
     """Return the shape and dtype of a batch of rows like these."""
     x = x if hasattr(x, "shape") else keras.ops.convert_to_tensor(x)
     dtype = keras.backend.standardize_dtype(x.dtype)
     return keras.KerasTensor((None, *tuple(x.shape)[1:]), dtype)
-
-
-def _is_built(model: keras.Model) -> bool:
-    """Return whether Keras has built a model's losses and metrics."""
-    return all(part.built for part in compiled_parts([model]))
-
-
-def _first_batch(iterator: Any) -> Any:
-    """Return the first batch of one of Keras' iterators over an epoch."""
-    _, _, batches = next(iter(iterator))
-    return batches[0] if isinstance(batches, list | tuple) else next(batches)

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_distill import arguments, backend
+from keras_distill.building import compiled_parts
 from keras_distill.guard import raise_if_flagged
 from keras_distill.guards.look import Look
 from keras_distill.guards.planned_steps import updates_of, warn_of_idle
@@ -14,6 +15,7 @@ from keras_distill.guards.validation import check_validation_data, labels_of
 from keras_distill.labels.structures import check_weights_are_read
 from keras_distill.signatures import like
 from keras_distill.tracing import Retraceable
+from keras_distill.types import Tensor
 from keras_distill.values import Value
 
 
@@ -122,6 +124,24 @@ class WatchedFit(Retraceable):
 
             self.train_function: Any = watched_step
 
+    @property
+    def _built_with_steps(self) -> Sequence[keras.Model]:
+        """The models within that are built before the first step."""
+        return self._compiled_within
+
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # Keras does so on JAX and on several devices.
+        within = self._built_with_steps
+        if all(part.built for part in compiled_parts(within)):
+            super()._symbolic_build(iterator, data_batch)
+            return
+        if data_batch is None:
+            # For all models: some data can be read only once.
+            data_batch = _first_batch(iterator)
+        super()._symbolic_build(iterator, data_batch)
+        for model in within:
+            model._symbolic_build(data_batch=data_batch)
+
     def _before_steps(self) -> None:
         """Prepare for steps on JAX, before the trainer takes the variables' values."""
 
@@ -133,6 +153,12 @@ class WatchedFit(Retraceable):
         raise_if_flagged(logs, self._flag_messages)
         for look in self._looks:
             look.after_step()
+
+    def _get_metrics_result_or_logs(self, logs: dict[str, Tensor]) -> dict[str, Tensor]:
+        # Keras would return the logs of the last step where a step doesn't log every
+        # metric. On several devices, they are only one device's.
+        results = self.get_metrics_result()
+        return {name: results.get(name, log) for name, log in logs.items()}
 
     def _check_data(self, given: Mapping[str, Any]) -> None:
         """Raise an error that `fit` would raise after its first epoch, or never."""
@@ -172,6 +198,12 @@ class _AfterEachStep(keras.callbacks.Callback):
         """Look at the last step."""
         self.model._after_step(self._logs)
         self._logs = {}
+
+
+def _first_batch(iterator: Any) -> Any:
+    """Return the first batch of one of Keras' iterators over an epoch."""
+    _, _, batches = next(iter(iterator))
+    return batches[0] if isinstance(batches, list | tuple) else next(batches)
 
 
 def _with_callback(

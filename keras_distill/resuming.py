@@ -34,7 +34,27 @@ class RandomStates(keras.Model):
         return [v for v in variables if id(v) not in weights]
 
 
-class SavedDistiller(RandomStates):
+class SavedCompilation(RandomStates):
+    """A trainer whose files hold the arguments of its `compile`."""
+
+    alpha: Any
+    # What `compile` set up; its `config` has the arguments that Keras doesn't know.
+    _setup: Any
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Return the arguments of `compile`, serialised."""
+        config: dict[str, Any] = super().get_compile_config()
+        if config:
+            ours = {**self._setup.config, "alpha": self.alpha}
+            config |= keras.saving.serialize_keras_object(ours)
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile with `get_compile_config`'s result."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+
+class SavedDistiller(SavedCompilation):
     """A distiller that is saved with its compiled state, and loaded with a teacher."""
 
     student: keras.Model
@@ -62,18 +82,6 @@ class SavedDistiller(RandomStates):
             config.get("hints", []), custom_objects=custom_objects
         )
         return cls(**config)
-
-    def get_compile_config(self) -> dict[str, Any]:
-        """Return the arguments of `compile`, serialised."""
-        config: dict[str, Any] = super().get_compile_config()
-        if config:
-            ours = {**self._lent.setup.config, "alpha": self.alpha}
-            config |= keras.saving.serialize_keras_object(ours)
-        return config
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile with `get_compile_config`'s result."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
 
     @classmethod
     def load(cls, filepath: Any, teacher: Any = None, **kwargs: Any) -> Self:

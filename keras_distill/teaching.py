@@ -14,6 +14,7 @@ from keras_distill.hints import Hint
 from keras_distill.hints.taps import Caught
 from keras_distill.hints.term import HintTerm
 from keras_distill.inputs import check_not_declared, select
+from keras_distill.lending import Borrower
 from keras_distill.setup import Setup, check_not_shared
 from keras_distill.teachers.base import (
     FollowingTeacher,
@@ -45,12 +46,11 @@ class _Lent:
         self.of_step = threading.local()
 
 
-class Taught(keras.Model):
+class Taught(Borrower):
     """A model that holds a student, and lends itself a teacher.
 
     The teacher is neither tracked nor saved, and it isn't changed. Its variables are
-    among the `non_trainable_variables`, from which JAX's trainer makes the arguments
-    of a compiled step, so that no weight of the teacher becomes a constant in it.
+    borrowed: on JAX, no weight of the teacher is a constant in a compiled step.
 
     Args:
         student: As in `Distiller`; so are the other arguments.
@@ -188,25 +188,11 @@ class Taught(keras.Model):
         return [*own, *joint.trainable_weights]
 
     @property
-    def non_trainable_variables(self) -> list[keras.Variable]:
-        """The state that a step reads or changes, without trainable weights.
-
-        It holds the teacher's variables too, which files and `weights` don't.
-        """
-        own: list[keras.Variable] = super().non_trainable_variables
-        if backend.is_tensorflow():
-            return own
+    def _borrowed(self) -> Sequence[keras.Variable]:
+        """The variables of the teacher, the hints, the guards and hyperparameters."""
         lent = self._lent
-        state = [*lent.teacher.state, *lent.hints.state, lent.batches]
-        if lent.setup is not None:
-            state += lent.setup.state
-        # No variable twice: JAX gives up its memory.
-        others = {id(v): v for v in state}
-        trained = self.trainable_variables
-        taken = [*super().variables, *trained, *self.metrics_variables]
-        for variable in taken:
-            others.pop(id(variable), None)
-        return [*own, *others.values()]
+        of_setup = lent.setup.state if lent.setup else ()
+        return [*lent.teacher.state, *lent.hints.state, lent.batches, *of_setup]
 
     @property
     def _withheld(self) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ PARTS = {
     "compilation": "distiller",
     "distilled_fit": "distiller",
     "fitting": "distiller",
+    "lending": "distiller",
     "serving": "distiller",
     "setup": "distiller",
     "step": "distiller",

@@ -2,17 +2,15 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import keras
 
 from keras_distill import backend, own_training
-from keras_distill.building import compiled_parts
 from keras_distill.fitting import WatchedFit
 from keras_distill.guards.look import Look
+from keras_distill.lending import Borrower
 from keras_distill.online.peer import Peer
 from keras_distill.online.peers_setup import PeersSetup
-from keras_distill.types import Tensor
 from keras_distill.values import Value
 
 
@@ -27,7 +25,7 @@ class Untracked:
         self.of_step = threading.local()
 
 
-class PeersFit(WatchedFit):
+class PeersFit(WatchedFit, Borrower):
     """A trainer of peers, with their logs and the state of its steps."""
 
     peers: list[keras.Model]
@@ -46,22 +44,10 @@ class PeersFit(WatchedFit):
         return list({id(v): v for v in super().metrics_variables}.values())
 
     @property
-    def non_trainable_variables(self) -> list[keras.Variable]:
-        """The state that a step reads or changes, without trainable weights.
-
-        JAX's trainer makes the arguments of a compiled step from it. `weights` and
-        files don't hold all of it.
-        """
-        own: list[keras.Variable] = super().non_trainable_variables
-        if backend.is_tensorflow():
-            return own
+    def _borrowed(self) -> Sequence[keras.Variable]:
+        """The variables of the guards and hyperparameters, and the count of batches."""
         setup = self._untracked.setup
-        state = [*(setup.state if setup else ()), self._untracked.batches]
-        others = {id(v): v for v in state}
-        # No variable twice: JAX gives up its memory.
-        for variable in [*super().variables, *self.metrics_variables]:
-            others.pop(id(variable), None)
-        return [*own, *others.values()]
+        return [*(setup.state if setup else ()), self._untracked.batches]
 
     def _before_steps(self) -> None:
         """Count batches from where the optimiser's count is, e.g. after a resume."""
@@ -96,24 +82,3 @@ class PeersFit(WatchedFit):
     def _compiled_within(self) -> Sequence[Peer]:
         setup = self._untracked.setup
         return setup.peers if setup else []
-
-    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # On JAX and on several devices, Keras builds losses and metrics before the
-        # first step.
-        built = all(part.built for part in compiled_parts(self._compiled_within))
-        if data_batch is None and not built:
-            # Only once, as Keras does: a generator doesn't give a batch again.
-            for _, _, batches in iterator:
-                is_list = isinstance(batches, list | tuple)
-                data_batch = batches[0] if is_list else next(batches)
-                break
-        super()._symbolic_build(iterator, data_batch)
-        if not built:
-            for peer in self._compiled_within:
-                peer._symbolic_build(data_batch=data_batch)
-
-    def _get_metrics_result_or_logs(self, logs: dict[str, Tensor]) -> dict[str, Tensor]:
-        # Keras would return the logs of the last step where a step doesn't log every
-        # metric, as in evaluation.
-        results = self.get_metrics_result()
-        return {name: results.get(name, log) for name, log in logs.items()}

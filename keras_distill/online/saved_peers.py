@@ -5,16 +5,15 @@ from typing import Any, Self
 import keras
 
 from keras_distill.online.peers_fit import PeersFit
-from keras_distill.resuming import RandomStates
+from keras_distill.resuming import SavedCompilation
 
 
-class SavedPeers(RandomStates, PeersFit):
+class SavedPeers(SavedCompilation, PeersFit):
     """Peers that are saved with their copies and their compiled state."""
 
     combine: str
     activation: str
     staleness: int
-    alpha: Any
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments.
@@ -47,18 +46,6 @@ class SavedPeers(RandomStates, PeersFit):
             for peer in config["peers"]
         ]
         return cls(**{**config, "peers": peers})
-
-    def get_compile_config(self) -> dict[str, Any]:
-        """Return the arguments of `compile`, serialised."""
-        config: dict[str, Any] = super().get_compile_config()
-        if config:
-            ours = {**self._setup.config, "alpha": self.alpha}
-            config |= keras.saving.serialize_keras_object(ours)
-        return config
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile with `get_compile_config`'s result."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
 
     def serving_model(self) -> keras.Model:
         """Raise an error: `keras_distill.export` asks for the one model to export.
