@@ -373,7 +373,7 @@ def test_in_fit(weight, jit_compile):
     )
     step = (gradient * weight.mean()).sum(0)
     after = distiller.student.get_weights()
-    # The rows' gradients nearly cancel. XLA rounds each of them otherwise than TensorFlow.
+    # The gradients of the rows nearly cancel, and JAX rounds each otherwise.
     on_jax = keras.backend.backend() == "jax"
     rounding = 1e-6 * np.abs(gradient * weight.mean()).sum(0) if on_jax else 0.0
     np.testing.assert_array_less(
