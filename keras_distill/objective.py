@@ -168,9 +168,9 @@ class Objective:
             total = total + self._weighted(losses, own, batch)
         elif own.labels is None:
             raise ValueError(
-                "The teacher has nothing to say of this batch, and there are no labels "
-                "to learn from. Give `fit` labels and `compile` a loss, or a teacher "
-                "that answers. Received: None from the teacher"
+                "The teacher returned no targets for this batch, and there are no "
+                "labels to learn from. Give `fit` labels and `compile` a loss, or use "
+                "a teacher that returns targets. Received: None from the teacher"
             )
         _check_scalar(terms)
         self._log(terms, batch)
@@ -184,8 +184,8 @@ class Objective:
         """Return the distillation loss of a batch without labels, and log it."""
         if lesson.targets is None:
             raise ValueError(
-                "The teacher has nothing to say of this batch, and there are no labels "
-                "to evaluate with. Received: None from the teacher"
+                "The teacher returned no targets for this batch, and there are no "
+                "labels to evaluate with. Received: None from the teacher"
             )
         losses = self._against(lesson.targets, batch, keras.config.floatx())
         terms = {"distillation_loss": _sum(losses)}

@@ -51,7 +51,9 @@ class Adapted(keras.Model, Teacher):
             `lambda logits: logits[:, :10]`. Or an order of classes: a sequence with the
             teacher's class index for each of the student's classes. Or a dict of
             functions and sequences by output name, for some of the outputs. Defaults to
-            None: the outputs stay as they are.
+            None: the outputs stay as they are. Like `inputs`, a function that holds
+            variables or a seed must be a Keras layer. On JAX, what another function
+            holds is a constant in the compiled step.
         name: Name of the model.
         **kwargs: Arguments of `keras.Model`.
 
@@ -138,7 +140,9 @@ class Adapted(keras.Model, Teacher):
     def teach(self, batch: Batch) -> Lesson:
         """Return the adapted outputs, and those of members that are logged."""
         seen = self._adapted_inputs(batch.inputs, batch.withheld)
-        lesson = as_teacher(self.model).teach(batch._replace(inputs=seen))
+        lesson = base.checked_lesson(
+            as_teacher(self.model), batch._replace(inputs=seen)
+        )
         self._check_length(batch.output)
         members = {
             name: self._adapted_outputs(member)

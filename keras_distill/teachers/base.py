@@ -1,4 +1,4 @@
-"""What a distiller asks of a teacher, and the adapter of models and functions to it."""
+"""The interface of teachers, and the teacher that a model or a function becomes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -37,13 +37,36 @@ class Lesson(NamedTuple):
 class Teacher(ABC):
     """A source of targets for a student.
 
-    Subclasses implement `teach`. They are called in every training step, so `teach`
-    computes with tensors and looks at no values.
+    Subclasses implement `teach`, and `state` where they hold variables. `teach` is
+    called while a step is traced. Its tensors have no values then, so it computes with
+    `keras.ops`.
+
+    `Distiller` doesn't save a teacher in its files.
+
+    Example:
+        >>> class Sharper(Teacher):
+        ...     def __init__(self, model):
+        ...         self.model = model
+        ...
+        ...     def teach(self, batch):
+        ...         return Lesson(2.0 * self.model(batch.inputs, training=False))
+        ...
+        ...     @property
+        ...     def state(self):
+        ...         return self.model.variables
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> len(Sharper(model).state)
+        2
     """
 
     @abstractmethod
     def teach(self, batch: Batch) -> Lesson:
-        """Return the targets for a batch. Gradients are stopped by the caller."""
+        """Return the targets for a batch. Gradients are stopped by the caller.
+
+        Args:
+            batch: The record of the step. Its `inputs` have all keys, whichever the
+                teacher declares. Call models with `training=False`.
+        """
 
     @property
     def reads(self) -> Sequence[str]:
@@ -52,7 +75,7 @@ class Teacher(ABC):
 
     @property
     def declares(self) -> Sequence[str] | None:
-        """Names of the inputs that it reads; None where that isn't known."""
+        """Names of the inputs that it reads; None, the default, if unknown."""
         return None
 
     @property
@@ -62,12 +85,18 @@ class Teacher(ABC):
 
     @property
     def changes(self) -> bool:
-        """Whether it changes while it teaches."""
+        """Whether it changes while it teaches. Then `fit` doesn't judge it."""
         return False
 
     @property
     def state(self) -> Sequence[keras.Variable]:
-        """The variables that `teach` reads."""
+        """The variables that `teach` reads or changes.
+
+        The default finds those of a Keras layer. Other subclasses return the weights
+        of their models and the `state` of their seed generators. On JAX, a variable
+        that is missing here is a constant in the compiled step: changes of it have no
+        effect, and random numbers are the same in every batch.
+        """
         return getattr(self, "variables", ())
 
     # Not a property: files of Keras hold each layer that an attribute returns.
@@ -79,7 +108,7 @@ class Teacher(ABC):
 class FollowingTeacher(Teacher):
     """A teacher that is updated from the student's weights. Files hold it.
 
-    Subclasses are Keras models.
+    Subclasses are Keras models. All that `follow` assigns must be among `state`.
     """
 
     @property
@@ -100,7 +129,7 @@ class FollowingTeacher(Teacher):
         """
 
 
-class _Adapted(Teacher):
+class _CalledTeacher(Teacher):
     """A Keras layer or another callable as a teacher."""
 
     def __init__(self, given: TeacherLike) -> None:
@@ -151,14 +180,30 @@ def as_teacher(given: TeacherLike | None) -> Teacher:
             f"The teacher '{given.name}' isn't built: it has no weights, let alone "
             "trained ones. Train it, load it, or call it on a batch before it teaches."
         )
-    return given if isinstance(given, Teacher) else _Adapted(given)
+    return given if isinstance(given, Teacher) else _CalledTeacher(given)
 
 
 def ask(teacher: Teacher, batch: Batch) -> Lesson:
     """Return a teacher's lesson as tensors through which no gradient passes."""
-    lesson = teacher.teach(batch)
+    lesson = checked_lesson(teacher, batch)
     members = {name: as_targets(member) for name, member in lesson.members.items()}
     return Lesson(as_targets(lesson.targets), members)
+
+
+def checked_lesson(teacher: Teacher, batch: Batch) -> Lesson:
+    """Return what a teacher's `teach` returns.
+
+    Raises:
+        TypeError: If it isn't a `Lesson`.
+    """
+    lesson = teacher.teach(batch)
+    if not isinstance(lesson, Lesson):
+        raise TypeError(
+            "`teach` must return a `keras_distill.teachers.Lesson`: `Lesson(outputs)`, "
+            "or `Lesson(None)` for a batch without targets. Received: "
+            f"{type(lesson).__name__} from {type(teacher).__name__}.teach"
+        )
+    return lesson
 
 
 def call(
@@ -178,7 +223,7 @@ def call(
         training: As in `keras.Model.call`.
     """
     if not callable(teacher):
-        return teacher.teach(Batch(inputs=x, withheld=withheld)).targets
+        return checked_lesson(teacher, Batch(inputs=x, withheld=withheld)).targets
     seen = inputs.select(teacher, x, withheld=withheld)
     is_layer = isinstance(teacher, keras.Layer)
     return teacher(seen, training=training) if is_layer else teacher(seen)
