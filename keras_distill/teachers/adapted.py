@@ -24,6 +24,7 @@ from keras_distill.teachers.base import (
     as_teacher,
 )
 from keras_distill.teachers.correctness import CorrectnessWeighted
+from keras_distill.teachers.reach import reached_variables
 from keras_distill.types import Nested
 
 
@@ -51,9 +52,7 @@ class Adapted(keras.Model, Teacher):
             `lambda logits: logits[:, :10]`. Or an order of classes: a sequence with the
             teacher's class index for each of the student's classes. Or a dict of
             functions and sequences by output name, for some of the outputs. Defaults to
-            None: the outputs stay as they are. Like `inputs`, a function that holds
-            variables or a seed must be a Keras layer. On JAX, what another function
-            holds is a constant in the compiled step.
+            None: the outputs stay as they are.
         name: Name of the model.
         **kwargs: Arguments of `keras.Model`.
 
@@ -125,8 +124,10 @@ class Adapted(keras.Model, Teacher):
     @property
     def state(self) -> Sequence[keras.Variable]:
         """The variables of the model, and of layers that adapt it, each once."""
-        variables = [*as_teacher(self.model).state, *self.variables]
-        return list({id(variable): variable for variable in variables}.values())
+        functions = self.adapt_inputs, self.adapt_outputs
+        return reached_variables(
+            list(as_teacher(self.model).state), self.variables, functions
+        )
 
     def as_layer(self) -> keras.Layer | None:
         """Return the model in which hints find their layers."""

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_distill import inputs
+from keras_distill import backend, inputs
 from keras_distill.batch import Batch
+from keras_distill.teachers.reach import reached_variables
 from keras_distill.types import Nested
 
 # What users pass as a teacher: a Keras model or layer, a `Teacher`, or any callable
@@ -37,9 +38,8 @@ class Lesson(NamedTuple):
 class Teacher(ABC):
     """A source of targets for a student.
 
-    Subclasses implement `teach`, and `state` where they hold variables. `teach` is
-    called while a step is traced. Its tensors have no values then, so it computes with
-    `keras.ops`.
+    Subclasses implement `teach`. It is called while a step is traced. Its tensors have
+    no values then, so it computes with `keras.ops`.
 
     `Distiller` doesn't save a teacher in its files.
 
@@ -50,10 +50,6 @@ class Teacher(ABC):
         ...
         ...     def teach(self, batch):
         ...         return Lesson(2.0 * self.model(batch.inputs, training=False))
-        ...
-        ...     @property
-        ...     def state(self):
-        ...         return self.model.variables
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         >>> len(Sharper(model).state)
         2
@@ -92,12 +88,12 @@ class Teacher(ABC):
     def state(self) -> Sequence[keras.Variable]:
         """The variables that `teach` reads or changes.
 
-        The default finds those of a Keras layer. Other subclasses return the weights
-        of their models and the `state` of their seed generators. On JAX, a variable
-        that is missing here is a constant in the compiled step: changes of it have no
-        effect, and random numbers are the same in every batch.
+        The default finds them through the attributes of the teacher: in models,
+        layers, seed generators, lists, dicts and functions. On JAX, a variable that is
+        missing here is a constant in the compiled step, and `teach` can't change it.
         """
-        return getattr(self, "variables", ())
+        found = vars(self) if not isinstance(self, keras.Layer) else self
+        return reached_variables(found)
 
     # Not a property: files of Keras hold each layer that an attribute returns.
     def as_layer(self) -> keras.Layer | None:
@@ -144,7 +140,7 @@ class _CalledTeacher(Teacher):
 
     @property
     def state(self) -> Sequence[keras.Variable]:
-        return getattr(self.given, "variables", ())
+        return reached_variables(self.given)
 
     def as_layer(self) -> keras.Layer | None:
         return self.given if isinstance(self.given, keras.Layer) else None
@@ -196,7 +192,8 @@ def checked_lesson(teacher: Teacher, batch: Batch) -> Lesson:
     Raises:
         TypeError: If it isn't a `Lesson`.
     """
-    lesson = teacher.teach(batch)
+    with backend.known_writes(_unknown_write(teacher)):
+        lesson = teacher.teach(batch)
     if not isinstance(lesson, Lesson):
         raise TypeError(
             "`teach` must return a `keras_distill.teachers.Lesson`: `Lesson(outputs)`, "
@@ -204,6 +201,15 @@ def checked_lesson(teacher: Teacher, batch: Batch) -> Lesson:
             f"{type(lesson).__name__} from {type(teacher).__name__}.teach"
         )
     return lesson
+
+
+def _unknown_write(teacher: Teacher) -> str:
+    return (
+        f"`{type(teacher).__name__}.teach` changes a variable that its `state` doesn't "
+        "return. Keras on JAX would drop the change. Return all variables that `teach` "
+        "reads or changes from the property `state`, or keep them in attributes of the "
+        "teacher, where its default finds them."
+    )
 
 
 def call(
