@@ -19,12 +19,55 @@ def join(
     augment: augmenting.Augment | None = None,
     verify: bool = True,
 ) -> Any:
-    """Return a data set with the recorded outputs under a key of its inputs."""
+    """Return a data set with the recorded outputs under a key of its inputs.
+
+    `Distiller.fit` takes it as it is, with `teachers.Recorded(key)` as the teacher.
+    Inputs that are a tensor become a dict, with the tensor under `"inputs"`; a student
+    with a single input reads it there, whatever its input is called.
+
+    The content of each row is compared to what was recorded. Where it differs, reading
+    the data set raises `tf.errors.InvalidArgumentError`, which names the row.
+
+    Args:
+        dataset: The data set that was recorded, in batches of any size: repeated
+            too, and with `by` also shuffled, or a part of it.
+        directory: The directory of a complete recording.
+        by: How a row is found. By default, by its place: `dataset` has the recorded
+            order. `"content"` finds it by its content hash, a key of the inputs by the
+            id that it holds, which is the row's position where `record` wasn't given
+            `ids`. For both, an index is kept in the directory, in 16 bytes a row.
+        key: The key of the inputs to add. A teacher's single output is a tensor there,
+            several are a tuple or dict of tensors in the structure of its outputs.
+            What a tensor holds is described with its format, e.g. `LogProbabilities`:
+            logits. Defaults to `"teacher"`.
+        augment: The function that `record` was given. Each batch gets one of the
+            recorded views, drawn at random, and the inputs that the teacher saw.
+        verify: Whether to compare the SHA-256 of all files at once (default), or only
+            their sizes.
+
+    Returns:
+        A `tf.data.Dataset` of the same elements with one more key.
+
+    Raises:
+        FileNotFoundError: If the directory doesn't hold a recording.
+        ValueError: If the recording isn't complete, if a file is missing or damaged, if
+            the data set lacks keys that were hashed, or if `key` is one of its keys.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from keras_distill import targets
+        >>> data = tf.data.Dataset.from_tensor_slices([[1.0, 2.0], [3.0, 4.0]])
+        >>> _ = targets.record(lambda x: 2.0 * x, data.batch(2), "recorded")
+        >>> for x in targets.join(data.skip(1).batch(1), "recorded", by="content"):
+        ...     print(x["inputs"].numpy(), x["teacher"].numpy().round(4))
+        [[3. 4.]] [[6. 8.]]
+    """
     import tensorflow as tf
 
     checks.check_dataset_type(dataset)
     path = checks.checked_directory(directory)
-    reader = opened(path, verify=verify)
+    # Rows in order are in one shard after another.
+    reader = opened(path, verify=verify, at_once=4 if by is None else 512)
     checks.check_replay(reader.manifest, augment)
     checks.check_key(dataset.element_spec, key)
     matching = Matching(reader, by)
@@ -48,12 +91,13 @@ def join(
     return joined.prefetch(tf.data.AUTOTUNE)
 
 
-def opened(directory: Path, *, verify: bool) -> shard_files.Reader:
+def opened(directory: Path, *, verify: bool, at_once: int = 512) -> shard_files.Reader:
     """Return the reader of a complete recording.
 
     Args:
         directory: The directory.
         verify: Whether to compare the SHA-256 of all files, or only their sizes.
+        at_once: The number of shards that are kept open.
 
     Raises:
         ValueError: If the recording isn't complete, or if a file is damaged.
@@ -74,7 +118,7 @@ def opened(directory: Path, *, verify: bool) -> shard_files.Reader:
             "arguments: it makes only these files again. Received: "
             f"{str(directory)!r}, {reasons}"
         )
-    return shard_files.Reader(directory, manifest)
+    return shard_files.Reader(directory, manifest, at_once=at_once)
 
 
 def _numbered(position: Any, *parts: Any) -> Any:

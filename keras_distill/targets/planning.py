@@ -44,7 +44,7 @@ def plan_of(
     hashed = elements.chosen(x, keys, argument="hash_keys")
     if ids is not None:
         checks.check_ids(elements.chosen(x, [ids], argument="ids")[0])
-    rows = _rows(directory, first, batch_size, rows_per_shard)
+    batch, block, shard = _rows(directory, first, batch_size, rows_per_shard)
     return Manifest(
         teacher=fingerprints.of_teacher(teacher),
         outputs=_outputs(teacher, x, y, stored),
@@ -56,7 +56,9 @@ def plan_of(
         seed=seed or 0,
         begins_with=fingerprints.shown(fingerprints.of_rows(hashed)[0].numpy()),
         versions=manifests.versions(),
-        **rows,
+        batch_size=batch,
+        block_rows=block,
+        rows_per_shard=shard,
     )
 
 
@@ -95,7 +97,7 @@ def _hash_keys(teacher: TeacherLike, x: Any, given: Sequence[str] | None) -> lis
 
 def _rows(
     directory: Path, first: int, batch_size: int | None, rows_per_shard: int | None
-) -> dict[str, int]:
+) -> tuple[int, int, int]:
     """Return the rows of a batch, a block and a shard.
 
     Those that aren't given are those of an earlier call, if there was one.
@@ -118,7 +120,7 @@ def _rows(
     else:
         shard = -(-_ROWS_PER_SHARD // batch) * batch
     block = min(-(-_ROWS_PER_BLOCK // batch) * batch, shard)
-    return {"batch_size": batch, "block_rows": block, "rows_per_shard": shard}
+    return batch, block, shard
 
 
 def _outputs(

@@ -47,7 +47,72 @@ def record(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Manifest:
-    """Run a teacher over a data set once, and keep its outputs in a directory."""
+    r"""Run a teacher over a data set once, and keep its outputs in a directory.
+
+    Students are trained from the directory with `join`, without the teacher. Where a
+    call was interrupted, the next one with the same arguments goes on after the last
+    whole shard. Where shards are missing or damaged, it makes only these again. A
+    recording that is complete and whole is left as it is.
+
+    Each row has a hash of its content, so that `join` never puts an output beside
+    another example.
+
+    Args:
+        teacher: A built Keras model, an `Ensemble`, another `Teacher`, or a function of
+            the inputs of a batch, also one that computes with NumPy. Of a dict, a model
+            reads the keys that it declares. It is called with `training=False`.
+        dataset: A `tf.data.Dataset` of batches `x`, `(x, y)` or `(x, y,
+            sample_weight)`, as `fit` takes them; `x` is a tensor or a dict of tensors.
+            It has an end, and gives the same rows in the same order each time. Leave
+            out augmentation, which `augment` does, and `shuffle`.
+        directory: Where to write. It is made if it doesn't exist.
+        stored: The form in which outputs are stored, or a dict of forms by output name:
+            the key where the teacher returns a dict, else its name in the Keras model,
+            `"output"` for a single one. Defaults to `LogProbabilities("float32")`.
+        from_logits: Whether the outputs are logits (default), or else probabilities.
+            `Values` are stored as they are.
+        ids: A key of the inputs with an id of each row, a whole number or text, by
+            which `join` may find it. Defaults to None: the id is the row's position.
+        hash_keys: The keys of the inputs that the content hash covers, e.g. those that
+            students will have. Keys of nested dicts are joined by `/`. Defaults to all.
+        augment: A function of an example, without a batch axis, and a seed of shape
+            `(2,)` for `tf.random.stateless_*` and `tf.image.stateless_*`. It returns
+            the view of the example that the teacher sees, which `join` makes again for
+            the student.
+        views: The number of augmented views of each example. Defaults to 1.
+        seed: The seed of the views. Defaults to 0.
+        rows_per_shard: The rows of a file, a multiple of the batch size. A killed
+            process loses the work on one of them. Defaults to about 32,768.
+        batch_size: The rows that the teacher is given at once. Defaults to the batches
+            of `dataset`.
+        progress: Whether to show a line with examples a second and the time left. It is
+            written to stderr, only where that is a terminal.
+
+    Returns:
+        The manifest of the recording.
+
+    Raises:
+        TypeError: If `dataset` isn't a data set of dense tensors, or the teacher
+            changes while it teaches.
+        ValueError: If the data set is empty, infinite or not in batches, if outputs
+            can't be stored or aren't finite, or if `directory` holds something else,
+            such as the recording of another teacher.
+        RuntimeError: If another process records to the directory.
+        OSError: If files can't be written. Whole shards remain.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from keras_distill import targets
+        >>> data = tf.data.Dataset.from_tensor_slices([[1.0, 2.0]] * 3).batch(2)
+        >>> manifest = targets.record(lambda x: 2.0 * x, data, "recorded")
+        >>> for x in targets.join(data, "recorded").take(1):
+        ...     print(x["teacher"].numpy().round(4).tolist())
+        [[2.0, 4.0], [2.0, 4.0]]
+
+    Reference:
+        Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and
+        consistent", https://arxiv.org/abs/2106.05237, for the views.
+    """
     path = checks.checked_directory(directory)
     plan = plan_of(
         teacher,
@@ -347,7 +412,9 @@ class Recorder:
         shown: Progress,
     ) -> None:
         """Raise ValueError if a shard was recorded from other rows than these."""
-        reader = shards.Reader(self.directory, replace(self.manifest, shards=whole))
+        reader = shards.Reader(
+            self.directory, replace(self.manifest, shards=dict(whole))
+        )
         recorded = reader.column_of(CONTENT, number)
         start = number * self.manifest.rows_per_shard
         rows = 0

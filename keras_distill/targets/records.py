@@ -111,7 +111,8 @@ class Views(NamedTuple):
         if inside.all():
             return self._of_blocks(name, rows)
         if not inside.any():
-            return self.tail[name][0][rows - self.in_blocks]
+            rest: np.ndarray = self.tail[name][0]
+            return np.asarray(rest[rows - self.in_blocks])
         column = self.blocks[name]
         taken = np.empty((len(rows), *column.shape[2:]), column.dtype)
         taken[inside] = self._of_blocks(name, rows[inside])
@@ -120,4 +121,5 @@ class Views(NamedTuple):
 
     def _of_blocks(self, name: str, rows: np.ndarray) -> np.ndarray:
         block, within = np.divmod(rows, self.layout.block_rows)
-        return self.blocks[name][block, within]
+        taken: np.ndarray = self.blocks[name][block, within]
+        return taken

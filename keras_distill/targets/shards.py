@@ -6,8 +6,10 @@ import mmap
 import os
 import re
 import secrets
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +48,31 @@ class Writer:
         self._file = tf.io.TFRecordWriter(str(self._scratch))
 
     def append(self, arrays: Mapping[str, np.ndarray], rows: int) -> None:
-        """Append the rows of a batch."""
+        """Append the rows of a batch.
+
+        Raises:
+            OSError: If they can't be written.
+        """
+        with self._explained():
+            self._append(arrays, rows)
+
+    def close(self) -> None:
+        """Write the rest, and put the file and its checksum in place.
+
+        Raises:
+            OSError: If they can't be written.
+        """
+        with self._explained():
+            self._close()
+
+    def _append(self, arrays: Mapping[str, np.ndarray], rows: int) -> None:
         self.rows += rows
         self._waiting.append(arrays)
         self._waiting_rows += rows
         if self._waiting_rows >= self.layout.block_rows:
             self._write_block()
 
-    def close(self) -> None:
-        """Write the rest, and put the file and its checksum in place."""
+    def _close(self) -> None:
         if self._waiting_rows:
             self._write_block()
         self._file.close()
@@ -65,11 +83,25 @@ class Writer:
             )
         atomic.flush(self._scratch)
         note = {"rows": self.rows, "sha256": sha256(self._scratch)}
-        atomic.replace(
-            note_of(self.path), lambda path: path.write_text(json.dumps(note)) and None
-        )
+        _write_note(note_of(self.path), note)
         os.replace(self._scratch, self.path)
         atomic.flush(self.path.parent)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Remove the file where an error ends it; say what remains."""
+        import tensorflow as tf
+
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            self.discard()
+            raise OSError(
+                getattr(error, "errno", None),
+                "The recording can't be written. Shards that are whole remain: call "
+                "`targets.record` again once there is space, and it goes on. Received: "
+                f"{self.path} ({error})",
+            ) from error
 
     def discard(self) -> None:
         """Remove what was written."""
@@ -86,6 +118,13 @@ class Writer:
         }
         self._file.write(self.layout.encode(arrays))
         self._waiting, self._waiting_rows = [], 0
+
+
+def _write_note(path: Path, note: dict[str, Any]) -> None:
+    def write(scratch: Path) -> None:
+        scratch.write_text(json.dumps(note), encoding="utf-8")
+
+    atomic.replace(path, write)
 
 
 def note_of(path: Path) -> Path:
@@ -168,14 +207,19 @@ class Reader:
     Args:
         directory: The directory of the recording.
         manifest: Its manifest.
+        at_once: The number of shards that are kept open.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
+    def __init__(
+        self, directory: Path, manifest: Manifest, *, at_once: int = _OPEN_SHARDS
+    ) -> None:
+        self._at_once = at_once
         self.directory = directory
         self.manifest = manifest
         self.layout = manifest.layout()
         self.rows = manifest.rows
         self._open: OrderedDict[int, Views] = OrderedDict()
+        self._lock = threading.Lock()
 
     def take(
         self, names: Sequence[str], positions: np.ndarray
@@ -218,14 +262,15 @@ class Reader:
 
     def _views(self, number: int) -> Views:
         """Return the rows of a shard, which stays open while others aren't needed."""
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        name = shard_name(number)
-        with (self.directory / name).open("rb") as file:
-            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        rows = self.manifest.shards[name]["rows"]
-        self._open[number] = self.layout.views(buffer, rows)
-        if len(self._open) > _OPEN_SHARDS:
-            self._open.popitem(last=False)
-        return self._open[number]
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number]
+            name = shard_name(number)
+            with (self.directory / name).open("rb") as file:
+                buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            views = self.layout.views(buffer, self.manifest.shards[name]["rows"])
+            self._open[number] = views
+            if len(self._open) > self._at_once:
+                self._open.popitem(last=False)
+            return views
