@@ -1,11 +1,12 @@
 """What training from a recording costs beside training without a teacher.
 
 Claims: an epoch of a `Distiller` over `targets.join` takes at most 1.05 x a plain
-`student.fit` on the same data, whatever the teacher costs. Against `keras.distillation`,
-which asks the teacher in each step, the ratio is printed for teachers of about 2, 10 and
-50 x the student's step, with what is possible at most: 1 + (teacher's forward pass /
-student's step). All sides run in one process, an epoch each in turn; the medians of the
-rounds' ratios are printed. The files are read from the page cache.
+`student.fit` on the same data, whatever the teacher costs. Against
+`keras.distillation`, which asks the teacher in each step, the ratio is printed for
+teachers of about 2, 10 and 50 x the student's step, with what is possible at most:
+1 + (teacher's forward pass / student's step). All sides run in one process, an epoch
+each in turn; the medians of the rounds' ratios are printed. The files are read from the
+page cache.
 
     python benchmarks/recorded_epoch.py [--rounds 5] [--rows 12800]
 """
