@@ -359,7 +359,7 @@ class Recorder:
                 shown.add(int(batch[CONTENT].shape[0]), asked=True)
             writing.put(writer.close)
         except BaseException:
-            writing.put_aside(writer.discard)
+            writing.put_always(writer.discard)
             raise
 
     def _append(
