@@ -152,7 +152,7 @@ def main() -> None:
             },
         )
         # About 2, 10 and 50 x the student's step in operations.
-        for filters, depth, share in ((32, 4, 1), (64, 5, 4), (128, 6, 20)):
+        for filters, depth, share in ((32, 8, 1), (64, 14, 4), (128, 20, 10)):
             against_keras(
                 convnet(filters, depth, seed=0),
                 data.take(max(2, steps // share)),
