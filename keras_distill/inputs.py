@@ -8,6 +8,10 @@ import keras
 from keras_distill import backend
 from keras_distill.types import Nested
 
+# The key of the only input where a data stage makes a dict of a batch whose inputs are
+# a tensor, so that it can add keys.
+TENSOR = "inputs"
+
 
 def declared_names(model: Any) -> list[str] | None:
     """Return the names of a model's inputs; None if it doesn't declare any.
@@ -33,7 +37,8 @@ def select(
     Args:
         model: A Keras model or another callable.
         x: The batch's inputs. A dict, also of dicts, is read by name. Anything else is
-            returned as it is.
+            returned as it is. Where `"inputs"` is the only key that isn't withheld, it
+            is the input of a model with a single one, whatever its name is.
         withheld: Keys that a model without declared inputs isn't given.
         check_dtypes: Whether to check the dtypes. False where something converts the
             inputs before the model reads them.
@@ -48,12 +53,21 @@ def select(
     """
     if not isinstance(x, Mapping):
         return x
-    if declared_names(model) is None:
-        return _without(x, withheld)
+    names = declared_names(model)
+    if names is None:
+        left = _without(x, withheld)
+        alone = list(left) == [TENSOR] and _is_built_on_a_tensor(model)
+        return left[TENSOR] if alone else left
     declared = _declared(model)
     if isinstance(declared, Mapping):
         return _read(model, declared, x, check_dtypes)
     named = {tensor.name: tensor for tensor in model.inputs}
+    if (
+        len(names) == 1
+        and names[0] not in x
+        and list(_without(x, withheld)) == [TENSOR]
+    ):
+        x = {names[0]: x[TENSOR]}
     read = _read(model, named, x, check_dtypes)
     return read if len(read) > 1 else next(iter(read.values()))
 
@@ -113,6 +127,14 @@ def check_held(x: Nested, keys: Sequence[str], *, what: str) -> None:
 def _declared(model: Any) -> Any:
     """Return a model's inputs in the structure that the model was made with."""
     return getattr(model, "input", None)
+
+
+def _is_built_on_a_tensor(model: Any) -> bool:
+    """Return whether a model that declares no inputs was built with a tensor."""
+    if not isinstance(model, keras.Layer) or not model.built:
+        return False
+    shapes = (model.get_build_config() or {}).get("input_shape")
+    return shapes is not None and not isinstance(shapes, Mapping)
 
 
 def _keys(structure: Mapping[str, Any]) -> set[str]:

@@ -66,6 +66,7 @@ ON_THE_SAME_FLOOR = {
     ("backend", "types"),
     ("batch", "per_output"),  # The record of one output is found by the output's path.
     ("labels", "losses"),  # A label mask acts as the sample weights of a loss.
+    ("targets", "teachers"),  # What is recorded is a teacher's answer to a batch.
 }
 
 OPTIONAL = {

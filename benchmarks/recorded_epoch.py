@@ -1,0 +1,165 @@
+"""What training from a recording costs beside training without a teacher.
+
+Claims: an epoch of a `Distiller` over `targets.join` takes at most 1.05 x a plain
+`student.fit` on the same data, whatever the teacher costs. Against
+`keras.distillation`, which asks the teacher in each step, the ratio is printed for
+teachers of about 2, 10 and 50 x the student's step, with what is possible at most:
+1 + (teacher's forward pass / student's step). All sides run in one process, an epoch
+each in turn; the medians of the rounds' ratios are printed. The files are read from the
+page cache.
+
+    python benchmarks/recorded_epoch.py [--rounds 5] [--rows 12800]
+"""
+
+import argparse
+import logging
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+from timing import interleaved, ratio, show
+
+import keras_distill as kd
+
+CLASSES, SIZE, BATCH = 10, 16, 128
+
+
+def convnet(filters: int, depth: int, seed: int) -> keras.Model:
+    """A conv net on 16x16 images that ends in logits."""
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential([keras.Input((SIZE, SIZE, 1))])
+    for _ in range(depth):
+        model.add(keras.layers.Conv2D(filters, 3, padding="same", activation="relu"))
+    model.add(keras.layers.GlobalAveragePooling2D())
+    model.add(keras.layers.Dense(CLASSES))
+    return model
+
+
+def label_loss() -> keras.losses.Loss:
+    """Return the label loss of every side."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def student() -> keras.Model:
+    """Return the student of every side."""
+    return convnet(16, 3, seed=1)
+
+
+def plain() -> keras.Model:
+    """Return the student alone."""
+    model = student()
+    model.compile("adam", label_loss())
+    return model
+
+
+def recorded() -> kd.Distiller:
+    """Return a distiller that reads recorded outputs."""
+    distiller = kd.Distiller(student(), kd.teachers.Recorded("teacher"))
+    distiller.compile("adam", label_loss())
+    return distiller
+
+
+def rival(teacher: keras.Model) -> keras.Model:
+    """Return the distiller of Keras, which asks the teacher in each step."""
+    distiller = keras.distillation.Distiller(
+        teacher,
+        student(),
+        keras.distillation.LogitsDistillation(
+            temperature=4.0, loss=keras.losses.KLDivergence()
+        ),
+    )
+    distiller.compile("adam", label_loss())
+    return distiller
+
+
+def epoch(model: keras.Model, data: tf.data.Dataset) -> Callable[[], object]:
+    """Return one epoch of training."""
+    return lambda: model.fit(data, verbose=0, shuffle=False).history["loss"]
+
+
+def against_keras(
+    teacher: keras.Model, data: tf.data.Dataset, recorded_at: pathlib.Path, rounds: int
+) -> None:
+    """Time an epoch of each side, and print the ratios.
+
+    Args:
+        teacher: The teacher that `keras.distillation` asks.
+        data: The batches of an epoch.
+        recorded_at: A recording of any teacher of as many classes.
+        rounds: The number of epochs of each side.
+    """
+    forward = tf.function(lambda x: teacher(x, training=False))
+    batches = [x for x, _ in data]
+    times = interleaved(
+        {
+            "student alone": epoch(plain(), data),
+            "recorded": epoch(recorded(), kd.targets.join(data, recorded_at)),
+            "keras.distillation": epoch(rival(teacher), data),
+            "teacher forward": lambda: [forward(x) for x in batches],
+        },
+        rounds,
+        1,
+    )
+    alone, asked = times["student alone"], times["teacher forward"]
+    both = [a + b for a, b in zip(alone, asked, strict=True)]
+    show(
+        f"{teacher.count_params():,} parameters, {len(batches)} steps",
+        times,
+        {
+            "teacher forward / student's step": ratio(asked, alone),
+            "keras.distillation / recorded": ratio(
+                times["keras.distillation"], times["recorded"]
+            ),
+            "at most possible": ratio(both, alone),
+        },
+    )
+
+
+def main() -> None:
+    """Time all sides and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=12_800)
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(options.rows, SIZE, SIZE, 1)).astype("float32")
+    y = generator.integers(CLASSES, size=options.rows)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+    data = data.prefetch(tf.data.AUTOTUNE)
+    steps = options.rows // BATCH
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "recorded"
+        kd.targets.record(convnet(32, 3, seed=0), data, path, progress=False)
+        sides = {
+            "student alone": epoch(plain(), data),
+            "recorded, in order": epoch(recorded(), kd.targets.join(data, path)),
+            "recorded, by content": epoch(
+                recorded(), kd.targets.join(data, path, by="content")
+            ),
+        }
+        times = interleaved(sides, options.rounds, 1)
+        alone = times.pop("student alone")
+        show(
+            f"an epoch of {steps} steps of {BATCH}",
+            {"student alone": alone, **times},
+            {
+                f"{name} / student alone   (<= 1.05)": ratio(of_side, alone)
+                for name, of_side in times.items()
+            },
+        )
+        # About 2, 10 and 50 x the student's step in operations.
+        for filters, depth, share in ((32, 8, 1), (64, 14, 4), (128, 20, 10)):
+            against_keras(
+                convnet(filters, depth, seed=0),
+                data.take(max(2, steps // share)),
+                path,
+                max(3, options.rounds // 2),
+            )
+
+
+if __name__ == "__main__":
+    main()

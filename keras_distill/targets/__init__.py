@@ -1,0 +1,27 @@
+"""Teacher outputs as data: recorded once, joined to the examples of each training."""
+
+from keras_distill.targets.formats import (
+    Format,
+    LogProbabilities,
+    Sampled,
+    TopK,
+    Values,
+)
+from keras_distill.targets.joining import join
+from keras_distill.targets.manifest import Manifest
+from keras_distill.targets.recording import record
+
+__all__ = [
+    "Format",
+    "LogProbabilities",
+    "Manifest",
+    "Sampled",
+    "TopK",
+    "Values",
+    "join",
+    "record",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

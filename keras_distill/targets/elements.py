@@ -1,0 +1,67 @@
+"""The elements of data sets: inputs, labels, weights, and keys that are added."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from keras_distill.inputs import TENSOR
+from keras_distill.types import Nested, Tensor
+
+
+def of_arguments(parts: tuple[Any, ...]) -> Any:
+    """Return an element, given the arguments of a function that a data set maps."""
+    return parts if len(parts) > 1 else parts[0]
+
+
+def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function for `tf.data` to map, which takes it as it is written."""
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(function)  # type: ignore[no-any-return]
+
+
+def inputs_of(element: Any) -> Nested:
+    """Return `x` of an element `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`."""
+    return element[0] if isinstance(element, tuple) else element
+
+
+def labels_of(element: Any) -> Nested:
+    """Return `y` of an element, None without."""
+    return element[1] if isinstance(element, tuple) and len(element) > 1 else None
+
+
+def with_inputs(element: Any, x: Nested) -> Any:
+    """Return an element with other inputs."""
+    return (x, *element[1:]) if isinstance(element, tuple) else x
+
+
+def as_dict(x: Nested) -> dict[str, Any]:
+    """Return inputs as a dict: a tensor under the key `"inputs"`."""
+    return dict(x) if isinstance(x, Mapping) else {TENSOR: x}
+
+
+def leaves(x: Nested, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in inputs, with their keys joined by `/`, in sorted order."""
+    given = as_dict(x) if not prefix else x
+    for key in sorted(given):
+        path = f"{prefix}{key}"
+        if isinstance(given[key], Mapping):
+            yield from leaves(given[key], f"{path}/")
+        else:
+            yield path, given[key]
+
+
+def chosen(x: Nested, keys: Sequence[str], *, argument: str) -> list[tuple[str, Any]]:
+    """Return the named tensors of inputs.
+
+    Raises:
+        ValueError: If the inputs lack one of the keys.
+    """
+    found = dict(leaves(x))
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise ValueError(
+            f"The data set must hold the keys of `{argument}` in its inputs. Received: "
+            f"{argument}={list(keys)}, a data set without {missing}, with "
+            f"{sorted(found)}"
+        )
+    return [(key, found[key]) for key in sorted(keys)]

@@ -1,0 +1,171 @@
+"""Joining: recorded outputs put beside the examples that they belong to."""
+
+from pathlib import Path
+from typing import Any
+
+from keras_distill.targets import checks, elements, fingerprints
+from keras_distill.targets import shards as shard_files
+from keras_distill.targets import views as augmenting
+from keras_distill.targets.manifest import CONTENT, Manifest
+from keras_distill.targets.matching import Matching
+
+
+def join(
+    dataset: Any,
+    directory: str | Path,
+    *,
+    by: str | None = None,
+    key: str = "teacher",
+    augment: augmenting.Augment | None = None,
+    verify: bool = True,
+) -> Any:
+    """Return a data set with the recorded outputs under a key of its inputs.
+
+    `Distiller.fit` takes it as it is, with `teachers.Recorded(key)` as the teacher.
+    Inputs that are a tensor become a dict, with the tensor under `"inputs"`; a student
+    with a single input reads it there, whatever its input is called.
+
+    The content of each row is compared to what was recorded. Where it differs, reading
+    the data set raises `tf.errors.InvalidArgumentError`, which names the row.
+
+    Args:
+        dataset: The data set that was recorded, in batches of any size: repeated
+            too, and with `by` also shuffled, or a part of it.
+        directory: The directory of a complete recording.
+        by: How a row is found. By default, by its place: `dataset` has the recorded
+            order. `"content"` finds it by its content hash, a key of the inputs by the
+            id that it holds, which is the row's position where `record` wasn't given
+            `ids`. For both, an index is kept in the directory, in 16 bytes a row.
+        key: The key of the inputs to add. A teacher's single output is a tensor there,
+            several are a tuple or dict of tensors in the structure of its outputs.
+            What a tensor holds is described with its format, e.g. `LogProbabilities`:
+            logits. Defaults to `"teacher"`.
+        augment: The function that `record` was given. Each batch gets one of the
+            recorded views, drawn at random, and the inputs that the teacher saw.
+        verify: Whether to compare the SHA-256 of all files at once (default), or only
+            their sizes.
+
+    Returns:
+        A `tf.data.Dataset` of the same elements with one more key.
+
+    Raises:
+        FileNotFoundError: If the directory doesn't hold a recording.
+        ValueError: If the recording isn't complete, if a file is missing or damaged, if
+            the data set lacks keys that were hashed, or if `key` is one of its keys.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from keras_distill import targets
+        >>> data = tf.data.Dataset.from_tensor_slices([[1.0, 2.0], [3.0, 4.0]])
+        >>> _ = targets.record(lambda x: 2.0 * x, data.batch(2), "recorded")
+        >>> for x in targets.join(data.skip(1).batch(1), "recorded", by="content"):
+        ...     print(x["inputs"].numpy(), x["teacher"].numpy().round(4))
+        [[3. 4.]] [[6. 8.]]
+    """
+    import tensorflow as tf
+
+    checks.check_dataset_type(dataset)
+    path = checks.checked_directory(directory)
+    # Rows in order are in one shard after another.
+    reader = opened(path, verify=verify, at_once=4 if by is None else 512)
+    checks.check_replay(reader.manifest, augment)
+    checks.check_key(dataset.element_spec, key)
+    matching = Matching(reader, by)
+    attach = _attaching(matching, by, key, augment)
+    if augment is not None:
+        drawn = tf.data.Dataset.random(
+            seed=reader.manifest.seed, rerandomize_each_iteration=True
+        )
+        views = drawn.map(lambda number: number % reader.manifest.views)
+    else:
+        views = tf.data.Dataset.from_tensors(tf.constant(0, tf.int64)).repeat()
+    if by is None:
+        dataset = dataset.scan(tf.constant(0, tf.int64), elements.mapped(_numbered))
+    else:
+        dataset = dataset.map(elements.mapped(_unnumbered))
+    joined = tf.data.Dataset.zip(dataset, views).map(
+        elements.mapped(attach),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    return joined.prefetch(tf.data.AUTOTUNE)
+
+
+def opened(directory: Path, *, verify: bool, at_once: int = 512) -> shard_files.Reader:
+    """Return the reader of a complete recording.
+
+    Args:
+        directory: The directory.
+        verify: Whether to compare the SHA-256 of all files, or only their sizes.
+        at_once: The number of shards that are kept open.
+
+    Raises:
+        ValueError: If the recording isn't complete, or if a file is damaged.
+    """
+    manifest = Manifest.read(directory)
+    if not manifest.complete:
+        raise ValueError(
+            "The recording must be complete. Call `targets.record` again with the same "
+            f"arguments: it goes on where it was stopped. Received: {str(directory)!r}"
+        )
+    bad = shard_files.damaged(
+        directory, manifest.shards, manifest.layout(), contents=verify
+    )
+    if bad:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in bad.items())
+        raise ValueError(
+            "The recording is damaged. Call `targets.record` again with the same "
+            "arguments: it makes only these files again. Received: "
+            f"{str(directory)!r}, {reasons}"
+        )
+    return shard_files.Reader(directory, manifest, at_once=at_once)
+
+
+def _numbered(position: Any, *parts: Any) -> Any:
+    """Return the position of the next batch, and the batch with its own."""
+    import tensorflow as tf
+
+    element = elements.of_arguments(parts)
+    (_, leaf), *_ = elements.leaves(elements.inputs_of(element))
+    return position + tf.shape(leaf, out_type=tf.int64)[0], (position, element)
+
+
+def _unnumbered(*parts: Any) -> Any:
+    """Return a batch in the place of one with its position."""
+    import tensorflow as tf
+
+    return tf.constant(0, tf.int64), elements.of_arguments(parts)
+
+
+def _attaching(
+    matching: Matching, by: str | None, key: str, augment: augmenting.Augment | None
+) -> Any:
+    """Return the function that adds the recorded outputs to a batch."""
+    import tensorflow as tf
+
+    manifest = matching.reader.manifest
+    outputs = manifest.outputs
+
+    def attach(numbered: Any, view: Any) -> Any:
+        position, element = numbered
+        x = elements.inputs_of(element)
+        hashed = elements.chosen(x, manifest.hash_keys, argument="hash_keys")
+        content = fingerprints.of_rows(hashed)
+        wanted, seen = position, content
+        if by is not None and by != CONTENT:
+            wanted = fingerprints.of_ids(elements.chosen(x, [by], argument="by")[0][1])
+        if augment is not None:
+            seeds = augmenting.seeds(manifest.seed, content, view)
+            x = augmenting.augmented(augment, x, seeds)
+            hashed = elements.chosen(x, manifest.hash_keys, argument="hash_keys")
+            seen = fingerprints.of_rows(hashed)
+        flat = tf.numpy_function(
+            matching.read, [wanted, content, seen, view], [tf.float32] * len(outputs)
+        )
+        rows = hashed[0][1].shape[0]
+        for output, tensor in zip(outputs, flat, strict=True):
+            tensor.set_shape([rows, *output.stored.packed_shape(output.shape)])
+        joined = {**elements.as_dict(x), key: manifest.structured(flat)}
+        return elements.with_inputs(element, joined)
+
+    return attach
