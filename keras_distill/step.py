@@ -80,7 +80,7 @@ class DistilledStep(Taught, LabelledModel):
             sample_weight=sample_weight,
             output=y_pred,
             step=step,
-            withheld=mask.keys,
+            withheld=(*mask.keys, *self._lent.hints.reads),
             withheld_from_student=self._withheld,
         )
 
