@@ -79,17 +79,9 @@ class Hint:
         weight: Any = 1.0,
         name: str | None = None,
     ) -> None:
-        for what, where in (("guided", guided), ("hint", hint)):
-            if what == "hint" and isinstance(where, Recorded):
-                continue
-            if not isinstance(where, str) and (
-                isinstance(where, keras.Layer) or not callable(where)
-            ):
-                raise TypeError(
-                    f"`{what}` must be the name of a layer, or a function that "
-                    f"returns the layer of a model. Received: {what}={where!r} of "
-                    f"type {type(where).__name__}"
-                )
+        _check_layer("guided", guided)
+        if not isinstance(hint, Recorded):
+            _check_layer("hint", hint)
         is_layer = isinstance(projector, keras.Layer)
         if projector not in (None, "auto") and not is_layer:
             raise TypeError(
@@ -156,6 +148,18 @@ class Hint:
                 name: keras.saving.deserialize_keras_object(value)
                 for name, value in config.items()
             }
+        )
+
+
+def _check_layer(what: str, where: Any) -> None:
+    """Raise TypeError if an argument is neither the name of a layer nor a function."""
+    if not isinstance(where, str) and (
+        isinstance(where, keras.Layer) or not callable(where)
+    ):
+        raise TypeError(
+            f"`{what}` must be the name of a layer, or a function that returns the "
+            f"layer of a model. Received: {what}={where!r} of type "
+            f"{type(where).__name__}"
         )
 
 
