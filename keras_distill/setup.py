@@ -13,7 +13,7 @@ from keras_distill.guards.teacher_loss import TeacherLabelLoss
 from keras_distill.inputs import check_not_declared
 from keras_distill.labels import LabelMask
 from keras_distill.labels.probabilities import BAD_LABELS
-from keras_distill.losses.calling import check_scope_names
+from keras_distill.losses.calling import check_scope_names, reads_packed
 from keras_distill.objective import Objective
 from keras_distill.shared_weights import shared_state
 from keras_distill.teachers.base import Teacher, TeacherLike
@@ -68,6 +68,7 @@ class Setup:
         self.joint_logs = None if self.joint is None else TeacherLogs(self.joint)
         self.teacher_log: TeacherLabelLoss | None = None
         if ours["log_teacher"] and self.joint is None:
+            _check_not_packed(ours["distillation_loss"])
             self.teacher_log = TeacherLabelLoss(loss, loss_weights, self.label_mask)
         self.guard: Guard | None = None
         self.look = self._look(teacher)
@@ -195,6 +196,17 @@ def check_names(objective: Objective, student: keras.Model) -> None:
             "An output's loss would be logged under the name of one of ours, "
             f"{sorted(ours)}. Name the output otherwise. Received: outputs "
             f"named {taken}"
+        )
+
+
+def _check_not_packed(losses: Any) -> None:
+    """Raise ValueError if the teacher's outputs aren't such that labels compare."""
+    packed = [loss.name for loss in keras.tree.flatten(losses) if reads_packed(loss)]
+    if packed:
+        raise ValueError(
+            "`log_teacher=True` needs the teacher's whole outputs, but a loss reads a "
+            "recorded part of them. Compile without it. Received: log_teacher=True, "
+            f"distillation losses {packed}"
         )
 
 

@@ -45,7 +45,8 @@ class DistilledStep(Taught, LabelledModel):
             return [own.total]
         step = self._count_step() if training else 0
         batch = self._record(x, y, y_pred, sample_weight, step)._replace(
-            withheld=setup.label_mask.keys, withheld_from_student=self._withheld
+            withheld=(*setup.label_mask.keys, *self._lent.hints.reads),
+            withheld_from_student=self._withheld,
         )
         if not training:
             lesson = ask(self._lent.teacher, batch)

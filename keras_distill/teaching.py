@@ -91,6 +91,7 @@ class Taught(Borrower):
         self.student = student
         self.privileged_features = tuple(privileged_features)
         self._lent = _Lent(teacher, HintTerm(student, hints))
+        check_not_declared(student, self._lent.hints.reads, what="recorded hints")
         if teacher is not None:
             self._lent.hints.attach(self._lent.teacher)
             self.compare_sizes(stacklevel=6)
@@ -197,8 +198,10 @@ class Taught(Borrower):
     @property
     def _withheld(self) -> tuple[str, ...]:
         """Inputs that a student without declared inputs isn't given."""
-        masks = self._lent.setup.label_mask.keys if self._lent.setup else ()
-        return (*self.privileged_features, *masks, *self._lent.teacher.reads)
+        lent = self._lent
+        masks = lent.setup.label_mask.keys if lent.setup else ()
+        recorded = (*lent.teacher.reads, *lent.hints.reads)
+        return (*self.privileged_features, *masks, *recorded)
 
     def _read(self, x: Nested) -> Nested:
         """Return the inputs that the student reads."""

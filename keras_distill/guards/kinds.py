@@ -11,10 +11,16 @@ from keras_distill import backend
 from keras_distill.losses import (
     DistillationLoss,
     LogitMSE,
+    SampledSoftTargets,
     Standardized,
     TemperedLoss,
 )
-from keras_distill.losses.calling import FunctionLoss, as_loss, crossentropy
+from keras_distill.losses.calling import (
+    FunctionLoss,
+    as_loss,
+    crossentropy,
+    reads_packed,
+)
 
 _KERAS = "keras.src.losses"
 # The methods of a loss that are given outputs.
@@ -49,6 +55,7 @@ _OF_LOGIT_MSE = (
     "Remove the model's final softmax; for the squared error of probabilities, pass "
     '`distillation_loss="mse"`.'
 )
+_OF_SAMPLES = "Remove the model's final softmax."
 _FROM_LOGITS = (
     "Pass the loss as an object with `from_logits=True`, or end the model in a {}."
 )
@@ -145,6 +152,8 @@ def is_known(loss: Any) -> bool:
     That is known of the losses of this package and of Keras.
     """
     inner = loss.loss if isinstance(loss, Standardized) else loss
+    if reads_packed(inner):
+        return False
     if isinstance(inner, DistillationLoss):
         return _is_as_made(inner, "keras_distill")
     return _function(loss)[0] != ""
@@ -177,6 +186,10 @@ def warns_itself(loss: Any, output: Any) -> bool:
 
 def _of_ours(loss: Any, whose: str) -> Kind | None:
     """Return the kind that a loss of this package takes; None for other losses."""
+    if whose == "teacher" and reads_packed(loss):
+        return None  # Ids and numbers of them are neither logits nor probabilities.
+    if isinstance(loss, SampledSoftTargets) and _is_as_made(loss, "keras_distill"):
+        return Kind("logits", False, -1, _OF_SAMPLES)
     inner = loss.loss if isinstance(loss, Standardized) else loss
     if isinstance(inner, LogitMSE) and _is_as_made(inner, "keras_distill"):
         return Kind("logits", False, inner.axis, _OF_LOGIT_MSE)

@@ -2,8 +2,9 @@
 
 from keras_distill.hints import losses
 from keras_distill.hints.hint import Hint
+from keras_distill.hints.recorded import Recorded
 
-__all__ = ["Hint", "losses"]
+__all__ = ["Hint", "Recorded", "losses"]
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,7 @@ import keras
 
 from keras_distill import arguments
 from keras_distill.hints.layers import Where
+from keras_distill.hints.recorded import Recorded
 from keras_distill.losses.calling import as_loss
 from keras_distill.values import Value
 
@@ -27,7 +28,8 @@ class Hint:
         guided: The student's layer: its name, after those of the nested models or
             layers around it, `"backbone/block3/conv"`. Or, where names change, a
             function that takes the student and returns the layer.
-        hint: The teacher's layer, named in the same way.
+        hint: The teacher's layer, named in the same way; or, where its output was
+            recorded, a `Recorded` key of the batch.
         loss: One of `keras_distill.hints.losses`, or any Keras loss, called with the
             teacher's features as `y_true` and the student's as `y_pred`. Defaults to
             `"mse"`, which with a projector is the hint loss of FitNets.
@@ -42,8 +44,8 @@ class Hint:
             layer, followed by `_hint`.
 
     Raises:
-        TypeError: If `guided` or `hint` is neither a name nor a function, or if the
-            projector isn't a layer.
+        TypeError: If `guided` or `hint` is neither a name nor a function, nor `hint`
+            recorded, or if the projector isn't a layer.
         ValueError: If the weight is negative.
 
     Example:
@@ -70,22 +72,16 @@ class Hint:
     def __init__(
         self,
         guided: Where,
-        hint: Where,
+        hint: Where | Recorded,
         *,
         loss: Any = "mse",
         projector: Projector = "auto",
         weight: Any = 1.0,
         name: str | None = None,
     ) -> None:
-        for what, where in (("guided", guided), ("hint", hint)):
-            if not isinstance(where, str) and (
-                isinstance(where, keras.Layer) or not callable(where)
-            ):
-                raise TypeError(
-                    f"`{what}` must be the name of a layer, or a function that "
-                    f"returns the layer of a model. Received: {what}={where!r} of "
-                    f"type {type(where).__name__}"
-                )
+        _check_layer("guided", guided)
+        if not isinstance(hint, Recorded):
+            _check_layer("hint", hint)
         is_layer = isinstance(projector, keras.Layer)
         if projector not in (None, "auto") and not is_layer:
             raise TypeError(
@@ -152,6 +148,18 @@ class Hint:
                 name: keras.saving.deserialize_keras_object(value)
                 for name, value in config.items()
             }
+        )
+
+
+def _check_layer(what: str, where: Any) -> None:
+    """Raise TypeError if an argument is neither the name of a layer nor a function."""
+    if not isinstance(where, str) and (
+        isinstance(where, keras.Layer) or not callable(where)
+    ):
+        raise TypeError(
+            f"`{what}` must be the name of a layer, or a function that returns the "
+            f"layer of a model. Received: {what}={where!r} of type "
+            f"{type(where).__name__}"
         )
 
 

@@ -13,6 +13,7 @@ from keras_distill.hints.hint import Hint
 from keras_distill.hints.layers import Shape, find, listing, output_shape
 from keras_distill.hints.losses import FeatureLoss
 from keras_distill.hints.losses.base import same_size
+from keras_distill.hints.recorded import Recorded
 from keras_distill.hints.taps import Caught, Taps
 from keras_distill.losses import DistillationLoss
 from keras_distill.losses.calling import call_loss
@@ -47,6 +48,9 @@ class HintTerm:
             name: output_shape(layer, whose="student") for name, layer in guided.items()
         }
         self._hinting = Taps({})
+        self._recorded = {
+            hint.name: hint.hint for hint in hints if isinstance(hint.hint, Recorded)
+        }
         self._is_attached = False
         # Those of "auto" are made once the teacher, and so its width, is known.
         self.projectors: dict[str, keras.Layer] = {
@@ -68,26 +72,35 @@ class HintTerm:
         """The weights of the hints by the names of their logs."""
         return {hint.weighting.name: hint.weighting for hint in self._hints}
 
+    @property
+    def reads(self) -> list[str]:
+        """The keys of the inputs that hold recorded hints."""
+        return [recorded.key for recorded in self._recorded.values()]
+
     def attach(self, teacher: Any) -> None:
         """Find the teacher's layers, and make the projectors to their shapes.
 
         Raises:
-            TypeError: If the teacher has no layers.
+            TypeError: If the teacher has no layers, and a hint isn't recorded.
             ValueError: If it lacks one of the layers, or if shapes can't be compared.
         """
         if not self._hints:
             return
         model = teacher.as_layer()
-        if model is None:
-            raise TypeError(
-                "Hints need a teacher with layers, a Keras model. Received: "
-                f"teacher={teacher!r} of type {type(teacher).__name__}"
-            )
-        found = {
-            hint.name: find(model, hint.hint, whose="teacher") for hint in self._hints
-        }
+        found = {}
         for hint in self._hints:
-            self._fit(hint, output_shape(found[hint.name], whose="teacher"), model)
+            if isinstance(hint.hint, Recorded):
+                shape = hint.hint.batch_shape
+            elif model is None:
+                raise TypeError(
+                    "Hints need a teacher with layers, a Keras model, or the recorded "
+                    'output of a layer, `Hint(..., hints.Recorded("key", shape))`. '
+                    f"Received: teacher={teacher!r} of type {type(teacher).__name__}"
+                )
+            else:
+                found[hint.name] = find(model, hint.hint, whose="teacher")
+                shape = output_shape(found[hint.name], whose="teacher")
+            self._fit(hint, shape, model)
         # Files hold the projectors in the order of this dict.
         self.projectors = {
             hint.name: self.projectors[hint.name]
@@ -138,7 +151,11 @@ class HintTerm:
             features = guided.output(hint.name)
             if hint.name in self.projectors:
                 features = self.projectors[hint.name](features, training=True)
-            targets = ops.stop_gradient(hinting.output(hint.name))
+            if hint.name in self._recorded:
+                targets = self._recorded[hint.name].read(batch.inputs)
+            else:
+                targets = hinting.output(hint.name)
+            targets = ops.stop_gradient(targets)
             weights = _for_values(hint.compared, sample_weight, features)
             compared = _at(hint.compared, batch.step)
             value = ops.cast(
@@ -159,7 +176,7 @@ class HintTerm:
             for hint in self._hints
         ]
 
-    def _fit(self, hint: Hint, target: Shape, teacher: keras.Layer) -> None:
+    def _fit(self, hint: Hint, target: Shape, teacher: keras.Layer | None) -> None:
         """Make a hint's projector where one is needed, and check the shapes."""
         shape, loss = self._shapes[hint.name], hint.compared
         by_width = not isinstance(loss, FeatureLoss) or loss.needs_equal_widths
@@ -173,11 +190,13 @@ class HintTerm:
             _check_shapes(loss, target, tuple(projected))
         except ValueError as error:
             through = "" if projected == shape else f", projected to {projected}"
+            listed = listing(self._student, whose="student")
+            if teacher is not None:
+                listed += f" {listing(teacher, whose='teacher')}"
             raise ValueError(
                 f"The hint '{hint.name}' can't be given. {error} Received: guided="
                 f"{hint.guided!r} of shape {shape}{through}; hint={hint.hint!r} of "
-                f"shape {target}. {listing(self._student, whose='student')} "
-                f"{listing(teacher, whose='teacher')}"
+                f"shape {target}. {listed}"
             ) from None
 
 

@@ -3,6 +3,7 @@
 from keras_distill.losses.base import BatchContext, DistillationLoss, TemperedLoss
 from keras_distill.losses.binary import BinarySoftTargets
 from keras_distill.losses.decoupled import DecoupledKD
+from keras_distill.losses.packed import SampledSoftTargets, TopKForwardKL
 from keras_distill.losses.ranking import (
     CalibratedListwise,
     ListwiseSoftTargets,
@@ -34,9 +35,11 @@ __all__ = [
     "LogitMSE",
     "PairwiseSoftTargets",
     "ReverseKL",
+    "SampledSoftTargets",
     "SoftTargets",
     "Standardized",
     "TemperedLoss",
+    "TopKForwardKL",
     "TotalVariation",
 ]
 

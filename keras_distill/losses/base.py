@@ -64,6 +64,8 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
 
     # The temperature, in losses that have one.
     tempering: Value | None = None
+    # Whether `y_true` is a part of the teacher's output in another form.
+    reads_packed = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -161,8 +163,7 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
         """Return the logits of both outputs, checked and fit to compute with."""
         # Keras converts the leaves of nested lists only, so these are lists still.
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
-        checks.check_same_shape(y_true, y_pred)
-        checks.check_axis(y_pred, self.axis)
+        self.check_outputs(y_true, y_pred)
         # `Distiller` stops the gradient for all Keras losses. Custom loops need it
         # here.
         teacher_output = ops.stop_gradient(computable(y_true))
@@ -170,6 +171,11 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
             self.logits(teacher_output, "teacher"),
             self.logits(computable(y_pred), "student"),
         )
+
+    def check_outputs(self, teacher_output: Tensor, student_output: Tensor) -> None:
+        """Raise ValueError if the shapes can't be those of both outputs."""
+        checks.check_same_shape(teacher_output, student_output)
+        checks.check_axis(student_output, self.axis)
 
     def copied(self) -> Self:
         """Return a copy that shares its attributes, temperature included."""

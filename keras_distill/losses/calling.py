@@ -78,11 +78,11 @@ def call_loss(
     """
     student, teacher = ops.convert_to_tensor(student), ops.convert_to_tensor(teacher)
     loss = _with_scope_name(loss)
-    if not _reads_ids(loss):
+    if not _reads_ids(loss) and not reads_packed(loss):
         teacher = with_known_shape(teacher, student)
     checks_itself = isinstance(loss, ChecksShapes) or _reads_ids(loss)
     aligned = student
-    if isinstance(loss, DistillationLoss):
+    if isinstance(loss, DistillationLoss) and not loss.reads_packed:
         teacher, aligned = _of_students_rank(teacher, student)
     elif not checks_itself:
         teacher, aligned = of_one_rank(teacher, student)
@@ -150,6 +150,11 @@ def _different(teacher: Tensor, student: Tensor) -> str:
         f"{_DIFFERENT} teacher output {tuple(teacher.shape)}, student output "
         f"{tuple(student.shape)}"
     )
+
+
+def reads_packed(loss: Any) -> bool:
+    """Return whether a loss reads a part of the teacher's output in another form."""
+    return isinstance(loss, DistillationLoss) and loss.reads_packed
 
 
 def _reads_ids(loss: keras.losses.Loss) -> bool:

@@ -38,8 +38,21 @@ def check_same_shape(teacher_output: Tensor, student_output: Tensor) -> None:
             "The teacher's and the student's output must have the same shape; the "
             "last dimension is usually the number of classes. Received: teacher "
             f"output {tuple(teacher_output.shape)}, student output "
-            f"{tuple(student_output.shape)}"
+            f"{tuple(student_output.shape)}{_advice(teacher_output, student_output)}"
         )
+
+
+def _advice(teacher_output: Tensor, student_output: Tensor) -> str:
+    """Return what to do where the teacher's output may be a recorded part of one."""
+    *rows, width = teacher_output.shape
+    if not may_have_shape(student_output, [*rows, None]) or (width or 1) % 2:
+        return ""
+    return (
+        ". If it is a recorded top k, use `TopKForwardKL`; of samples, "
+        "`SampledSoftTargets`. No other loss reads them: a top k that is renormalised "
+        "has another gradient than the whole distribution, and a reverse KL over a top "
+        "k is smallest where the student moves its probability out of it"
+    )
 
 
 def may_have_shape(x: Tensor, shape: Sequence[int | None]) -> bool:

@@ -63,6 +63,12 @@ class Standardized(DistillationLoss):
                 "`keras_distill.losses.ForwardKL()`. Received: "
                 f"loss={loss!r} of type {type(loss).__name__}"
             )
+        if loss.reads_packed:
+            raise TypeError(
+                "Logits can't be standardised where only a part of the teacher's was "
+                "recorded. Record all of them, as log-probabilities. Received: "
+                f"loss={loss!r} of type {type(loss).__name__}"
+            )
         if not epsilon > 0.0:
             raise ValueError(f"`epsilon` must be positive. Received: epsilon={epsilon}")
         super().__init__(

@@ -21,6 +21,7 @@ from tests.guards.setups import (
     student,
     warned_of,
 )
+from tests.losses import reference
 
 X = inputs()
 LOGITS = linear(4)(X).numpy()
@@ -197,6 +198,32 @@ def recorded() -> None:
     fitted(named(student(4)), kd.teachers.Recorded("said"), x, Y, loss=sparse())
 
 
+def recorded_top_k() -> None:
+    """Ids and log-probabilities are neither logits nor probabilities."""
+    packed = reference.packed_top_k(LOGITS.astype("float64"), 1)
+    fitted(
+        named(student(4)),
+        kd.teachers.Recorded("said"),
+        {"x": X, "said": packed.astype("float32")},
+        Y,
+        loss=sparse(),
+        distillation_loss=kd.losses.TopKForwardKL(2.0),
+    )
+
+
+def recorded_samples() -> None:
+    """Of the width of the student's outputs."""
+    ids = np.argsort(-LOGITS, axis=-1)[:, :2]
+    fitted(
+        named(student(4)),
+        kd.teachers.Recorded("said"),
+        {"x": X, "said": np.concatenate([ids, np.full_like(ids, 0.5, "float32")], -1)},
+        Y,
+        loss=sparse(),
+        distillation_loss=kd.losses.SampledSoftTargets(),
+    )
+
+
 def privileged() -> None:
     """A small teacher that reads what the student doesn't, and a larger student."""
     read = {"x": keras.Input((FEATURES,), name="x"), "p": keras.Input((1,), name="p")}
@@ -303,6 +330,8 @@ SOUND: dict[str, Callable[[], None]] = {
     ),
     "probabilities, Keras' divergence": lambda: probabilities_of_both("kl_divergence"),
     "recorded": recorded,
+    "recorded top k": recorded_top_k,
+    "recorded samples": recorded_samples,
     "ensemble": lambda: of_classes(
         teacher=kd.teachers.Ensemble([linear(4), linear(4, scale=1.0)])
     ),

@@ -145,6 +145,46 @@ def dist(t, s, temperature, *, beta, gamma, weight=None):
     return temperature**2 * value, temperature**2 * gradient
 
 
+def packed_top_k(t, k):
+    """The record of the k likeliest classes."""
+    log_p = tempered(t, 1.0)
+    ids = np.argsort(-log_p, axis=-1, kind="stable")[..., :k]
+    chosen = np.zeros(t.shape, bool)
+    np.put_along_axis(chosen, ids, True, axis=-1)
+    with np.errstate(divide="ignore"):
+        rest = logsumexp(log_p, axis=-1, keepdims=True, b=~chosen)
+    total = logsumexp(t, axis=-1, keepdims=True)
+    kept = np.take_along_axis(log_p, ids, axis=-1)
+    return np.concatenate([ids, kept, rest, total], axis=-1)
+
+
+def top_k_forward_kl(t, s, temperature, *, k):
+    """The forward KL of k classes and one that has the probability of all others."""
+    log_p, log_q = tempered(t, 1.0), tempered(s, 1.0)
+    ids = np.argsort(-log_p, axis=-1, kind="stable")[..., :k]
+    chosen = np.zeros(t.shape, bool)
+    np.put_along_axis(chosen, ids, True, axis=-1)
+
+    def coarse(log):
+        with np.errstate(divide="ignore"):
+            rest = logsumexp(log, axis=-1, keepdims=True, b=~chosen)
+        return np.concatenate([np.take_along_axis(log, ids, axis=-1), rest], axis=-1)
+
+    value, of_coarse = forward_kl(coarse(log_p), coarse(log_q), temperature)
+    gradient = np.zeros(s.shape)
+    np.put_along_axis(gradient, ids, of_coarse[..., :k], axis=-1)
+    others = np.where(chosen, -np.inf, log_q)
+    within = np.exp(minus(others, coarse(log_q)[..., -1:]))
+    return value, np.where(chosen, gradient, times(within, of_coarse[..., -1:]))
+
+
+def sampled_soft_targets(t, s, temperature=None, *, counts):
+    """The cross-entropy of draws, and its gradient."""
+    log_q = tempered(s, 1.0)
+    shares = counts / counts.sum(-1, keepdims=True)
+    return -times(shares, log_q).sum(-1), np.exp(log_q) - shares
+
+
 def standardized(loss, t, s, temperature, epsilon=1e-7, **arguments):
     """Another loss of standardised logits; those that are all equal have `std=1`."""
 

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_distill import losses
 from keras_distill.hints import losses as feature_losses
-from tests.losses import neutral
+from tests.losses import neutral, reference
 from tests.losses.neutral import differentiated, masked
 
 RNG = np.random.default_rng(8)
@@ -41,6 +41,11 @@ OF_CLASSES = {
     "LogitMSE": losses.LogitMSE,
     "Standardized": standardized,
 }
+# Their `y_true` is a part of the teacher's output in another form.
+OF_PACKED = {
+    "TopKForwardKL": partial(losses.TopKForwardKL, 2.0),
+    "SampledSoftTargets": losses.SampledSoftTargets,
+}
 OF_LISTS = {
     "ListwiseSoftTargets": partial(losses.ListwiseSoftTargets, 2.0),
     "PairwiseSoftTargets": partial(losses.PairwiseSoftTargets, 2.0),
@@ -53,10 +58,14 @@ OF_FEATURES = {
     "RelationalAngle": feature_losses.RelationalAngle,
     "SimilarityPreserving": feature_losses.SimilarityPreserving,
 }
-EVERY = {**OF_CLASSES, **OF_LISTS, **OF_FEATURES}
+EVERY = {**OF_CLASSES, **OF_PACKED, **OF_LISTS, **OF_FEATURES}
 OF_PROBABILITIES = [name for name in EVERY if name in OF_LISTS] + [
     name for name in OF_CLASSES if name != "LogitMSE"
 ]
+TOP_2 = reference.packed_top_k(TEACHER.astype("float64"), 2).astype("float32")
+SAMPLED = np.concatenate(
+    [RNG.integers(0, 6, (5, 4, 3)), RNG.dirichlet([1.0, 1.0, 1.0], (5, 4))], -1
+).astype("float32")
 # A value of these depends on other examples of the batch too.
 OF_BATCHES = ["DIST", "RelationalDistance", "RelationalAngle", "SimilarityPreserving"]
 
@@ -77,6 +86,8 @@ only_jax = pytest.mark.skipif(
 
 def outputs(name):
     """Outputs of both models: lists have one class."""
+    if name in OF_PACKED:
+        return TOP_2 if name == "TopKForwardKL" else SAMPLED, STUDENT
     if name in OF_LISTS:
         return TEACHER[..., 0], STUDENT[..., 0]
     return TEACHER, STUDENT
@@ -209,8 +220,10 @@ def test_vmap_over_batches(name):
     """With gradients, compiled."""
     import jax
 
+    scale = 1.0 if name in OF_PACKED else 0.5  # Half of an id isn't one.
     teacher, student = (
-        np.stack([x, x[::-1], 0.5 * x]).astype("float32") for x in outputs(name)
+        np.stack([x, x[::-1], scale * x[[1, 0, 2, 4, 3]]]).astype("float32")
+        for x in outputs(name)
     )
     loss = EVERY[name]()
     function = jax.value_and_grad(lambda s, t: loss(t, s))

@@ -8,7 +8,7 @@ import pytest
 
 import keras_distill as kd
 from keras_distill.batch import Batch
-from keras_distill.teachers import Recorded
+from keras_distill.teachers import Ensemble, Recorded
 from keras_distill.teachers.base import ask
 from tests.distiller.models import (
     CLASSES,
@@ -18,6 +18,7 @@ from tests.distiller.models import (
     data,
     mlp,
 )
+from tests.losses import reference
 
 X, Y = data()
 SAID = np.asarray(mlp(seed=1)(X))
@@ -107,3 +108,101 @@ def test_a_student_that_would_read_its_own_target_is_refused() -> None:
     reader = keras.Model(inputs, keras.layers.Dense(CLASSES)(seen))
     with pytest.raises(ValueError, match=r"recorded teacher outputs .*\['said'\]"):
         kd.Distiller(reader, Recorded("said"))
+
+
+def packed(logits: np.ndarray, k: int) -> np.ndarray:
+    return np.maximum(reference.packed_top_k(logits.astype("float64"), k), -65504.0)
+
+
+def trained(
+    student: keras.Model, teacher: Any, x: Any, distillation_loss: Any, **kwargs: Any
+) -> kd.Distiller:
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(
+        keras.optimizers.SGD(0.3),
+        crossentropy(),
+        distillation_loss=distillation_loss,
+        **kwargs,
+    )
+    distiller.fit(x, Y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    return distiller
+
+
+def test_a_top_k_of_all_classes_teaches_as_logits_do() -> None:
+    whole, parts = (
+        trained(student(), Recorded("said"), {"x": X, "said": said}, loss(3.0)).student
+        for said, loss in [
+            (SAID, kd.losses.ForwardKL),
+            (packed(SAID, CLASSES), kd.losses.TopKForwardKL),
+        ]
+    )
+    assert_same_weights(parts, whole, atol=1e-6)
+
+
+def test_each_output_is_recorded_in_its_own_form() -> None:
+    """Logits, a top k, samples and values, of which each has its loss."""
+    inputs = keras.Input((4,), name="x")
+    heads = {
+        name: keras.layers.Dense(units, name=name)(inputs)
+        for name, units in {"whole": 3, "top": 5, "drawn": 5, "value": 1}.items()
+    }
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    five = rng.normal(size=(len(X), 5))
+    drawn = np.concatenate([five.argsort(-1)[:, :2], np.full((len(X), 2), 0.5)], -1)
+    x = {"x": X, "w": SAID, "t": packed(five, 2), "d": drawn, "v": five[:, :1]}
+    distiller = kd.Distiller(
+        keras.Model(inputs, heads),
+        Recorded({"whole": "w", "top": "t", "drawn": "d", "value": "v"}),
+    )
+    losses = {
+        "whole": kd.losses.ForwardKL(2.0),
+        "top": kd.losses.TopKForwardKL(2.0),
+        "drawn": kd.losses.SampledSoftTargets(),
+        "value": "mse",
+    }
+    distiller.compile("sgd", distillation_loss=losses, alpha=1.0)
+    distiller(x)
+    outputs = distiller.student(X)
+    expected = sum(
+        float(keras.losses.get(loss)(x[key], outputs[name]))
+        if loss != "mse"
+        else np.square(np.asarray(outputs[name]) - five[:, :1]).mean()
+        for (name, loss), key in zip(losses.items(), "wtdv", strict=True)
+    )
+    logs = distiller.fit(x, batch_size=len(X), verbose=0).history
+    np.testing.assert_allclose(logs["distillation_loss"], expected, rtol=1e-5)
+    measured = distiller.evaluate(x, batch_size=len(X), verbose=0, return_dict=True)
+    assert measured["distillation_loss"] < expected
+
+
+def test_several_recorded_members_are_an_ensemble() -> None:
+    other = np.asarray(mlp(seed=2)(X))
+    both = Ensemble([Recorded("said"), Recorded("other")])
+    x = {"x": X, "said": SAID, "other": other}
+    ensemble = trained(student(), both, x, kd.losses.ForwardKL())
+    mean = {"x": X, "said": (SAID + other) / 2}
+    expected = trained(student(), Recorded("said"), mean, kd.losses.ForwardKL())
+    assert_same_weights(ensemble.student, expected.student, atol=1e-6)
+
+
+def test_parts_of_several_members_have_no_mean() -> None:
+    both = Ensemble([Recorded("said"), Recorded("other")])
+    x = {"x": X, "said": packed(SAID, 2), "other": packed(SAID[::-1], 2)}
+    with pytest.raises(Exception, match="means or parts of packed ones"):
+        trained(student(), both, x, kd.losses.TopKForwardKL(), run_eagerly=True)
+
+
+def test_the_label_loss_of_a_part_isnt_logged() -> None:
+    distiller = kd.Distiller(student(), Recorded("said"))
+    loss = kd.losses.TopKForwardKL(name="top")
+    with pytest.raises(ValueError, match=r"`log_teacher=True` needs.*\['top'\]"):
+        distiller.compile(
+            "sgd", crossentropy(), distillation_loss=loss, log_teacher=True
+        )
+
+
+def test_a_part_for_a_loss_of_whole_outputs() -> None:
+    x = {"x": X, "said": packed(SAID, 1)}
+    with pytest.raises(ValueError, match="use `TopKForwardKL`; of samples"):
+        trained(student(), Recorded("said"), x, kd.losses.ReverseKL())
