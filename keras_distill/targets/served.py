@@ -83,7 +83,8 @@ class ServedModel:
         Raises:
             ValueError: The model has no such output, or it isn't one of numbers by row.
         """
-        chosen = [names] if isinstance(names, str) else list(names or self.outputs)
+        given = self.outputs if names is None else names
+        chosen = [given] if isinstance(given, str) else list(given)
         unknown = [name for name in chosen if name not in self.outputs]
         if unknown or not chosen:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Servers of the Open Inference Protocol: a stand-in on the client's stubs, MLServer."""
+"""A server of the Open Inference Protocol, on the stubs of the client."""
 
 import concurrent.futures
 import contextlib
