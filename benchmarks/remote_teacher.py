@@ -56,7 +56,7 @@ class Student:
 
     def __init__(self) -> None:
         keras.utils.set_random_seed(0)
-        student = network((16, 32, 32), "student")
+        student = network((32, 64, 64), "student")
         self.distiller = kd.Distiller(student, kd.teachers.Recorded("teacher"))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         self.distiller.compile("sgd", loss, check_teacher=False)
@@ -148,7 +148,7 @@ def mlserver() -> Iterator[str]:
     """Run MLServer on a conv net; yield the address of its gRPC."""
     from keras_distill.export.repositories.service import serving
 
-    teacher = network((32, 64, 64), "teacher")
+    teacher = network((64, 128, 128), "teacher")
     port, grpc_port = free_ports(2)
     with tempfile.TemporaryDirectory() as folder:
         example = next(iter(data(1)))[0]

@@ -1,11 +1,14 @@
 """A data set whose batches hold the outputs of a teacher that a server runs."""
 
 import collections
+import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from keras_distill.targets.calls import Call
+from keras_distill.targets.served import ServedModel, Tensor
 from keras_distill.targets.service import Service
 
 if TYPE_CHECKING:
@@ -75,88 +78,93 @@ def remote(
         distiller.fit(taught, epochs=3)
         ```
     """
-    import tensorflow as tf
-
     _check(url, in_flight=in_flight, timeout=timeout, retries=retries)
-    spec = dataset.element_spec
-    x_spec = _x_of(spec)
-
-    def connected() -> Service:
-        return Service(
-            url,
-            model_name,
-            version=model_version,
-            timeout=timeout,
-            retries=retries,
-            credentials=credentials,
-        )
-
-    with connected() as service:
+    connect = partial(
+        Service,
+        url,
+        model_name,
+        version=model_version,
+        timeout=timeout,
+        retries=retries,
+        credentials=credentials,
+    )
+    with connect() as service:
         model = service.model()
-    read = model.inputs_of(x_spec)
-    wanted = model.outputs_of(outputs)
-    keys = {name: key if len(wanted) == 1 else f"{key}_{name}" for name in wanted}
-    rows = next(iter(read.values())).shape[:1]
-    targets = {keys[name]: it.spec(rows) for name, it in wanted.items()}
-
-    def batches() -> Iterator[Any]:
-        with connected() as service:
-            service.expect(model)
-
-            def send(batch: Any) -> Call:
-                read = model.inputs_of(_x_of(batch))
-                arrays = {name: tensor.numpy() for name, tensor in read.items()}
-                return Call(service, model, arrays, wanted)
-
-            for batch, answer in _ahead(dataset, send, in_flight):
-                said = {keys[name]: value for name, value in answer.items()}
-                yield _with_targets(batch, said, inputs)
-
-    result = tf.data.Dataset.from_generator(
-        batches, output_signature=_with_targets(spec, targets, inputs)
-    )
-    # The length, which `fit` shows in its progress bar.
-    result = result.apply(
-        tf.data.experimental.assert_cardinality(dataset.cardinality())
-    )
-    # Answers are awaited in a thread of its own, while a step trains.
-    result = result.prefetch(1)
-    # Not in one of TensorFlow's few threads, one a core, which the training needs.
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = 1 + (os.cpu_count() or 1)
-    return result.with_options(options)
+    stage = _Stage(connect, model, model.outputs_of(outputs), key, inputs, in_flight)
+    return stage.applied(dataset)
 
 
-def _ahead(
-    dataset: Any, send: Any, in_flight: int
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield each batch with its answer, and send as many batches ahead."""
-    window: collections.deque[tuple[Any, Call]] = collections.deque()
-    for batch in dataset:
-        window.append((batch, send(batch)))
-        if len(window) == in_flight:
-            batch, call = window.popleft()
-            yield batch, call.answer()
-    for batch, call in window:
-        yield batch, call.answer()
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    """The stage of the data that asks the server; the arguments are `remote`'s."""
+
+    connect: Callable[[], Service]
+    model: ServedModel
+    outputs: Mapping[str, Tensor]
+    key: str
+    inputs: str
+    in_flight: int
+
+    def applied(self, dataset: "tf.data.Dataset") -> "tf.data.Dataset":
+        """Return the data set with the outputs."""
+        import tensorflow as tf
+
+        spec = dataset.element_spec
+        read = self.model.inputs_of(_x_of(spec))
+        rows = next(iter(read.values())).shape[:1]
+        targets = {name: it.spec(rows) for name, it in self.outputs.items()}
+        result = tf.data.Dataset.from_generator(
+            partial(self.batches, dataset),
+            output_signature=self.joined(spec, targets),
+        )
+        # The length, which `fit` shows in its progress bar.
+        length = tf.data.experimental.assert_cardinality(dataset.cardinality())
+        # Answers are awaited in a thread of its own, while a step trains. It isn't one
+        # of TensorFlow's threads, one a core, which the training needs.
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = 1 + (os.cpu_count() or 1)
+        return result.apply(length).prefetch(1).with_options(options)
+
+    def batches(self, dataset: "tf.data.Dataset") -> Iterator[Any]:
+        """Yield the batches with the outputs, and send as many batches ahead."""
+        window: collections.deque[tuple[Any, Call]] = collections.deque()
+        # Where the iteration ends early, leaving the block ends the requests too.
+        with self.connect() as service:
+            service.expect(self.model)
+            for batch in dataset:
+                window.append((batch, self.sent(service, batch)))
+                if len(window) == self.in_flight:
+                    batch, call = window.popleft()
+                    yield self.joined(batch, call.answer())
+            for batch, call in window:
+                yield self.joined(batch, call.answer())
+
+    def sent(self, service: Service, batch: Any) -> Call:
+        """Send a batch to the server, and don't wait."""
+        read = self.model.inputs_of(_x_of(batch))
+        arrays = {name: tensor.numpy() for name, tensor in read.items()}
+        return Call(service, self.model, arrays, self.outputs)
+
+    def joined(self, batch: Any, targets: Mapping[str, Any]) -> Any:
+        """Return a batch, or its spec, with the outputs, or theirs, in `x`."""
+        x = _x_of(batch)
+        named = dict(x) if isinstance(x, Mapping) else {self.inputs: x}
+        keys = {
+            self.key if len(targets) == 1 else f"{self.key}_{name}": value
+            for name, value in targets.items()
+        }
+        taken = [key for key in keys if key in named]
+        if taken:
+            raise ValueError(
+                "`key` must be a key that the batches don't have. "
+                f"Received: keys {taken} for the teacher beside {sorted(named)}"
+            )
+        named |= keys
+        return (named, *batch[1:]) if isinstance(batch, tuple) else named
 
 
 def _x_of(batch: Any) -> Any:
     return batch[0] if isinstance(batch, tuple) else batch
-
-
-def _with_targets(batch: Any, targets: Mapping[str, Any], inputs: str) -> Any:
-    """Return a batch, or its spec, with more keys in `x`."""
-    x = _x_of(batch)
-    named = dict(x) if isinstance(x, Mapping) else {inputs: x}
-    taken = [key for key in targets if key in named]
-    if taken:
-        raise ValueError(
-            "`key` must be a key that the batches don't have. "
-            f"Received: keys {taken} for the teacher beside {sorted(named)}"
-        )
-    named |= targets
-    return (named, *batch[1:]) if isinstance(batch, tuple) else named
 
 
 def _check(url: Any, *, in_flight: Any, timeout: Any, retries: Any) -> None:
