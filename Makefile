@@ -64,6 +64,7 @@ bench: $(DEV) test-slow
 	$(VENV)/bin/python benchmarks/hint_step.py
 	$(VENV)/bin/python benchmarks/privileged_step.py
 	$(VENV)/bin/python benchmarks/ensemble_cost.py
+	$(VENV)/bin/python benchmarks/remote_teacher.py
 	$(VENV)/bin/python benchmarks/privileged_gain.py
 	$(VENV)/bin/python benchmarks/transfer_set.py
 	$(VENV)/bin/python benchmarks/quality_vs_keras.py

@@ -4,6 +4,7 @@ import ast
 import configparser
 import re
 import shlex
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import pytest
 
 from keras_distill.cli import running
 from keras_distill.installing import advice
+from tests.e2e import services
+from tests.e2e.services import free_ports
 
+COMMAND = Path(sys.executable).with_name("keras-distill")
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
     r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -46,8 +50,8 @@ def commands(page):
                 yield shlex.split(line, comments=True)[1:]
 
 
-def run_python(page, names):
-    for line, code in blocks(page, "python"):
+def run_python(page, names, written=blocks):
+    for line, code in written(page, "python"):
         # With the page's own lines in tracebacks.
         tree = ast.parse("\n" * (line - 1) + code)
         exec(compile(tree, str(ROOT / page), "exec"), names)  # noqa: S102
@@ -134,6 +138,25 @@ def test_docs_extending(folder):
     assert np.array_equal(ends[1], now) and not np.array_equal(ends[0], now)
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="MLServer has no release for Python 3.13"
+)
+def test_docs_remote_teacher(folder):
+    """Its command runs between the blocks, on ports that are free."""
+    (serve,) = commands(page := "docs/remote_teacher.md")
+    port, grpc_port = map(str, free_ports(2))
+    exporting, *others = blocks(page, "python")
+    names = run_python(page, {}, lambda *_: [exporting])
+    log = folder / "serve.log"
+    assert serve[-4:] == ["--grpc-port", "8081", "--name", "teacher"]
+    serve = [grpc_port if it == "8081" else it for it in serve] + ["--port", port]
+    with services.running([COMMAND, *serve], log) as process:
+        services.wait_for(lambda: "gRPC" in log.read_text(), process, log)
+        others = [(line, code.replace("8081", grpc_port)) for line, code in others]
+        names = run_python(page, names, lambda *_: others)
+    assert int(names["distiller"].optimizer.iterations) == 2
+
+
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_recipe_of_onnxruntime(folder, monkeypatch):
     monkeypatch.chdir("build/student")
@@ -147,6 +170,7 @@ def test_no_page_is_left_out():
         "docs/export.md",
         "docs/extending.md",
         "docs/privileged_features.md",
+        "docs/remote_teacher.md",
         "docs/teachers_and_hints.md",
         "export/onnxruntime/README.md",
     }

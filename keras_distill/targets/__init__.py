@@ -10,6 +10,7 @@ from keras_distill.targets.formats import (
 from keras_distill.targets.joining import join
 from keras_distill.targets.manifest import Manifest
 from keras_distill.targets.recording import record
+from keras_distill.targets.remote_teacher import remote
 
 __all__ = [
     "Format",
@@ -20,6 +21,7 @@ __all__ = [
     "Values",
     "join",
     "record",
+    "remote",
 ]
 
 

@@ -278,7 +278,7 @@ def _check_replaceable(path: Path, config: Any) -> None:
 
 def _model_config_pb2() -> Any:
     try:
-        from tritonclient.grpc import model_config_pb2  # type: ignore[import-untyped]
+        from tritonclient.grpc import model_config_pb2
     except ImportError as error:
         raise _missing() from error
     return model_config_pb2
