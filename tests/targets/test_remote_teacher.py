@@ -468,3 +468,14 @@ def test_a_model_that_changes() -> None:
             list(iterator)
         with pytest.raises(tf.errors.InvalidArgumentError, match="has changed while"):
             list(taught)
+
+
+def test_a_remote_teacher_is_recorded(tmp_path: Path) -> None:
+    """What a server has answered once needs no server any more."""
+    with served(teacher()) as (url, name):
+        taught = remote(batches(), url, name)
+        recorded = kd.teachers.Recorded("teacher")
+        kd.targets.record(recorded, taught, tmp_path, hash_keys=["inputs"])
+    np.testing.assert_allclose(
+        joined(kd.targets.join(batches(), tmp_path)), LOGITS, rtol=1e-5, atol=1e-6
+    )
