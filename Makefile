@@ -19,24 +19,29 @@ NEUTRAL_TOO = tests/losses tests/metrics tests/teachers tests/test_arguments.py 
   tests/distiller/test_unlabelled_evaluation.py tests/online/test_peers.py \
   tests/online/test_peers_losses.py tests/online/test_peers_resume.py \
   tests/guards/test_look.py tests/guards/test_peers.py
+PYTEST = $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
+  --no-loadscope-reorder
 # TensorFlow's messages at its start would bury the output of a command.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Without this, ONNX Runtime reports its use to Microsoft.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-jax test-jax-whole lint requirements bench clean
+.PHONY: demo test test-slow test-jax test-jax-whole lint requirements bench clean
 
 demo: $(DEMO)
 	$(VENV)/bin/keras-distill demo
 
 test: $(DEV)
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
 
-ON_JAX = KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
-  --no-loadscope-reorder
+# Tests that take long and rarely find a fault, such as many kills at random moments.
+test-slow: $(DEV)
+	$(PYTEST) -m slow
+
+ON_JAX = KERAS_BACKEND=jax $(PYTEST)
 
 test-jax: $(DEV)
-	$(ON_JAX) $(NEUTRAL)
+	$(ON_JAX) -m "not slow" $(NEUTRAL)
 
 test-jax-whole: $(DEV)
 	$(ON_JAX) $(NEUTRAL) $(NEUTRAL_TOO)
@@ -54,7 +59,7 @@ requirements: $(DEV)
 	    -c constraints.txt pyproject.toml >/dev/null || exit 1; \
 	done
 
-bench: $(DEV)
+bench: $(DEV) test-slow
 	$(VENV)/bin/python benchmarks/step_overhead.py
 	$(VENV)/bin/python benchmarks/hint_step.py
 	$(VENV)/bin/python benchmarks/privileged_step.py

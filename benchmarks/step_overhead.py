@@ -3,7 +3,7 @@
 Claim: a step costs at most 1.05 x (plain student step + teacher forward) and at most
 a step of `keras.distillation.Distiller`, with and without XLA; `evaluate` at most
 1.05 x the student's own. All sides run in one process, interleaved; the medians'
-ratios are printed.
+ratios are printed. With KERAS_BACKEND=jax, the same on JAX.
 
     python benchmarks/step_overhead.py [--rounds 30] [--steps 20]
 """
@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-import tensorflow as tf
-from timing import interleaved, ratio, show, training_step
+from timing import forward_pass, interleaved, ratio, show, training_step
 
 import keras_distill as kd
 
@@ -44,7 +43,6 @@ def label_loss() -> keras.losses.Loss:
 def sides(jit_compile: bool, data: tuple) -> dict[str, Callable[[], object]]:
     """Return what is timed, by name."""
     teacher = convnet(32, seed=0)
-    forward = tf.function(lambda x: teacher(x, training=False), jit_compile=jit_compile)
     compiled = {"loss": label_loss(), "jit_compile": jit_compile}
     plain = convnet(16, seed=1)
     plain.compile("adam", **compiled)
@@ -60,12 +58,11 @@ def sides(jit_compile: bool, data: tuple) -> dict[str, Callable[[], object]]:
         ),
     )
     rival.compile("adam", **compiled)
-    x = tf.constant(data[0])
     for model in (plain, ours[True], ours[False], rival):
         model.train_on_batch(*data)  # builds the optimiser
     return {
         "student": training_step(plain, data),
-        "teacher forward": lambda: forward(x),
+        "teacher forward": forward_pass(teacher, data[0], jit_compile),
         "ours": training_step(ours[True], data),
         "ours, check_teacher=False": training_step(ours[False], data),
         "keras.distillation": training_step(rival, data),
@@ -96,7 +93,8 @@ def main() -> None:
         generator.normal(size=(BATCH, SIZE, SIZE, 1)).astype("float32"),
         generator.integers(CLASSES, size=BATCH),
     )
-    for jit_compile in (False, True):
+    on_jax = keras.backend.backend() == "jax"
+    for jit_compile in (True,) if on_jax else (False, True):
         times = interleaved(sides(jit_compile, data), options.rounds, options.steps)
         must = (times["student"], times["teacher forward"])
         unchecked = times["ours, check_teacher=False"]

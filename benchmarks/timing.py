@@ -6,15 +6,54 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 
 def training_step(model: keras.Model, data: tuple) -> Callable[[], object]:
-    """Return one call of the compiled train function, as `fit` makes it."""
+    """Return one call of the compiled train function, as `fit` makes it.
+
+    The model has been trained on a batch.
+    """
+    if keras.backend.backend() == "jax":
+        return _step_on_jax(model, data)
+    import tensorflow as tf
+
     dataset = tf.data.Dataset.from_tensors(data).repeat()
     iterator = iter(dataset)
     model.make_train_function()
     return lambda: model.train_function(iterator)
+
+
+def _step_on_jax(model: keras.Model, data: tuple) -> Callable[[], object]:
+    names = ("trainable", "non_trainable", "optimizer", "metrics")
+    state = model._get_jax_state(**{f"{name}_variables": True for name in names})
+    # A step uses up the memory of its arguments, which models may share.
+    state = keras.tree.map_structure(lambda value: value.copy(), state)
+    batch = [keras.tree.map_structure(keras.ops.convert_to_tensor, data)]
+
+    def step() -> object:
+        nonlocal state
+        logs, state = model.train_function(state, iter(batch))
+        return logs
+
+    return step
+
+
+def forward_pass(model: keras.Model, x: np.ndarray, jit_compile: bool) -> Callable:
+    """Return one call of a compiled forward pass of a model in inference."""
+    x = keras.ops.convert_to_tensor(x)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        weights = [
+            [variable.value for variable in variables]
+            for variables in (model.trainable_variables, model.non_trainable_variables)
+        ]
+        call = jax.jit(lambda *given: model.stateless_call(*given, training=False)[0])
+        return lambda: call(*weights, x)
+    import tensorflow as tf
+
+    run = tf.function(lambda x: model(x, training=False), jit_compile=jit_compile)
+    return lambda: run(x)
 
 
 def interleaved(

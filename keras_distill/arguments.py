@@ -178,6 +178,7 @@ def explained(function: Function) -> Function:
         n for n, k in kinds.items() if k is inspect.Parameter.POSITIONAL_OR_KEYWORD
     ]
     names = parameters(function)
+    others = "all others" if open_ended else "nothing else"
 
     @functools.wraps(function)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -189,7 +190,7 @@ def explained(function: Function) -> Function:
         if left_over:
             raise TypeError(
                 f"`{call}` takes {_listed(by_place) or 'nothing'} by position, and by "
-                f"name {_listed(by_name) or 'nothing else'}.{_BY_PLACE.get(call, '')} "
+                f"name {_listed(by_name) or others}.{_BY_PLACE.get(call, '')} "
                 f"Received: {len(args)} by position, the last of them {args[-1]!r}"
             )
         if not open_ended:

@@ -331,6 +331,23 @@ def after_check(
         return tf.identity(x)
 
 
+@contextmanager
+def known_writes(message: str) -> Iterator[None]:
+    """Raise `message` where variables are assigned that JAX's trainer doesn't know.
+
+    It would drop what they are assigned. Other backends assign all variables.
+
+    Raises:
+        TypeError: If there is such a variable.
+    """
+    with keras.StatelessScope(initialize_variables=False) as within:
+        trainer = within.original_scope
+    before = set(trainer.state_mapping) if is_jax() and trainer is not None else None
+    yield
+    if before is not None and not before.issuperset(trainer.state_mapping):
+        raise TypeError(message)
+
+
 def writes_state(call: Callable[[], Any]) -> set[str]:
     """Return what a call writes: names of operations or of variables, empty if none.
 

@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-from keras_distill import per_output
+import keras
+from keras import ops
+
+from keras_distill import backend, per_output
 from keras_distill.types import Nested, Path, Tensor
 
 
@@ -52,3 +55,16 @@ class Batch(NamedTuple):
             sample_weight=per_output.weight_at(path, self.sample_weight),
             output=per_output.found(path, self.output),
         )
+
+
+def log_batch_mean(metric: keras.metrics.Mean, loss: Tensor, tensors: Nested) -> None:
+    """Add the mean loss of a batch to a mean over all rows.
+
+    Args:
+        metric: The mean over rows.
+        loss: The loss as it trains. Keras divides it by the number of devices.
+        tensors: Any tensors with the batch's rows, such as its inputs or outputs.
+    """
+    first = next(leaf for leaf in keras.tree.flatten(tensors) if leaf is not None)
+    rows = ops.shape(first)[0]
+    metric.update_state(loss * backend.replicas(), sample_weight=rows)

@@ -6,8 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import backend, per_output
-from keras_distill.batch import Batch
+from keras_distill import per_output
+from keras_distill.batch import Batch, log_batch_mean
 from keras_distill.guard import flagged
 from keras_distill.labels import OwnLoss
 from keras_distill.losses.per_output import PerOutputLoss
@@ -168,9 +168,9 @@ class Objective:
             total = total + self._weighted(losses, own, batch)
         elif own.labels is None:
             raise ValueError(
-                "The teacher has nothing to say of this batch, and there are no labels "
-                "to learn from. Give `fit` labels and `compile` a loss, or a teacher "
-                "that answers. Received: None from the teacher"
+                "The teacher returned no targets for this batch, and there are no "
+                "labels to learn from. Give `fit` labels and `compile` a loss, or use "
+                "a teacher that returns targets. Received: None from the teacher"
             )
         _check_scalar(terms)
         self._log(terms, batch)
@@ -184,8 +184,8 @@ class Objective:
         """Return the distillation loss of a batch without labels, and log it."""
         if lesson.targets is None:
             raise ValueError(
-                "The teacher has nothing to say of this batch, and there are no labels "
-                "to evaluate with. Received: None from the teacher"
+                "The teacher returned no targets for this batch, and there are no "
+                "labels to evaluate with. Received: None from the teacher"
             )
         losses = self._against(lesson.targets, batch, keras.config.floatx())
         terms = {"distillation_loss": _sum(losses)}
@@ -237,12 +237,8 @@ class Objective:
         return _sum(weighted)
 
     def _log(self, terms: Mapping[str, Tensor], batch: Batch) -> None:
-        rows = ops.shape(keras.tree.flatten(batch.output)[0])[0]
         for name, value in terms.items():
-            # On several devices, Keras divides the losses of each by their number.
-            self.metrics[name].update_state(
-                value * backend.replicas(), sample_weight=rows
-            )
+            log_batch_mean(self.metrics[name], value, batch.output)
 
 
 def member_loss(name: str) -> str:

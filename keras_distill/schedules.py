@@ -2,6 +2,10 @@
 
 A schedule is a `keras.optimizers.schedules.LearningRateSchedule` of the number of the
 optimiser's steps, so Keras' schedules can be used in the same arguments.
+
+The classes below derive from schedules of Keras, which compute the value. A schedule of
+your own computes it in `__call__(step)` with `keras.ops`. The step is an integer tensor
+in training, and a Python integer in the check of the values.
 """
 
 import numbers

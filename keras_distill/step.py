@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_distill import backend, own_training, per_output
+from keras_distill import backend, own_training
 from keras_distill.batch import Batch
 from keras_distill.inputs import check_held
 from keras_distill.labels import LabelledModel, LabelMask, OwnLoss, log_loss
@@ -43,7 +43,10 @@ class DistilledStep(Taught, LabelledModel):
         self._log_of_step = set()
         if not training and (y is not None or self._evaluates_itself):
             return [own.total]
-        batch = self._batch(x, y, y_pred, sample_weight, training)
+        step = self._count_step() if training else 0
+        batch = self._record(x, y, y_pred, sample_weight, step)._replace(
+            withheld=setup.label_mask.keys, withheld_from_student=self._withheld
+        )
         if not training:
             lesson = ask(self._lent.teacher, batch)
             loss, self._log_of_step = setup.objective.measure(lesson, batch)
@@ -60,29 +63,11 @@ class DistilledStep(Taught, LabelledModel):
         total = self._lent.hints.add_to(total, self._guided(), hinting, batch)
         return [total, *of_teacher]
 
-    def _batch(
-        self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
-    ) -> Batch:
-        """Return the record of a step."""
-        mask = self._setup.label_mask
-        labels = mask.mask_labels(x, y)
-        if backend.compiles(self) and y is not None and self._has_label_loss:
-            # Without labels that can't be any. A step that can raise has raised.
-            labels, _ = self._checked_labels(x, y, sample_weight)
-        step: Any = 0
-        if training:
-            step = backend.updates(self.optimizer, self._lent.batches)
-            backend.count(self._lent.batches)
-        return Batch(
-            inputs=x,
-            labels=per_output.as_structured(labels, y_pred, self._setup.output_names),
-            labelled=mask.by_path(x, y_pred),
-            sample_weight=sample_weight,
-            output=y_pred,
-            step=step,
-            withheld=mask.keys,
-            withheld_from_student=self._withheld,
-        )
+    def _count_step(self) -> Any:
+        """Return the number of updates before this step, and count its batch."""
+        step = backend.updates(self.optimizer, self._lent.batches)
+        backend.count(self._lent.batches)
+        return step
 
     def _lesson(
         self, batch: Batch, given: tuple[Any, Any, Any]
@@ -200,11 +185,6 @@ class DistilledStep(Taught, LabelledModel):
     @property
     def _evaluates_without_labels(self) -> bool:
         return True
-
-    @property
-    def _has_label_loss(self) -> bool:
-        own = own_training.overrides(self.student, "compute_loss")
-        return own or self.loss is not None
 
     def _learns_from(self, y: Nested) -> bool:
         """Return whether a batch with these labels, or None, has a label loss."""

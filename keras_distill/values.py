@@ -99,9 +99,22 @@ class Value(keras.metrics.Metric):
     def at(self, step: Any) -> Tensor:
         """Return the value at the optimiser's `step`, a float32 scalar tensor."""
         if self._schedule is not None:
-            return ops.cast(self._schedule(step), "float32")
+            return ops.cast(self._scheduled_at(step, self._schedule), "float32")
         # TensorFlow would read the variable itself only where it is used.
         return ops.add(self.state, 0.0)
+
+    def _scheduled_at(self, step: Any, schedule: LearningRateSchedule) -> Any:
+        try:
+            return schedule(step)
+        # What TensorFlow and JAX raise where a traced tensor is taken for a number.
+        except (TypeError, NotImplementedError) as error:
+            raise TypeError(
+                f"The schedule of `{self.argument}` must compute with tensors: in "
+                "training, the step is an integer tensor without a value. Use "
+                "`keras.ops` in place of `math`, NumPy and `if`, and begin with "
+                '`step = keras.ops.cast(step, "float32")`. Received: '
+                f"{self.argument}={schedule!r} ({type(error).__name__}: {error})"
+            ) from error
 
     def update_state(self, value: Tensor) -> None:
         """Keep a schedule's value of this step for the log."""

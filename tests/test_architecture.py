@@ -24,6 +24,7 @@ FLOORS = {
     "building": 1,
     "guard": 1,
     "inputs": 1,
+    "lending": 1,
     "metrics": 1,
     "own_training": 1,
     "per_output": 1,
@@ -34,7 +35,6 @@ FLOORS = {
     "export": 2,
     "labels": 2,
     "losses": 2,
-    "monitoring": 2,
     "resuming": 2,  # Below teachers: one that trains has random states to restore.
     "students": 2,
     "tracing": 2,
@@ -42,7 +42,6 @@ FLOORS = {
     "hints": 3,
     "targets": 3,
     "teachers": 3,
-    "distillation": 4,
     "objective": 4,
     "distiller": 5,
     "demo": 6,
@@ -56,10 +55,8 @@ FLOORS = {
 }
 # Files of one room that have no folder of their own.
 PARTS = {
-    "compilation": "distiller",
     "distilled_fit": "distiller",
     "fitting": "distiller",
-    "lending": "distiller",
     "serving": "distiller",
     "setup": "distiller",
     "step": "distiller",

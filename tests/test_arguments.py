@@ -162,6 +162,12 @@ def test_a_loss_of_a_users_own_is_explained_too() -> None:
             super().__init__(temperature)
             self.shift = shift
 
+    class Open(kd.losses.ForwardKL):
+        def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
+            super().__init__(temperature, **kwargs)
+
+    with pytest.raises(TypeError, match="by position, and by name all others"):
+        Open(2.0, -1)  # type: ignore
     with pytest.raises(TypeError, match="`Shifted` doesn't take `T`. `T` is `temp"):
         Shifted(T=2.0)
     assert Shifted(2.0, shift=1.0).temperature == 2.0

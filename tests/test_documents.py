@@ -122,6 +122,18 @@ def test_docs_teachers_and_hints(folder):
     assert (folder / "small").is_dir() and (folder / "shared/run7").is_dir()
 
 
+def test_docs_extending(folder):
+    names = run_python("docs/extending.md", {})
+    loss, x = names["loaded"].get_compile_config()["distillation_loss"], names["x"]
+    assert loss["config"]["order"] == 0.5
+    logits = names["model"].predict(x, verbose=0)
+    assert abs(float(names["Renyi"](0.5, 2.0)(logits, logits))) < 1e-6
+    assert int(names["noisy"].seed.state[1]) > 0  # its noise differs by batch
+    ends = [model.get_weights()[0] for model in names["snapshots"].models]
+    now = names["student"].get_weights()[0]
+    assert np.array_equal(ends[1], now) and not np.array_equal(ends[0], now)
+
+
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_recipe_of_onnxruntime(folder, monkeypatch):
     monkeypatch.chdir("build/student")
@@ -133,6 +145,7 @@ def test_no_page_is_left_out():
     run = {
         "README.md",
         "docs/export.md",
+        "docs/extending.md",
         "docs/privileged_features.md",
         "docs/teachers_and_hints.md",
         "export/onnxruntime/README.md",

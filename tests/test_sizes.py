@@ -11,19 +11,6 @@ DISTILLER_LINES = 300
 METHODS = 20
 FUNCTION_LINES = 40
 
-# Functions that are longer, of rooms that were built earlier. Most declare a command's
-# many options, or hand on a long list of arguments. None may join them.
-LONG = {
-    "keras_distill.cli.data.add_evaluation",
-    "keras_distill.cli.export._run",
-    "keras_distill.cli.export.add",
-    "keras_distill.cli.repository._add_triton",
-    "keras_distill.export.evaluation.Evaluation.__init__",
-    "keras_distill.export.exporter.export",
-    "keras_distill.export.latency.measure",
-    "keras_distill.metrics.groups.group_auc",
-}
-
 
 def long_functions(package: Path = PACKAGE) -> dict[str, int]:
     """Return the functions above the limit with their lines of code."""
@@ -61,12 +48,8 @@ def test_no_class_is_large() -> None:
 
 
 def test_no_function_is_long() -> None:
-    found = {n: length for n, length in long_functions().items() if n not in LONG}
+    found = long_functions()
     assert not found, listed(found)
-
-
-def test_the_exceptions_are_still_needed() -> None:
-    assert set(long_functions()) >= LONG
 
 
 class TestTheCounting:

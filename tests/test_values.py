@@ -1,8 +1,10 @@
 """Hyperparameters: checked, read by a compiled step, and assigned between steps."""
 
+import math
+
 import keras
 import pytest
-from keras.optimizers.schedules import ExponentialDecay
+from keras.optimizers.schedules import ExponentialDecay, LearningRateSchedule
 
 from keras_distill.schedules import TeacherAnnealing
 from keras_distill.values import Value
@@ -38,6 +40,19 @@ def test_it_follows_its_schedule():
     assert parameter.value is schedule
     assert float(parameter.at(step_counter(1))) == 0.75
     assert keras.backend.standardize_dtype(parameter.at(1).dtype) == "float32"
+
+
+class OfNumbers(LearningRateSchedule):
+    def __call__(self, step):
+        return 0.5 + 0.5 * math.cos(step)
+
+
+def test_a_schedule_must_compute_with_tensors():
+    parameter = make(OfNumbers())
+    read = compiled(parameter.at)
+    message = "The schedule of `alpha` must compute with tensors.*alpha=.*OfNumbers"
+    with pytest.raises(TypeError, match=message):
+        read(step_counter(1))
 
 
 def test_it_keeps_its_value_when_it_refuses_another():

@@ -27,6 +27,18 @@ _SHORT = {"accuracy": "SparseCategoricalAccuracy", "auc": "AUC"}
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     """Add the options that `evaluation` reads."""
     group = parser.add_argument_group("evaluation on held-out data")
+    _add_held_out(group)
+    _add_metric(group)
+    group.add_argument(
+        "--max-drop",
+        type=checks.at_least_0,
+        metavar="DROP",
+        help="by how much an artefact's metric may be worse (default: 0.01)",
+    )
+
+
+def _add_held_out(group: Any) -> None:
+    """Add the options that name the data."""
     group.add_argument(
         "--evaluate",
         type=checks.file,
@@ -38,6 +50,10 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the array in FILE.npz that holds the labels (default: labels)",
     )
+
+
+def _add_metric(group: Any) -> None:
+    """Add the options that say what is measured."""
     group.add_argument(
         "--metric",
         metavar="CLASS",
@@ -49,12 +65,6 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         type=checks.json_object,
         metavar="JSON",
         help="the arguments of the metric, as '{\"from_logits\": true}'",
-    )
-    group.add_argument(
-        "--max-drop",
-        type=checks.at_least_0,
-        metavar="DROP",
-        help="by how much an artefact's metric may be worse (default: 0.01)",
     )
     group.add_argument(
         "--mode",

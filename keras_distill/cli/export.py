@@ -3,6 +3,7 @@
 import argparse
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,17 @@ def add(commands: Commands) -> None:
         check=_check,
     )
     parser.add_argument("model", metavar="MODEL.keras", help="loaded in safe mode")
+    _add_published(parser)
+    _add_precision(parser)
+    _add_kept(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="print the manifest, not a table"
+    )
+    data.add_evaluation(parser)
+
+
+def _add_published(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which formats are written, and where."""
     parser.add_argument(
         "--to",
         nargs="+",
@@ -85,6 +97,10 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="publish to DIRECTORY/N, or with `next` to the number after the highest",
     )
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add the options of quantisation and of the comparison with Keras."""
     parser.add_argument(
         "--quantize",
         nargs="+",
@@ -111,6 +127,10 @@ def add(commands: Commands) -> None:
         help="largest difference in full precision, relative to the scale of the "
         "output (default: 1e-5)",
     )
+
+
+def _add_kept(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change what the artefacts take and keep."""
     parser.add_argument(
         "--batch-size",
         type=checks.whole(1),
@@ -129,10 +149,6 @@ def add(commands: Commands) -> None:
         metavar="FILE.json",
         help="kept in the manifest as it is",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print the manifest, not a table"
-    )
-    data.add_evaluation(parser)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -190,6 +206,13 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(manifest)
         return
+    _print(manifest)
+    print(f"published {_published(arguments.out, manifest)}")
+    _report_memory(before, manifest["parameters"])
+
+
+def _print(manifest: Mapping[str, Any]) -> None:
+    """Print a table of the artefacts."""
     print_table(
         ["artefact", "kB", "off Keras by", *_metric_names(manifest)],
         [
@@ -205,8 +228,6 @@ def _run(arguments: argparse.Namespace) -> None:
     if "evaluation" in manifest:
         evaluation = manifest["evaluation"]
         print(f"Keras: {evaluation['metric']} {evaluation['keras']:.4f}")
-    print(f"published {_published(arguments.out, manifest)}")
-    _report_memory(before, manifest["parameters"])
 
 
 def _example_batch(arguments: argparse.Namespace) -> Any:
@@ -223,11 +244,11 @@ def _published(out: str, manifest: dict[str, Any]) -> str:
     )
 
 
-def _metric_names(manifest: dict[str, Any]) -> list[str]:
+def _metric_names(manifest: Mapping[str, Any]) -> list[str]:
     return [manifest["evaluation"]["metric"]] if "evaluation" in manifest else []
 
 
-def _metric_values(artefact: dict[str, Any]) -> list[str]:
+def _metric_values(artefact: Mapping[str, Any]) -> list[str]:
     if "evaluation" not in artefact:
         return []
     return [f"{artefact['evaluation']['metric']:.4f}"]

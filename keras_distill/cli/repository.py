@@ -76,6 +76,12 @@ def _add_triton(servers: Commands) -> None:
     )
     _add_common(parser)
     _add_artefact(parser, "an ONNX artefact or saved_model")
+    _add_batching(parser)
+    _add_instances(parser)
+
+
+def _add_batching(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the dynamic batcher."""
     parser.add_argument(
         "--max-batch-size",
         type=checks.whole(0),
@@ -97,6 +103,10 @@ def _add_triton(servers: Commands) -> None:
         metavar="MICROSECONDS",
         help="how long it waits for them (default: %(default)s)",
     )
+
+
+def _add_instances(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how many copies run, and on what."""
     parser.add_argument(
         "--instances",
         type=checks.whole(1),

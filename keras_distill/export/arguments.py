@@ -1,5 +1,6 @@
 """What callers of `export` may ask for, and what they get where they don't say."""
 
+import dataclasses
 import json
 import math
 import os
@@ -35,6 +36,42 @@ def check_backend() -> None:
             "export model.keras`, or in a process with KERAS_BACKEND=tensorflow. "
             f"Received: Keras on {backend!r}"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What `export` was asked for, checked.
+
+    Args:
+        targets: The artefacts, in the order of writing.
+        batch_size: The only batch size that they take; None for any.
+        tolerances: The tolerance of every precision.
+        gives_full: Whether the caller gave a tolerance of full precision.
+        provenance: As the manifest's file gives it back.
+    """
+
+    targets: list[Target]
+    batch_size: int | None
+    tolerances: dict[str, float]
+    gives_full: bool
+    provenance: Any
+
+
+def order(
+    formats: Sequence[str],
+    quantize: str | Sequence[str] | None,
+    batch_size: Any,
+    tolerance: float | Mapping[str, float] | None,
+    provenance: Mapping[str, Any] | None,
+) -> Order:
+    """Return what was asked for by arguments of `export`, or raise an error."""
+    return Order(
+        targets(formats, quantize),
+        fixed_size(batch_size),
+        tolerances(tolerance),
+        gives_full(tolerance),
+        as_json(provenance),
+    )
 
 
 def targets(

@@ -103,34 +103,6 @@ class Evaluation:
                 "`keras.metrics.SparseCategoricalAccuracy()`. "
                 f"Received: {metric!r} of type {type(metric).__name__}."
             )
-        drop, size = as_float(max_drop), as_int(batch_size)
-        if drop is None:
-            raise TypeError(
-                f"`max_drop` must be a number. Received: max_drop={max_drop!r}."
-            )
-        if not 0 <= drop < math.inf:
-            raise ValueError(
-                "`max_drop` must be finite and at least 0. "
-                f"Received: max_drop={max_drop}."
-            )
-        # As `ModelCheckpoint` does; "up", "down" or None.
-        direction = getattr(metric, "_direction", None)
-        if mode == "auto" and direction in ("up", "down"):
-            mode = "max" if direction == "up" else "min"
-        if mode not in ("max", "min"):
-            raise ValueError(
-                "`mode` must be 'max' or 'min', which can't be told of the metric "
-                f"{metric.name!r}. Received: mode={mode!r}."
-            )
-        if size is None:
-            raise TypeError(
-                "`batch_size` must be a whole number. "
-                f"Received: batch_size={batch_size!r}."
-            )
-        if size < 1:
-            raise ValueError(
-                f"`batch_size` must be at least 1. Received: batch_size={batch_size}."
-            )
         if isinstance(data, Iterator):
             raise ValueError(
                 "`data` must be iterable more than once, as every artefact runs over "
@@ -138,10 +110,10 @@ class Evaluation:
             )
         self.data = data
         self.metric = metric
-        self.max_drop = drop
+        self.max_drop = _checked_drop(max_drop)
         self.output = output
-        self.mode = mode
-        self.batch_size = size
+        self.mode = _checked_mode(mode, metric)
+        self.batch_size = _checked_size(batch_size)
         self._select: Callable[[Any], Any] = lambda inputs: inputs
 
     def batches(self) -> Iterator[tuple[Any, Any, Any]]:
@@ -170,6 +142,46 @@ class Evaluation:
         selecting, earlier = copy.copy(self), self._select
         selecting._select = lambda inputs: select(earlier(inputs))
         return selecting
+
+
+def _checked_drop(max_drop: Any) -> float:
+    drop = as_float(max_drop)
+    if drop is None:
+        raise TypeError(
+            f"`max_drop` must be a number. Received: max_drop={max_drop!r}."
+        )
+    if not 0 <= drop < math.inf:
+        raise ValueError(
+            f"`max_drop` must be finite and at least 0. Received: max_drop={max_drop}."
+        )
+    return drop
+
+
+def _checked_mode(mode: str, metric: keras.metrics.Metric) -> str:
+    """Return "max" or "min"."""
+    # As `ModelCheckpoint` does; "up", "down" or None.
+    direction = getattr(metric, "_direction", None)
+    if mode == "auto" and direction in ("up", "down"):
+        mode = "max" if direction == "up" else "min"
+    if mode not in ("max", "min"):
+        raise ValueError(
+            "`mode` must be 'max' or 'min', which can't be told of the metric "
+            f"{metric.name!r}. Received: mode={mode!r}."
+        )
+    return mode
+
+
+def _checked_size(batch_size: Any) -> int:
+    size = as_int(batch_size)
+    if size is None:
+        raise TypeError(
+            f"`batch_size` must be a whole number. Received: batch_size={batch_size!r}."
+        )
+    if size < 1:
+        raise ValueError(
+            f"`batch_size` must be at least 1. Received: batch_size={batch_size}."
+        )
+    return size
 
 
 class HeldOut:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -163,13 +163,10 @@ def export(
     [{'name': 'x', 'dtype': 'float32', 'shape': [None, 4]}]
     """
     arguments.check_backend()
-    wanted = arguments.targets(formats, quantize)
+    order = arguments.order(formats, quantize, batch_size, tolerance, provenance)
     arguments.check_types(directory, preprocessing, evaluation)
-    batch_size = arguments.fixed_size(batch_size)
-    arguments.check_data(wanted, example_batch, calibration_data)
-    provenance = arguments.as_json(provenance)
-    tolerances = arguments.tolerances(tolerance)
-    for target in wanted:
+    arguments.check_data(order.targets, example_batch, calibration_data)
+    for target in order.targets:
         target.format.require()
     model, select = load_served(model)
     example_batch = select(example_batch)
@@ -179,39 +176,66 @@ def export(
         publishing(Path(os.path.realpath(directory)), version) as (goal, scratch),
     ):
         served = serve(
-            model, example_batch, batch_size=batch_size, preprocessing=preprocessing
+            model,
+            example_batch,
+            batch_size=order.batch_size,
+            preprocessing=preprocessing,
         )
         expected = _reference(served, example_batch)
-        judge = None
-        if evaluation is not None:
-            judge = Judge(evaluation.selecting(select), served)
+        judge = _judge(evaluation, served, select)
         calibration = _calibration(served, select(calibration_data))
-        artefacts = []
-        for target in wanted:
-            bound = tolerances[target.precision]
-            examine = Examiner(served, expected.cases[0][0], bound)
-            conversion = Conversion(served, target.precision, calibration)
-            path = scratch / target.file
-            with target.explaining("converting it", examine):
-                target.format.write(conversion, path)
-            is_given = target.precision != FULL or arguments.gives_full(tolerance)
-            artefacts.append(
-                _checked(target, path, expected, judge, examine, is_given=is_given)
-            )
-        examples.write(scratch, expected, batch_size)
-        described = manifest.describe(
-            served,
-            scratch,
-            artefacts,
-            expected.scales,
-            version=None if version is None else int(goal.name),
-            batch_size=batch_size,
-            evaluation=judge.describe() if judge else None,
-            calibration=_describe_calibration(calibration),
-            rows_depend_on_each_other=_describe_dependence(expected),
-            provenance=provenance,
+        number = None if version is None else int(goal.name)
+        return _written(scratch, served, order, expected, judge, calibration, number)
+
+
+def _written(
+    scratch: Path,
+    served: Served,
+    order: arguments.Order,
+    expected: Reference,
+    judge: Judge | None,
+    calibration: list[Arrays],
+    version: int | None,
+) -> Manifest:
+    """Write all artefacts, the examples and the manifest to a directory.
+
+    Args:
+        scratch: The directory.
+        served: The model.
+        order: What was asked for.
+        expected: The model's outputs on the examples.
+        judge: Decides by a metric; None without an evaluation.
+        calibration: Batches for int8.
+        version: The number of the version; None without versions.
+
+    Returns:
+        The manifest.
+    """
+    artefacts = []
+    for target in order.targets:
+        bound = order.tolerances[target.precision]
+        examine = Examiner(served, expected.cases[0][0], bound)
+        path = scratch / target.file
+        with target.explaining("converting it", examine):
+            target.format.write(Conversion(served, target.precision, calibration), path)
+        is_given = target.precision != FULL or order.gives_full
+        artefacts.append(
+            _checked(target, path, expected, judge, examine, is_given=is_given)
         )
-        manifest.write(described, scratch)
+    examples.write(scratch, expected, order.batch_size)
+    described = manifest.describe(
+        served,
+        scratch,
+        artefacts,
+        expected.scales,
+        version=version,
+        batch_size=order.batch_size,
+        evaluation=judge.describe() if judge else None,
+        calibration=_describe_calibration(calibration),
+        rows_depend_on_each_other=_describe_dependence(expected),
+        provenance=order.provenance,
+    )
+    manifest.write(described, scratch)
     return described
 
 
@@ -322,6 +346,14 @@ def _describe_dependence(expected: Reference) -> dict[str, Any] | None:
     if found is None:
         return None
     return {"part": found.part, "layer": found.layer, "output": found.output}
+
+
+def _judge(
+    evaluation: Evaluation | None, served: Served, select: Callable[[Any], Any]
+) -> Judge | None:
+    if evaluation is None:
+        return None
+    return Judge(evaluation.selecting(select), served)
 
 
 def _calibration(served: Served, data: Any) -> list[Arrays]:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,37 @@ def measure(
     >>> [(row["side"], row["batch_size"], row["calls"]) for row in rows]
     [('saved_model', 1, 10)]
     """
+    sizes, limit = _checked(batch_sizes, calls, seconds, threads)
+    directory = Path(directory)
+    described = manifest.require(directory, to_run=True)
+    check_files(directory, described)
+    answers = examples.read(directory)
+    manifest.check_examples(answers, described)
+    sides = _artefacts(directory, described, threads)
+    examples_of = dict.fromkeys(sides, answers["inputs"])
+    loaded = None if model is None else load_model(model)
+    fixed = described.get("batch_size")
+    rows = []
+    with _as_it_was(loaded), no_remarks():
+        if loaded is not None:
+            given = _read_by(loaded, answers)
+            of_keras = _keras(loaded, given, answers["outputs"], described)
+            examples_of |= dict.fromkeys(of_keras, given)
+            sides |= of_keras
+        for batch_size in [fixed] if fixed else sizes:
+            batches = {
+                side: _of_size(kept, batch_size) for side, kept in examples_of.items()
+            }
+            timed = _interleaved(sides, batches, calls, limit)
+            predict = timed.get(KERAS_PREDICT)
+            rows += [_row(name, batch_size, t, predict) for name, t in timed.items()]
+    return rows
+
+
+def _checked(
+    batch_sizes: Any, calls: Any, seconds: Any, threads: Any
+) -> tuple[list[int], float]:
+    """Return the batch sizes and the seconds, once all arguments are found usable."""
     sizes = _whole_numbers(batch_sizes)
     if not sizes:
         raise ValueError(
@@ -111,34 +142,17 @@ def measure(
         raise ValueError(
             f"`seconds` must be a positive number. Received: seconds={seconds!r}."
         )
-    directory = Path(directory)
-    described = manifest.require(directory, to_run=True)
-    check_files(directory, described)
-    answers = examples.read(directory)
-    manifest.check_examples(answers, described)
-    sides = _artefacts(directory, described, threads)
-    examples_of = dict.fromkeys(sides, answers["inputs"])
-    loaded = None if model is None else load_model(model)
-    fixed = described.get("batch_size")
-    rows = []
-    with _as_it_was(loaded), no_remarks():
-        if loaded is not None:
-            given = _read_by(loaded, answers)
-            of_keras = _keras(loaded, given, answers["outputs"], described)
-            examples_of |= dict.fromkeys(of_keras, given)
-            sides |= of_keras
-        for batch_size in [fixed] if fixed else sizes:
-            batches = {
-                side: {
-                    name: np.resize(array, (batch_size, *array.shape[1:]))
-                    for name, array in kept.items()
-                }
-                for side, kept in examples_of.items()
-            }
-            timed = _interleaved(sides, batches, calls, limit)
-            predict = timed.get(KERAS_PREDICT)
-            rows += [_row(name, batch_size, t, predict) for name, t in timed.items()]
-    return rows
+    return sizes, limit
+
+
+def _of_size(
+    arrays: Mapping[str, np.ndarray], batch_size: int
+) -> dict[str, np.ndarray]:
+    """Return arrays whose rows are repeated or cut to a batch size."""
+    return {
+        name: np.resize(array, (batch_size, *array.shape[1:]))
+        for name, array in arrays.items()
+    }
 
 
 def _whole_numbers(values: Any) -> list[int]:

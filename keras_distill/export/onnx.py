@@ -88,7 +88,8 @@ def _write_full(served: Served, path: Path) -> None:
                 input_signature=[specs],
                 opset=OPSET,
                 custom_op_handlers=onnx_operators.handlers(),
-            )
+            ),
+            weights=served.model.count_params(),
         )
     # tf2onnx goes on after an error, to a file that no runtime loads. Failed rewrites
     # are among the errors too, and harmless.

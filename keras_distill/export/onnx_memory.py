@@ -3,38 +3,53 @@
 import gc
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import ModuleType
 from typing import Any
 
 from keras_distill.export.patching import replaced
 
 # By default, tf2onnx copies the whole graph before each pass, in case that one fails.
 _COPIES = "TF2ONNX_CATCH_ERRORS"
+# The number of weights from which on memory is worth the time of a collection, which
+# grows with all that the process holds: .3 s and more.
+_LARGE = 1_000_000
 
 
-def convert(converter: Callable[[], Any]) -> Any:
+def convert(converter: Callable[[], Any], weights: int) -> Any:
     """Return what a conversion returns, with few copies of the weights in memory.
 
     Args:
         converter: Calls tf2onnx. It is called again, with a copy of the graph before
             each pass, if a pass fails: tf2onnx then goes on without that pass.
+        weights: The number of weights of the model.
     """
     from tf2onnx import tf_loader
     from tf2onnx.graph import Node
 
-    # Traced graphs refer to themselves, so they stay until they are collected.
-    gc.collect()
     with (
         replaced(Node, {"update_proto": _without_constants}),
-        replaced(tf_loader, {"tf_optimize": _after_collection}),
+        _collecting(tf_loader) if weights >= _LARGE else nullcontext(),
     ):
         try:
             with _no_graph_copies():
                 return converter()
         except Exception:
             return converter()
-        finally:
-            gc.collect()
+
+
+@contextmanager
+def _collecting(tf_loader: ModuleType) -> Iterator[None]:
+    """Free graphs that nothing uses, before, during and after a conversion.
+
+    Traced graphs refer to themselves, so they stay until they are collected.
+    """
+    gc.collect()
+    try:
+        with replaced(tf_loader, {"tf_optimize": _after_collection}):
+            yield
+    finally:
+        gc.collect()
 
 
 def _without_constants(update_proto: Callable[..., None]) -> Callable[..., None]:

@@ -121,7 +121,10 @@ class Comparison:
         if knows and not self._is_far_off():
             return False
         won = self._won / self.pairs
-        tells = f"in {won:.0%} of {self.pairs:.0f} pairs it tells which label is whose"
+        tells = (
+            f"in {won:.0%} of {self.pairs:.0f} pairs of rows its output for a row fits "
+            "that row's label better than its output for the other row does"
+        )
         tells = f"though {tells}: {_TOO_SURE}" if knows else f"and {tells}"
         warnings.warn(
             f"The teacher is no better than chance{self._output}: its own label loss "

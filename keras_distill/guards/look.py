@@ -137,20 +137,6 @@ class Look:
         # Outside of the condition: on JAX, none of its branches can write a variable.
         self._sums.assign_add(added)
 
-    def watching(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a train function that calls `after_step` at its end.
-
-        This is for trainers whose variables have their new values when it returns, as
-        on TensorFlow. Others call `after_step` themselves once they have stored them.
-        """
-
-        def watched(*args: Any) -> Any:
-            result = step(*args)
-            self.after_step()
-            return result
-
-        return watched
-
     def after_step(self) -> None:
         """Look at the sums, where this is execution 1, 2, 4, 8, ... of the step."""
         if self._is_closed:

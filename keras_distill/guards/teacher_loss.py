@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_distill import backend, per_output
-from keras_distill.batch import Batch
+from keras_distill.batch import Batch, log_batch_mean
 from keras_distill.labels import LabelMask
 from keras_distill.losses.calling import with_known_shape
 from keras_distill.losses.per_output import PerOutputLoss
@@ -87,8 +87,7 @@ class TeacherLabelLoss:
             (weights.get(path, 1.0) * loss for path, loss in found.items()),
             start=ops.zeros(()),
         )
-        rows = ops.shape(tree.flatten(batch.output)[0])[0]
-        self.metric.update_state(total * backend.replicas(), sample_weight=rows)
+        log_batch_mean(self.metric, total, batch.output)
 
 
 def _shaped(targets: Nested, outputs: Nested) -> Nested:

@@ -8,8 +8,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from keras_distill import backend
-from keras_distill.batch import Batch
+from keras_distill.batch import Batch, log_batch_mean
 from keras_distill.hints.hint import Hint
 from keras_distill.hints.layers import Shape, find, listing, output_shape
 from keras_distill.hints.losses import FeatureLoss
@@ -135,7 +134,6 @@ class HintTerm:
         sample_weight = batch.sample_weight
         if keras.tree.is_nested(sample_weight):
             sample_weight = None
-        rows = ops.shape(keras.tree.flatten(batch.output)[0])[0]
         for hint in self._hints:
             features = guided.output(hint.name)
             if hint.name in self.projectors:
@@ -146,9 +144,7 @@ class HintTerm:
             value = ops.cast(
                 call_loss(compared, targets, features, weights), loss.dtype
             )
-            self.metrics[_logged_as(hint)].update_state(
-                value * backend.replicas(), sample_weight=rows
-            )
+            log_batch_mean(self.metrics[_logged_as(hint)], value, batch.output)
             weight = hint.weighting.at(batch.step)
             hint.weighting.update_state(weight)
             loss = loss + ops.cast(weight, loss.dtype) * value

@@ -6,7 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import backend, own_training
+from keras_distill import backend, own_training, per_output
+from keras_distill.batch import Batch
 from keras_distill.labels import structures, units
 from keras_distill.labels.masks import LabelMask
 from keras_distill.labels.own_loss import OwnLoss
@@ -129,6 +130,37 @@ class LabelledModel(keras.Model):
             output_names=self._names,
             xla=self.jit_compile,
         )
+
+    def _record(
+        self, x: Nested, y: Nested, y_pred: Nested, sample_weight: Nested, step: Any
+    ) -> Batch:
+        """Return the record of a step.
+
+        Args:
+            x: The inputs, with all keys where they are a dict.
+            y: The labels by output; None without.
+            y_pred: The other model's outputs.
+            sample_weight: The sample weights by output.
+            step: The number of the optimiser's updates so far.
+        """
+        mask = self._label_mask
+        labels = mask.mask_labels(x, y)
+        if backend.compiles(self) and self._has_label_loss:
+            # Without labels that can't be any. A step that can raise has raised.
+            labels, _ = self._checked_labels(x, y, sample_weight)
+        return Batch(
+            inputs=x,
+            labels=per_output.as_structured(labels, y_pred, self._names),
+            labelled=mask.by_path(x, y_pred),
+            sample_weight=sample_weight,
+            output=y_pred,
+            step=step,
+        )
+
+    @property
+    def _has_label_loss(self) -> bool:
+        own = own_training.overrides(self._trained_model, "compute_loss")
+        return own or self.loss is not None
 
     def _by_output(
         self, y: Nested, sample_weight: Nested, y_pred: Nested

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import keras
-from keras import ops
 
-from keras_distill import backend
+from keras_distill.batch import log_batch_mean
 from keras_distill.types import Nested, Path, Tensor
 
 
@@ -35,6 +34,4 @@ def log_loss(model: keras.Model, loss: Tensor, x: Nested) -> None:
         loss: The loss as it trains: divided by the number of devices.
         x: The batch's inputs.
     """
-    first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
-    rows = ops.shape(first)[0]
-    model._loss_tracker.update_state(loss * backend.replicas(), sample_weight=rows)
+    log_batch_mean(model._loss_tracker, loss, x)

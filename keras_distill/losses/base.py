@@ -32,6 +32,10 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
     masks. The maths is done in float32 at least, whatever the dtype of the outputs,
     and no gradient reaches the teacher's.
 
+    A subclass with arguments of its own returns them in `get_config`. It is registered
+    with `keras.saving.register_keras_serializable`, because the files of a `Distiller`
+    hold its loss.
+
     A subclass may override these methods too:
 
     - `for_batch`, which `Distiller` calls, returns the loss for one batch of training
@@ -40,13 +44,22 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
       and this mask, where values depend on them;
     - `counted` returns which values count, where the loss leaves some out.
 
-    The first two return a copy of the loss, and don't change the loss itself.
+    The first two must not change the loss itself. To keep something of the batch, they
+    set it on `self.copied()` and return that.
 
     Args:
         axis: The class axis. Defaults to -1.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
         dtype: dtype of the loss's result. Defaults to `keras.config.floatx()`.
+
+    Example:
+        >>> class LogitMAE(DistillationLoss):
+        ...     def compare(self, teacher_logits, student_logits):
+        ...         difference = ops.abs(teacher_logits - student_logits)
+        ...         return ops.mean(difference, axis=self.axis)
+        >>> float(LogitMAE()([[1.0, 3.0]], [[2.0, 1.0]]))
+        1.5
     """
 
     # The temperature, in losses that have one.
@@ -71,7 +84,17 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
 
     @abstractmethod
     def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        """Return the loss per example from logits of one shape."""
+        """Return the loss per example from logits of one shape.
+
+        Args:
+            teacher_logits: Finite, in float32 or float64. No gradient passes through
+                them.
+            student_logits: Of the same shape.
+
+        Returns:
+            A tensor of the logits' shape without `axis`. A reduced tensor would ignore
+            sample weights and masks.
+        """
 
     @property
     def state(self) -> Sequence[keras.Variable]:
@@ -79,7 +102,7 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
         return [] if self.tempering is None else [self.tempering.state]
 
     def for_batch(self, batch: Batch) -> Self:
-        """Return the loss for one batch of training data.
+        """Return the loss for one batch of training data: itself, by default.
 
         Args:
             batch: The record of the output that the loss compares, as
@@ -88,7 +111,12 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
         return self
 
     def for_weights(self, sample_weight: Tensor, mask: Tensor) -> Self:
-        """Return the loss for a call with these weights and Keras mask, or None."""
+        """Return the loss for a call with these weights and this Keras mask.
+
+        Args:
+            sample_weight: The sample weights of the call, or None.
+            mask: The mask of the student's output, or None.
+        """
         return self
 
     def counted(self, y_true: Any, y_pred: Tensor) -> Tensor | None:
@@ -159,6 +187,9 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
 class TemperedLoss(DistillationLoss):
     """A divergence of tempered distributions, times the squared temperature.
 
+    Subclasses implement `divergence(teacher_logits, student_logits, temperature)`. It
+    divides both logits by the temperature, and doesn't multiply by its square.
+
     Gradients of tempered divergences shrink with `1 / temperature**2`. The factor
     `temperature**2` keeps the balance with the label loss when the temperature changes
     (Hinton, Vinyals, Dean 2015, section 2.1). It is applied here and nowhere else.
@@ -182,7 +213,7 @@ class TemperedLoss(DistillationLoss):
 
     Raises:
         ValueError: If `temperature` isn't positive, or, when called, if the outputs'
-            shapes differ or the class axis has one unit only.
+            shapes differ.
     """
 
     # False for divergences whose bounds don't depend on the temperature.
@@ -229,7 +260,16 @@ class TemperedLoss(DistillationLoss):
     def divergence(
         self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
     ) -> Tensor:
-        """Return the divergence per example, without the squared temperature."""
+        """Return the divergence per example, without the squared temperature.
+
+        Args:
+            teacher_logits: As in `compare`, before the division by the temperature.
+            student_logits: Of the same shape.
+            temperature: A scalar tensor.
+
+        Returns:
+            As `compare`.
+        """
 
     def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """Return `temperature**2` times the divergence, per example."""
@@ -249,7 +289,7 @@ class TemperedLoss(DistillationLoss):
         return values
 
     def for_batch(self, batch: Batch) -> Self:
-        """Return the loss with its temperature at the batch's step."""
+        """Return a copy of the loss with its temperature at the batch's step."""
         loss = self.copied()
         loss.step = batch.step
         return loss

@@ -86,10 +86,12 @@ def reverse_kl(
     ratio = (above_top(student_logits) - above_top(teacher_logits)) / temperature
     # The sum has the value of `ratio` and the gradient of `log q`.
     ratio = ops.stop_gradient(ratio - log_q) + log_q
-    top_ratio = ops.take_along_axis(log_q - log_p, top, axis=axis)
-    return ops.sum(q * ratio - q + ops.stop_gradient(q), axis=axis) + ops.squeeze(
-        ops.stop_gradient(top_ratio), axis
-    )
+    differentiated = ops.sum(q * ratio - q, axis=axis)
+    # Its value isn't the divergence: it lacks that of the top class, and its terms have
+    # both signs, so that the sum over many classes would lose the small divergences.
+    value = ops.sum(q * (log_q - log_p) - q + ops.exp(log_p), axis=axis)
+    nothing = differentiated - ops.stop_gradient(differentiated)
+    return ops.stop_gradient(value) + nothing
 
 
 def generalized_jsd(

@@ -13,7 +13,7 @@ _register = keras.saving.register_keras_serializable(package="keras_distill")
 
 
 class SoftmaxLoss(TemperedLoss):
-    """A tempered loss over a class axis of two units or more."""
+    """A tempered loss over a class axis, which must have two units or more."""
 
     def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """Return `temperature**2` times the divergence, per example."""

@@ -59,10 +59,32 @@ def group_auc(
 
     group = np.unique(rows["groups"], return_inverse=True)[1]
     order = np.lexsort((ranks, group))
-    group, ranks = group[order], ranks[order]
     positive = (weight * rows["labels"])[order]
-    negative = weight[order] - positive
+    wins, positive, negative = _counted(
+        group[order], ranks[order], positive, weight[order] - positive
+    )
+    both = (positive > 0.0) & (negative > 0.0)
+    if not both.any():
+        raise ValueError(
+            "No group has both a row labelled 0 and one labelled 1, so there is "
+            f"nothing to rank. Received: {len(ranks)} rows in {len(both)} groups, of "
+            f"which {int((positive > 0.0).sum())} have a positive row"
+        )
+    auc = wins[both] / (positive[both] * negative[both])
+    return float(np.average(auc, weights=(positive + negative)[both]))
 
+
+def _counted(
+    group: Array, ranks: Array, positive: Array, negative: Array
+) -> tuple[Array, Array, Array]:
+    """Return each group's weight of pairs in order, of positive and negative rows.
+
+    Args:
+        group: The number of each row's group. Rows are sorted by it, then by score.
+        ranks: The scores.
+        positive: The weights of rows labelled 1, 0 for others.
+        negative: The weights of rows labelled 0, 0 for others.
+    """
     # A run is the rows of one group that have the same score.
     runs = _starts((group[1:] != group[:-1]) | (ranks[1:] != ranks[:-1]))
     positive, negative = np.add.reduceat([positive, negative], runs, axis=1)
@@ -74,15 +96,7 @@ def group_auc(
     wins, positive, negative = np.add.reduceat(
         [wins, positive, negative], first, axis=1
     )
-    both = (positive > 0.0) & (negative > 0.0)
-    if not both.any():
-        raise ValueError(
-            "No group has both a row labelled 0 and one labelled 1, so there is "
-            f"nothing to rank. Received: {len(ranks)} rows in {len(both)} groups, of "
-            f"which {int((positive > 0.0).sum())} have a positive row"
-        )
-    auc = wins[both] / (positive[both] * negative[both])
-    return float(np.average(auc, weights=(positive + negative)[both]))
+    return wins, positive, negative
 
 
 def by_group(groups: npt.ArrayLike, *arrays: npt.ArrayLike) -> tuple[Array, ...]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_distill import backend, own_training, per_output
+from keras_distill import own_training
 from keras_distill.batch import Batch
 from keras_distill.guard import Guard, flagged
 from keras_distill.inputs import select
@@ -155,31 +155,15 @@ class Peer(LabelledModel):
         is_finite = None
         if guard is not None:
             targets, is_finite = guard.checked(targets)
-        batch = self._batch(*data, output, step)
+        x, y, sample_weight = data
+        y, sample_weight = self._by_output(y, sample_weight, output)
+        batch = self._record(x, y, output, sample_weight, step)
         # The flag of bad labels is in the model's own loss, which `alone` logs.
         own = own._replace(are_valid=None)
         total, _ = self.objective.total(
             own, Lesson(targets), batch, is_finite=is_finite
         )
         return total, batch
-
-    def _batch(
-        self, x: Nested, y: Nested, sample_weight: Nested, output: Nested, step: Any
-    ) -> Batch:
-        """Return the record of a training step."""
-        y, sample_weight = self._by_output(y, sample_weight, output)
-        labels = self._mask.mask_labels(x, y)
-        if backend.compiles(self):
-            # Without labels that can't be any. A step that can raise has raised.
-            labels, _ = self._checked_labels(x, y, sample_weight)
-        return Batch(
-            inputs=x,
-            labels=per_output.as_structured(labels, output, self.output_names),
-            labelled=self._mask.by_path(x, output),
-            sample_weight=sample_weight,
-            output=output,
-            step=step,
-        )
 
     def logs(self) -> dict[str, Tensor]:
         """Return the model's loss, its metrics and its distillation loss."""

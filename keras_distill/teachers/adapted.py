@@ -24,6 +24,7 @@ from keras_distill.teachers.base import (
     as_teacher,
 )
 from keras_distill.teachers.correctness import CorrectnessWeighted
+from keras_distill.teachers.reach import reached_variables
 from keras_distill.types import Nested
 
 
@@ -123,8 +124,10 @@ class Adapted(keras.Model, Teacher):
     @property
     def state(self) -> Sequence[keras.Variable]:
         """The variables of the model, and of layers that adapt it, each once."""
-        variables = [*as_teacher(self.model).state, *self.variables]
-        return list({id(variable): variable for variable in variables}.values())
+        functions = self.adapt_inputs, self.adapt_outputs
+        return reached_variables(
+            list(as_teacher(self.model).state), self.variables, functions
+        )
 
     def as_layer(self) -> keras.Layer | None:
         """Return the model in which hints find their layers."""
@@ -138,7 +141,9 @@ class Adapted(keras.Model, Teacher):
     def teach(self, batch: Batch) -> Lesson:
         """Return the adapted outputs, and those of members that are logged."""
         seen = self._adapted_inputs(batch.inputs, batch.withheld)
-        lesson = as_teacher(self.model).teach(batch._replace(inputs=seen))
+        lesson = base.checked_lesson(
+            as_teacher(self.model), batch._replace(inputs=seen)
+        )
         self._check_length(batch.output)
         members = {
             name: self._adapted_outputs(member)

@@ -1,4 +1,4 @@
-"""What a distiller asks of a teacher, and the adapter of models and functions to it."""
+"""The interface of teachers, and the teacher that a model or a function becomes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_distill import inputs
+from keras_distill import backend, inputs
 from keras_distill.batch import Batch
+from keras_distill.teachers.reach import reached_variables
 from keras_distill.types import Nested
 
 # What users pass as a teacher: a Keras model or layer, a `Teacher`, or any callable
@@ -37,13 +38,31 @@ class Lesson(NamedTuple):
 class Teacher(ABC):
     """A source of targets for a student.
 
-    Subclasses implement `teach`. They are called in every training step, so `teach`
-    computes with tensors and looks at no values.
+    Subclasses implement `teach`. It is called while a step is traced. Its tensors have
+    no values then, so it computes with `keras.ops`.
+
+    `Distiller` doesn't save a teacher in its files.
+
+    Example:
+        >>> class Sharper(Teacher):
+        ...     def __init__(self, model):
+        ...         self.model = model
+        ...
+        ...     def teach(self, batch):
+        ...         return Lesson(2.0 * self.model(batch.inputs, training=False))
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> len(Sharper(model).state)
+        2
     """
 
     @abstractmethod
     def teach(self, batch: Batch) -> Lesson:
-        """Return the targets for a batch. Gradients are stopped by the caller."""
+        """Return the targets for a batch. Gradients are stopped by the caller.
+
+        Args:
+            batch: The record of the step. Its `inputs` have all keys, whichever the
+                teacher declares. Call models with `training=False`.
+        """
 
     @property
     def reads(self) -> Sequence[str]:
@@ -52,7 +71,7 @@ class Teacher(ABC):
 
     @property
     def declares(self) -> Sequence[str] | None:
-        """Names of the inputs that it reads; None where that isn't known."""
+        """Names of the inputs that it reads; None, the default, if unknown."""
         return None
 
     @property
@@ -62,13 +81,19 @@ class Teacher(ABC):
 
     @property
     def changes(self) -> bool:
-        """Whether it changes while it teaches."""
+        """Whether it changes while it teaches. Then `fit` doesn't judge it."""
         return False
 
     @property
     def state(self) -> Sequence[keras.Variable]:
-        """The variables that `teach` reads."""
-        return getattr(self, "variables", ())
+        """The variables that `teach` reads or changes.
+
+        The default finds them through the attributes of the teacher: in models,
+        layers, seed generators, lists, dicts and functions. On JAX, a variable that is
+        missing here is a constant in the compiled step, and `teach` can't change it.
+        """
+        found = vars(self) if not isinstance(self, keras.Layer) else self
+        return reached_variables(found)
 
     # Not a property: files of Keras hold each layer that an attribute returns.
     def as_layer(self) -> keras.Layer | None:
@@ -79,7 +104,7 @@ class Teacher(ABC):
 class FollowingTeacher(Teacher):
     """A teacher that is updated from the student's weights. Files hold it.
 
-    Subclasses are Keras models.
+    Subclasses are Keras models. All that `follow` assigns must be among `state`.
     """
 
     @property
@@ -100,7 +125,7 @@ class FollowingTeacher(Teacher):
         """
 
 
-class _Adapted(Teacher):
+class _CalledTeacher(Teacher):
     """A Keras layer or another callable as a teacher."""
 
     def __init__(self, given: TeacherLike) -> None:
@@ -115,7 +140,7 @@ class _Adapted(Teacher):
 
     @property
     def state(self) -> Sequence[keras.Variable]:
-        return getattr(self.given, "variables", ())
+        return reached_variables(self.given)
 
     def as_layer(self) -> keras.Layer | None:
         return self.given if isinstance(self.given, keras.Layer) else None
@@ -151,14 +176,40 @@ def as_teacher(given: TeacherLike | None) -> Teacher:
             f"The teacher '{given.name}' isn't built: it has no weights, let alone "
             "trained ones. Train it, load it, or call it on a batch before it teaches."
         )
-    return given if isinstance(given, Teacher) else _Adapted(given)
+    return given if isinstance(given, Teacher) else _CalledTeacher(given)
 
 
 def ask(teacher: Teacher, batch: Batch) -> Lesson:
     """Return a teacher's lesson as tensors through which no gradient passes."""
-    lesson = teacher.teach(batch)
+    lesson = checked_lesson(teacher, batch)
     members = {name: as_targets(member) for name, member in lesson.members.items()}
     return Lesson(as_targets(lesson.targets), members)
+
+
+def checked_lesson(teacher: Teacher, batch: Batch) -> Lesson:
+    """Return what a teacher's `teach` returns.
+
+    Raises:
+        TypeError: If it isn't a `Lesson`.
+    """
+    with backend.known_writes(_unknown_write(teacher)):
+        lesson = teacher.teach(batch)
+    if not isinstance(lesson, Lesson):
+        raise TypeError(
+            "`teach` must return a `keras_distill.teachers.Lesson`: `Lesson(outputs)`, "
+            "or `Lesson(None)` for a batch without targets. Received: "
+            f"{type(lesson).__name__} from {type(teacher).__name__}.teach"
+        )
+    return lesson
+
+
+def _unknown_write(teacher: Teacher) -> str:
+    return (
+        f"`{type(teacher).__name__}.teach` changes a variable that its `state` doesn't "
+        "return. Keras on JAX would drop the change. Return all variables that `teach` "
+        "reads or changes from the property `state`, or keep them in attributes of the "
+        "teacher, where its default finds them."
+    )
 
 
 def call(
@@ -178,7 +229,7 @@ def call(
         training: As in `keras.Model.call`.
     """
     if not callable(teacher):
-        return teacher.teach(Batch(inputs=x, withheld=withheld)).targets
+        return checked_lesson(teacher, Batch(inputs=x, withheld=withheld)).targets
     seen = inputs.select(teacher, x, withheld=withheld)
     is_layer = isinstance(teacher, keras.Layer)
     return teacher(seen, training=training) if is_layer else teacher(seen)

@@ -216,7 +216,7 @@ class Ensemble(keras.Model, Teacher):
             outputs.append(ask(member, inputs))
             if outputs[-1] is None:
                 raise ValueError(
-                    "Every member of an ensemble must say something of every batch. "
+                    "Every member of an ensemble must return targets for every batch. "
                     f"Received: None from the member '{name}'"
                 )
         return alike(outputs)

@@ -230,6 +230,18 @@ def test_a_schedule_that_leaves_the_range_later() -> None:
         compiled(mlp(), alpha=kd.schedules.LateStart(5, 1.5))
 
 
+@pytest.mark.parametrize("returned", [None, np.zeros((2, CLASSES), "float32")])
+def test_a_teacher_of_ones_own_returns_a_lesson(returned: Any) -> None:
+    class Direct(kd.teachers.Teacher):
+        def teach(self, batch: Any) -> Any:
+            return returned
+
+    message = rf"`Lesson\(outputs\)`.*{type(returned).__name__} from Direct.teach"
+    for teacher in (Direct(), kd.teachers.Adapted(Direct(), outputs=lambda out: out)):
+        with pytest.raises(TypeError, match=message):
+            compiled(teacher).fit(X, Y, verbose=0)
+
+
 def test_an_unbuilt_layer_as_teacher() -> None:
     with pytest.raises(ValueError, match="isn't built"):
         kd.Distiller(mlp(), layers.Dense(CLASSES))

@@ -1,5 +1,6 @@
 """Conversions to ONNX hold few copies of the weights."""
 
+import gc
 import os
 
 import keras
@@ -49,7 +50,15 @@ def test_a_pass_that_fails_is_left_out(model, floats, tmp_path, monkeypatch):
     assert calls[0] == "FALSE" and calls[-1] is None
 
 
+@pytest.mark.parametrize(("weights", "collects"), [(999_999, False), (1_000_000, True)])
+def test_memory_is_collected_for_large_models(weights, collects, monkeypatch):
+    calls = []
+    monkeypatch.setattr(gc, "collect", lambda: calls.append(1))
+    onnx_memory.convert(lambda: None, weights)
+    assert bool(calls) == collects
+
+
 def test_the_environment_is_left_as_it_was(monkeypatch):
     monkeypatch.setenv("TF2ONNX_CATCH_ERRORS", "TRUE")
-    seen = onnx_memory.convert(lambda: os.environ["TF2ONNX_CATCH_ERRORS"])
+    seen = onnx_memory.convert(lambda: os.environ["TF2ONNX_CATCH_ERRORS"], weights=1)
     assert seen == "FALSE" and os.environ["TF2ONNX_CATCH_ERRORS"] == "TRUE"

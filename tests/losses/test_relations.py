@@ -373,4 +373,10 @@ def test_in_fit(weight, jit_compile):
     )
     step = (gradient * weight.mean()).sum(0)
     after = distiller.student.get_weights()
-    np.testing.assert_allclose(before[-1] - after[-1], 0.5 * step, rtol=1e-5)
+    # The gradients of the rows nearly cancel, and JAX rounds each otherwise.
+    on_jax = keras.backend.backend() == "jax"
+    rounding = 1e-6 * np.abs(gradient * weight.mean()).sum(0) if on_jax else 0.0
+    np.testing.assert_array_less(
+        np.abs(before[-1] - after[-1] - 0.5 * step),
+        0.5 * (1e-5 * np.abs(step) + rounding),
+    )
