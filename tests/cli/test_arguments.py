@@ -51,7 +51,7 @@ WRONG = {
     f"{RECORD} --samples 8 --dtype float16": "--dtype is not for --samples",
     f"{RECORD} --sample-seed 1": "--sample-seed needs --samples",
     f"{RECORD} --values --probabilities": "--probabilities is not for --values",
-    "record m.keras --data export --labels y --out o": "--labels is for --data FILE.npz",
+    "record m.keras --data export --labels y --out o": "--labels is for --data FILE",
     "verify export --max-drop 0.1": "--max-drop needs --evaluate",
     "verify export --files-only --evaluate d.npz": "which --files-only doesn't",
     # values
@@ -72,7 +72,7 @@ WRONG = {
     f"{RECORD} --runner R --pipeline-option --a=b": "expected one argument",
     f"{RECORD} --runner R --pipeline-option a-b": "must be NAME=VALUE or NAME, without",
     f"{RECORD} --top-k 0": "--top-k: must be a whole number from 1 on, not '0'",
-    f"{RECORD} --top-k 2 --values": "argument --values: not allowed with argument --top-",
+    f"{RECORD} --top-k 2 --values": "--values: not allowed with argument --top-k",
     "bench export --batch-sizes 1 0": "--batch-sizes: must be a whole number from 1",
     "bench export --calls 0": "--calls: must be a whole number from 1 on, not '0'",
     "bench export --threads 0": "--threads: must be a whole number from 1 on, not '0'",

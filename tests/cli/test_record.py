@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_distill import targets
-from keras_distill.cli import main, record
+from keras_distill.cli import main
 
 COMMAND = str(Path(sys.executable).with_name("keras-distill"))
 ROWS = 300
