@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from keras_distill import standard_error
 from keras_distill.cli import checks
 from keras_distill.cli.parsing import (
     Commands,
@@ -48,6 +49,16 @@ exit codes:
 """
 
 _OPTION = re.compile(r"[A-Za-z]\w*(=.*)?", re.DOTALL)
+# The last line of a worker's traceback, and what Beam adds to it.
+_RAISED = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): ", re.MULTILINE)
+_WHERE = re.compile(r" \[while running '[^']*'\]")
+# The errors whose messages are written for users.
+_WORDED = ("ImportError", "OSError", "RuntimeError", "TypeError", "ValueError")
+# Lines of the workers' logs.
+_LOGGED = re.compile(
+    rb"(INFO|WARNING|ERROR):[\w.]+:|" + standard_error.log_lines("3").pattern
+)
+_NOTHING = re.compile(rb"(?!)")
 _BATCH = 128
 _LOCAL = "DirectRunner"
 
@@ -79,36 +90,41 @@ def add(commands: Commands) -> None:
         help="a recording there is completed",
     )
     parser.add_argument(
+        "--json", action="store_true", help="print the manifest, not a table"
+    )
+    _add_data(parser)
+    _add_stored(parser)
+    _add_runner(parser)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the data and its rows")
+    group.add_argument(
         "--labels",
         metavar="NAME",
         help="the array of FILE.npz that is no input (default: labels)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--batch-size",
         type=checks.whole(1),
         metavar="N",
         help=f"rows that the teacher is given at once (default: as DATA has; {_BATCH})",
     )
-    parser.add_argument(
+    group.add_argument(
         "--rows-per-shard",
         type=checks.whole(1),
         metavar="N",
         help="rows of a file, a multiple of the batch size (default: about 32,768)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--ids", metavar="NAME", help="the input with an id of each row (default: none)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--hash-keys",
         nargs="+",
         metavar="NAME",
         help="the inputs that tell rows apart (default: all)",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print the manifest, not a table"
-    )
-    _add_stored(parser)
-    _add_runner(parser)
 
 
 def _add_stored(parser: argparse.ArgumentParser) -> None:
@@ -241,6 +257,23 @@ def _here(arguments: argparse.Namespace) -> None:
 
 
 def _in_pipeline(arguments: argparse.Namespace) -> None:
+    runner, noise = arguments.runner, _NOTHING
+    flags = list(arguments.pipeline_option or ())
+    if runner == _LOCAL:
+        # Beam's class of this name downloads a program, Prism, and runs that instead.
+        runner, noise = "FnApiRunner", _LOGGED
+        flags += [
+            "--direct_running_mode=multi_processing",
+            f"--direct_num_workers={arguments.num_workers or 0}",
+        ]
+    try:
+        with standard_error.without(noise, told_by=RuntimeError):
+            _run_pipeline(arguments, runner, flags)
+    except RuntimeError as error:
+        raise _cause(str(error)) from error
+
+
+def _run_pipeline(arguments: argparse.Namespace, runner: str, flags: list[str]) -> None:
     from keras_distill import targets
 
     transform = targets.beam.Record(
@@ -249,33 +282,27 @@ def _in_pipeline(arguments: argparse.Namespace) -> None:
     from apache_beam import Pipeline
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    runner = arguments.runner
-    flags = list(arguments.pipeline_option or ())
-    if runner == _LOCAL:
-        # Beam's class of this name downloads a program, Prism, and runs that instead.
-        runner = "FnApiRunner"
-        flags += [
-            "--direct_running_mode=multi_processing",
-            f"--direct_num_workers={arguments.num_workers or 0}",
-        ]
-    try:
-        with Pipeline(runner, options=PipelineOptions(flags)) as pipeline:
-            _ = pipeline | transform
-    except RuntimeError as error:
-        raise _cause(error) from error
+    with Pipeline(runner, options=PipelineOptions(flags)) as pipeline:
+        _ = pipeline | transform
 
 
-# The last line of a worker's traceback.
-_CAUSE = re.compile(
-    r"^(?:\w+\.)*(?P<class>\w+(?:Error|Exception)): (?P<message>.*)"
-    r" \[while running '[^\n]*\]$",
-    re.MULTILINE | re.DOTALL,
-)
+def _cause(message: str) -> Exception:
+    """Return the error of a worker, given the message with which Beam reports it.
 
-
-def _cause(error: RuntimeError) -> Exception:
-    """Return the error of a worker, which Beam quotes with its traceback."""
-    return error
+    The message has the traceback of the worker. Of a worker that died there is none.
+    """
+    _, *found = _RAISED.split(message)
+    if not found:
+        return RuntimeError(
+            "The pipeline failed. Shards that are whole remain: call the command "
+            f"again, and it goes on. Received: {message.strip()}"
+        )
+    name, text = found[-2:]
+    text = _WHERE.sub("", text).strip()
+    if name in _WORDED:
+        return RuntimeError(text)
+    unforeseen: type[Exception] = type(name, (Exception,), {})
+    return unforeseen(text)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -305,38 +332,15 @@ def _stored(arguments: argparse.Namespace) -> Any:
 
 def _dataset(arguments: argparse.Namespace) -> Any:
     """Return the function of the data set, or its name."""
-    data = arguments.data
+    from keras_distill.targets import sources
+
+    data, labels = arguments.data, arguments.labels or "labels"
     if data.endswith(".npz"):
-        return _File(os.path.abspath(data), arguments.labels or "labels")
+        path = os.path.abspath(data)
+        return sources.ArrayFile(path, labels=labels, batch_size=_BATCH)
     if os.path.isdir(data):
-        return partial(_of_directory, os.path.abspath(data))
+        return partial(sources.saved, os.path.abspath(data))
     if os.getcwd() not in sys.path:
         # As for `python -m`, by which Beam starts its workers.
         sys.path.insert(0, os.getcwd())
     return data
-
-
-class _File:
-    """The function of a data set in an `.npz` file, which a process reads once."""
-
-    def __init__(self, path: str, labels: str) -> None:
-        self.path = path
-        self.labels = labels
-        self._x: Any = None
-
-    def __call__(self, start: int = 0, stop: int | None = None) -> Any:
-        import keras
-        import tensorflow as tf
-
-        from keras_distill.cli import data
-
-        if self._x is None:
-            self._x = data.inputs(self.path, "dataset", self.labels)
-        x = keras.tree.map_structure(lambda array: array[start:stop], self._x)
-        return tf.data.Dataset.from_tensor_slices(x).batch(_BATCH)
-
-
-def _of_directory(path: str) -> Any:
-    import tensorflow as tf
-
-    return tf.data.Dataset.load(path)

@@ -95,15 +95,6 @@ def Record(
         >>> len(targets.Manifest.read("recorded").shards)
         3
     """
-    try:
-        import apache_beam as beam
-        from apache_beam.pvalue import AsList
-        from apache_beam.utils.shared import Shared
-    except ImportError as error:
-        raise ImportError(
-            "`targets.beam` needs Apache Beam, which isn't installed. Install it with "
-            f"{advice('beam')}."
-        ) from error
     options = {
         "stored": stored,
         "from_logits": from_logits,
@@ -120,8 +111,22 @@ def Record(
         references.checked_dataset(dataset),
         checks.checked_directory(directory),
         options,
-        Shared(),
     )
+    return _transform(job)
+
+
+def _transform(job: "_Job") -> Any:
+    """Return the steps of a recording as a `PTransform`."""
+    try:
+        import apache_beam as beam
+        from apache_beam.pvalue import AsList
+        from apache_beam.utils.shared import Shared
+    except ImportError as error:
+        raise ImportError(
+            "`targets.beam` needs Apache Beam, which isn't installed. Install it with "
+            f"{advice('beam')}."
+        ) from error
+    job = dataclasses.replace(job, shared=Shared())
 
     def recorded(pipeline: Any) -> Any:
         begun = pipeline | "One" >> beam.Create([None]) | "Begin" >> beam.Map(job.begin)
@@ -140,12 +145,12 @@ class _Begun(NamedTuple):
     """A recording that was begun.
 
     Args:
-        count: The number of shards that its rows need, at most.
+        total: The number of shards that its rows need, at most.
         missing: The numbers of those that must be written.
         complete: Whether it was recorded before, so that its number of rows is known.
     """
 
-    count: int
+    total: int
     missing: list[int]
     complete: bool
 
@@ -156,8 +161,8 @@ class _Begun(NamedTuple):
         """
         numbers = [[number] for number in self.missing]
         if not self.complete:
-            last = numbers.pop() if self.count - 1 in self.missing else []
-            numbers.append([*last, self.count])
+            last = numbers.pop() if self.total - 1 in self.missing else []
+            numbers.append([*last, self.total])
         yield from numbers
 
 
@@ -169,7 +174,7 @@ class _Job:
     dataset: DatasetReference
     directory: Path
     options: Mapping[str, Any]
-    shared: Any
+    shared: Any = None
 
     def begin(self, _: Any) -> Any:
         """Begin a recording, or take up one that was begun."""
@@ -190,13 +195,13 @@ class _Job:
 
     def finish(self, begun: Any, absent: Any) -> Any:
         """Complete the recording, given the numbers of the shards without rows."""
-        if not begun.complete and begun.count not in absent:
+        if not begun.complete and begun.total not in absent:
             raise ValueError(
                 "All batches of `dataset` must have as many rows as the first, but the "
                 "last one, which may have fewer: add `.rebatch(...)`. Received: more "
-                f"rows than {begun.count} shards hold"
+                f"rows than {begun.total} shards hold"
             )
-        return recording.finish(self.directory, min([begun.count, *absent]))
+        return recording.finish(self.directory, min([begun.total, *absent]))
 
     def _worker(self) -> "_Worker":
         return self.shared.acquire(lambda: _Worker(self))  # type: ignore[no-any-return]

@@ -54,11 +54,13 @@ def checked_dataset(dataset: Any) -> DatasetReference:
 
 def teacher_of(reference: TeacherReference) -> TeacherLike:
     """Return the teacher of a reference. Files are loaded in safe mode."""
-    if _is_file(reference):
+    if isinstance(reference, str | Path) and _is_file(str(reference)):
         from keras_distill.export.loading import load_model
 
-        return load_model(reference)  # type: ignore[arg-type]
-    return _function("teacher", reference)()
+        teacher: TeacherLike = load_model(reference)
+    else:
+        teacher = _function("teacher", reference)()
+    return teacher
 
 
 def dataset_of(reference: DatasetReference) -> Any:
@@ -87,11 +89,16 @@ def _check(argument: str, value: Any, or_else: str) -> None:
 
 
 def _function(argument: str, reference: Any) -> Callable[..., Any]:
-    if not isinstance(reference, str):
-        return reference  # type: ignore[no-any-return]
+    if isinstance(reference, str):
+        return _imported(argument, reference)
+    function: Callable[..., Any] = reference
+    return function
+
+
+def _imported(argument: str, reference: str) -> Callable[..., Any]:
     module, _, name = reference.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"`{argument}` must be a function that each worker can import. Received: "
@@ -102,4 +109,4 @@ def _function(argument: str, reference: Any) -> Callable[..., Any]:
             f"`{argument}` must be a function. Received: {reference!r}, an object of "
             f"{type(function).__name__}"
         )
-    return function  # type: ignore[no-any-return]
+    return function

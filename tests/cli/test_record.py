@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_distill import targets
-from keras_distill.cli import main
+from keras_distill.cli import main, record
 
 COMMAND = str(Path(sys.executable).with_name("keras-distill"))
 ROWS = 300
@@ -109,7 +109,6 @@ def test_what_is_stored(
         ("--data data.npz --ids y", "Received: --ids ['y'], a data set without ['y']"),
         ("--data data.npz --batch-size 100", "`--rows-per-shard` must be a multiple"),
         ("--data own_data:test", "`--data` must be a function that each worker can"),
-        ("--data data.npz --probabilities", "probabilities"),
     ],
 )
 def test_errors_name_options(
@@ -151,3 +150,37 @@ def test_two_worker_processes(expected: list[bytes], tmp_path: Path) -> None:
     assert shards(out) == expected
     assert json.loads(done.stdout)["rows"] == ROWS
     assert done.stderr == ""
+
+
+WORKER = """Traceback (most recent call last):
+  File "begin.py", line 1, in begin
+ValueError: `dataset` must have rows
+During handling of the above exception, another exception occurred:
+Traceback (most recent call last):
+  File "begin.py", line 2, in begin
+{raised}: `dataset` must have rows.
+Received: none [while running 'Record/Begin']
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        ("ValueError", "RuntimeError"),
+        ("OSError", "RuntimeError"),
+        ("tensorflow.python.framework.errors_impl.InternalError", "InternalError"),
+    ],
+)
+def test_errors_of_workers_are_told_without_their_traceback(
+    raised: str, kind: str
+) -> None:
+    error = record._cause(WORKER.format(raised=raised))
+    assert str(error) == "`dataset` must have rows.\nReceived: none"
+    assert type(error).__name__ == kind
+
+
+def test_a_worker_that_died_has_no_traceback() -> None:
+    error = record._cause("Channel closed prematurely.")
+    assert str(error).startswith("The pipeline failed. Shards that are whole remain")
+    assert str(error).endswith("Received: Channel closed prematurely.")
