@@ -70,6 +70,9 @@ bench: $(DEV) test-slow
 	$(VENV)/bin/python benchmarks/export_latency.py
 	$(VENV)/bin/python benchmarks/export_memory.py
 	$(VENV)/bin/python benchmarks/export_applications.py
+	$(VENV)/bin/python benchmarks/recorded_epoch.py
+	$(VENV)/bin/python benchmarks/recording.py
+	$(VENV)/bin/python benchmarks/killed_targets.py
 
 $(DEMO): $(VENV)/.made $(DECLARED)
 	$(PIP) -e '.[demo]'

@@ -1,11 +1,12 @@
 """What training from a recording costs beside training without a teacher.
 
 Claims: an epoch of a `Distiller` over `targets.join` takes at most 1.05 x a plain
-`student.fit` on the same data, whatever the teacher costs. Against `keras.distillation`,
-which asks the teacher in each step, the ratio is printed for teachers of about 2, 10 and
-50 x the student's step, with what is possible at most: 1 + (teacher's forward pass /
-student's step). All sides run in one process, an epoch each in turn; the medians of the
-rounds' ratios are printed. The files are read from the page cache.
+`student.fit` on the same data, whatever the teacher costs. Against
+`keras.distillation`, which asks the teacher in each step, the ratio is printed for
+teachers of about 2, 10 and 50 x the student's step, with what is possible at most:
+1 + (teacher's forward pass / student's step). All sides run in one process, an epoch
+each in turn; the medians of the rounds' ratios are printed. The files are read from the
+page cache.
 
     python benchmarks/recorded_epoch.py [--rounds 5] [--rows 12800]
 """
@@ -14,7 +15,6 @@ import argparse
 import logging
 import pathlib
 import tempfile
-import time
 from collections.abc import Callable
 
 import keras
@@ -80,33 +80,42 @@ def epoch(model: keras.Model, data: tf.data.Dataset) -> Callable[[], object]:
     return lambda: model.fit(data, verbose=0, shuffle=False).history["loss"]
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Return what a second call takes."""
-    call()
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
-
-
-def teachers(step: float, x: np.ndarray) -> dict[int, keras.Model]:
-    """Return teachers whose forward pass takes 2, 10 and 50 x a student's step.
+def against_keras(
+    teacher: keras.Model, data: tf.data.Dataset, recorded_at: pathlib.Path, rounds: int
+) -> None:
+    """Time an epoch of each side, and print the ratios.
 
     Args:
-        step: The seconds of the student's step.
-        x: A batch.
+        teacher: The teacher that `keras.distillation` asks.
+        data: The batches of an epoch.
+        recorded_at: A recording of any teacher of as many classes.
+        rounds: The number of epochs of each side.
     """
-    found = {}
-    for times in (2, 10, 50):
-        filters, depth = (32, 3) if times < 50 else (64, 4)
-        while True:
-            teacher = convnet(filters, depth, seed=0)
-            forward = tf.function(lambda x, t=teacher: t(x, training=False))
-            factor = seconds(lambda f=forward: f(x).numpy()) / step
-            if factor > 0.8 * times:
-                break
-            depth += max(1, round(depth * (times / factor - 1) * 0.9))
-        found[times] = teacher
-    return found
+    forward = tf.function(lambda x: teacher(x, training=False))
+    batches = [x for x, _ in data]
+    times = interleaved(
+        {
+            "student alone": epoch(plain(), data),
+            "recorded": epoch(recorded(), kd.targets.join(data, recorded_at)),
+            "keras.distillation": epoch(rival(teacher), data),
+            "teacher forward": lambda: [forward(x) for x in batches],
+        },
+        rounds,
+        1,
+    )
+    alone, asked = times["student alone"], times["teacher forward"]
+    both = [a + b for a, b in zip(alone, asked, strict=True)]
+    show(
+        f"{teacher.count_params():,} parameters, {len(batches)} steps",
+        times,
+        {
+            "teacher forward / student's step": ratio(asked, alone),
+            "keras.distillation / recorded": ratio(
+                times["keras.distillation"], times["recorded"]
+            ),
+            "at most possible": ratio(both, alone),
+        },
+    )
 
 
 def main() -> None:
@@ -122,57 +131,34 @@ def main() -> None:
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
     data = data.prefetch(tf.data.AUTOTUNE)
     steps = options.rows // BATCH
-    step = seconds(epoch(plain(), data)) / steps
     with tempfile.TemporaryDirectory() as directory:
-        any_teacher = convnet(32, 3, seed=0)
-        sides = {"student alone": epoch(plain(), data)}
-        for order, by in (("in order", None), ("by content", "content")):
-            path = pathlib.Path(directory) / "recorded"
-            kd.targets.record(any_teacher, data, path, progress=False)
-            joined = kd.targets.join(data, path, by=by)
-            sides[f"recorded, {order}"] = epoch(recorded(), joined)
+        path = pathlib.Path(directory) / "recorded"
+        kd.targets.record(convnet(32, 3, seed=0), data, path, progress=False)
+        sides = {
+            "student alone": epoch(plain(), data),
+            "recorded, in order": epoch(recorded(), kd.targets.join(data, path)),
+            "recorded, by content": epoch(
+                recorded(), kd.targets.join(data, path, by="content")
+            ),
+        }
         times = interleaved(sides, options.rounds, 1)
-        alone = times["student alone"]
+        alone = times.pop("student alone")
         show(
             f"an epoch of {steps} steps of {BATCH}",
-            times,
+            {"student alone": alone, **times},
             {
-                f"{name} / student alone   (<= 1.05)": ratio(times[name], alone)
-                for name in list(sides)[1:]
+                f"{name} / student alone   (<= 1.05)": ratio(of_side, alone)
+                for name, of_side in times.items()
             },
         )
-        in_order = sides["recorded, in order"]
-        for factor, teacher in teachers(step, x[:BATCH]).items():
-            forward = tf.function(lambda x, t=teacher: t(x, training=False))
-            few = data.take(max(5, steps * 2 // factor))
-            count = int(few.cardinality())
-            batch = tf.constant(x[:BATCH])
-            joined = kd.targets.join(few, pathlib.Path(directory) / "recorded")
-            pair = {
-                "student alone": epoch(plain(), few),
-                "recorded": epoch(recorded(), joined),
-                "keras.distillation": epoch(rival(teacher), few),
-                "teacher forward": lambda f=forward, b=batch, n=count: [
-                    f(b) for _ in range(n)
-                ],
-            }
-            times = interleaved(pair, max(3, options.rounds // 2), 1)
-            alone = times["student alone"]
-            possible = ratio(
-                [a + b for a, b in zip(alone, times["teacher forward"], strict=True)],
-                alone,
+        # About 2, 10 and 50 x the student's step in operations.
+        for filters, depth, share in ((32, 8, 1), (64, 14, 4), (128, 20, 10)):
+            against_keras(
+                convnet(filters, depth, seed=0),
+                data.take(max(2, steps // share)),
+                path,
+                max(3, options.rounds // 2),
             )
-            show(
-                f"a teacher of about {factor} x the student's step, {count} steps",
-                times,
-                {
-                    "keras.distillation / recorded": ratio(
-                        times["keras.distillation"], times["recorded"]
-                    ),
-                    "at most possible": possible,
-                },
-            )
-        del in_order
 
 
 if __name__ == "__main__":

@@ -55,20 +55,16 @@ def of_teacher(given: TeacherLike) -> dict[str, str]:
     A callable without weights is identified by its name only.
     """
     teacher = as_teacher(given)
-    source = given if callable(given) or teacher is given else teacher
-    named = hasattr(source, "__qualname__")
-    cls = type(source)
-    found = {
-        "class": (
-            f"{source.__module__}.{source.__qualname__}"
-            if named
-            else f"{cls.__module__}.{cls.__qualname__}"
-        )
-    }
+    # A function has a name of its own.
+    named: Any = given if hasattr(given, "__qualname__") else type(given)
+    found = {"class": f"{named.__module__}.{named.__qualname__}"}
     if isinstance(given, keras.Layer):
         found["config"] = _of_config(given)
-    if teacher.state:
-        found["weights"] = _of_weights(teacher.state)
+    # Evaluation changes the state of metrics, and not what a teacher returns.
+    metrics = {id(variable) for variable in getattr(given, "metrics_variables", ())}
+    weights = [variable for variable in teacher.state if id(variable) not in metrics]
+    if weights:
+        found["weights"] = _of_weights(weights)
     return found
 
 
@@ -92,7 +88,10 @@ def _of_config(layer: keras.Layer) -> str:
     """Return the hash of a layer's config, without the names that Keras numbers."""
     try:
         config = json.dumps(
-            keras.saving.serialize_keras_object(layer), sort_keys=True, default=repr
+            keras.saving.serialize_keras_object(layer),
+            sort_keys=True,
+            # A repr may hold an address, another one in each process.
+            default=lambda given: type(given).__qualname__,
         )
     except Exception:
         # Not every layer has a config. Its class and weights remain.

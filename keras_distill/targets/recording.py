@@ -370,7 +370,7 @@ class Recorder:
                 shown.add(int(batch[CONTENT].shape[0]), asked=True)
             writing.put(writer.close)
         except BaseException:
-            writing.put_aside(writer.discard)
+            writing.put_always(writer.discard)
             raise
 
     def _append(
@@ -381,6 +381,17 @@ class Recorder:
         first_row: int,
     ) -> None:
         """Append a batch to a shard."""
+        try:
+            arrays = self._arrays(batch, views, first_row)
+        except BaseException:
+            writer.discard()
+            raise
+        writer.append(arrays, len(arrays[CONTENT]))
+
+    def _arrays(
+        self, batch: dict[str, Any], views: list[dict[str, Any]], first_row: int
+    ) -> Arrays:
+        """Return the columns of a batch."""
         found = [
             self._stored(columns, first_row, view) for view, columns in enumerate(views)
         ]
@@ -394,7 +405,7 @@ class Recorder:
             if name in batch:
                 values = batch[name].numpy()
                 arrays[name] = values if name == ID else values.view("uint64")
-        writer.append(arrays, len(arrays[CONTENT]))
+        return arrays
 
     def _stored(self, packed: dict[str, Any], first_row: int, view: int) -> Arrays:
         """Return the columns of all outputs of a batch as they are stored."""

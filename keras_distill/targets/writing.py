@@ -13,20 +13,22 @@ _WAITING = 8
 class InOrder:
     """Runs calls one after another in a thread, a few of them in advance.
 
-    An error of a call is raised by a later `put`, or at the end of the block.
+    An error of a call is raised by a later `put`, or at the end of the block. Calls
+    after it aren't made, but for those of `put_always`.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
         self._calls: deque[Future[Any]] = deque()
+        self._failed = False
 
     def put(self, function: Callable[..., Any], *args: Any) -> None:
         """Call a function after those before it."""
         while self._calls and (len(self._calls) >= _WAITING or self._calls[0].done()):
             self._calls.popleft().result()
-        self._calls.append(self._thread.submit(function, *args))
+        self._calls.append(self._thread.submit(self._run, function, *args))
 
-    def put_aside(self, function: Callable[..., Any]) -> None:
+    def put_always(self, function: Callable[..., Any]) -> None:
         """Call a function after those before it, whatever they raise."""
         self._thread.submit(function)
 
@@ -39,7 +41,17 @@ class InOrder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=False)
+        self._thread.shutdown(wait=True)
         if error is None:
             for call in self._calls:
                 call.result()
+
+    def _run(self, function: Callable[..., Any], *args: Any) -> None:
+        # A shard without the batch that failed must not be closed as a whole one.
+        if self._failed:
+            return
+        try:
+            function(*args)
+        except BaseException:
+            self._failed = True
+            raise

@@ -220,15 +220,17 @@ def noisy(x: Any, seed: Any) -> Any:
     return {**x, "image": x["image"] + noise} if isinstance(x, dict) else x + noise
 
 
-class TestViews:
-    @pytest.fixture(scope="class")
-    def viewed(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        directory = tmp_path_factory.mktemp("viewed")
-        targets.record(
-            double, dataset(), directory, augment=noisy, views=3, rows_per_shard=32
-        )
-        return directory
+@pytest.fixture(scope="module")
+def viewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of three views of each row."""
+    directory = tmp_path_factory.mktemp("viewed")
+    targets.record(
+        double, dataset(), directory, augment=noisy, views=3, rows_per_shard=32
+    )
+    return directory
 
+
+class TestViews:
     @pytest.mark.parametrize("by", [None, "content"])
     def test_student_and_teacher_see_the_same(self, viewed: Path, by: Any) -> None:
         data = dataset(batch=5)

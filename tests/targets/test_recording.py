@@ -14,7 +14,7 @@ from keras import layers
 
 import keras_distill as kd
 from keras_distill import targets
-from keras_distill.targets import recording
+from keras_distill.targets import fingerprints, recording
 from keras_distill.targets.planning import plan_of
 from tests.targets.recordings import (
     CLASSES,
@@ -224,6 +224,16 @@ def test_the_same_teacher_under_other_names(recorded: Path) -> None:
     targets.record(renamed, dataset(batch=10), recorded)
 
 
+def test_an_evaluation_leaves_the_teacher_the_same(tmp_path: Path) -> None:
+    teacher = model()
+    teacher.compile("adam", "mse", metrics=["mae"])
+    given = kd.teachers.Adapted(teacher, outputs=[1, 0])
+    for each in (teacher, given):
+        before = fingerprints.of_teacher(each)
+        teacher.evaluate(inputs(), np.ones((ROWS, CLASSES)), verbose=0)
+        assert fingerprints.of_teacher(each) == before
+
+
 def test_other_files_are_not_touched(teacher: keras.Model, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("ten years")
     with pytest.raises(ValueError, match="without manifest.json, with .*thesis.txt"):
@@ -365,8 +375,13 @@ def nan_at(row: int) -> Any:
     [targets.LogProbabilities("float16"), targets.Values(), targets.Sampled(3)],
 )
 def test_outputs_that_are_not_finite(stored: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="finite.* nan in row 37"):
-        targets.record(nan_at(37), dataset(), tmp_path, stored=stored)
+    # The last row of a shard, which must not be closed without it.
+    with pytest.raises(ValueError, match="finite.* nan in row 63"):
+        targets.record(
+            nan_at(63), dataset(), tmp_path, stored=stored, rows_per_shard=32
+        )
+    names = ["manifest.json", "shard-00000.json", "shard-00000.tfrecord"]
+    assert list(files(tmp_path)) == names
 
 
 def test_numbers_that_float16_cannot_hold(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""Recordings and trainings from them that are killed at random moments.
+
+Claim: however often a process is killed by SIGKILL, the recording ends with the bytes,
+and the training with the weights, of one that wasn't killed.
+
+    python benchmarks/killed_targets.py [--kills 30] [--seed 0]
+"""
+
+import argparse
+import multiprocessing
+import os
+import pathlib
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_distill as kd
+
+CONTEXT = multiprocessing.get_context("forkserver")
+ROWS, EPOCHS = 4_000, 4
+
+
+def data() -> tf.data.Dataset:
+    """Return 4,000 rows in batches of 20."""
+    x = np.random.default_rng(0).normal(size=(ROWS, 8)).astype("float32")
+    return tf.data.Dataset.from_tensor_slices(x).batch(20)
+
+
+def model(seed: int) -> keras.Model:
+    """Return a small model."""
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential([keras.Input((8,)), keras.layers.Dense(10)])
+
+
+def record(directory: pathlib.Path, _: pathlib.Path) -> None:
+    """Make a recording of 100 shards."""
+    kd.targets.record(model(0), data(), directory, rows_per_shard=40)
+
+
+def train(directory: pathlib.Path, recorded: pathlib.Path) -> None:
+    """Train from a recording, with a backup; write the weights."""
+    directory.mkdir(exist_ok=True)
+    distiller = kd.Distiller(model(1), kd.teachers.Recorded("teacher"))
+    distiller.compile("adam", alpha=1.0)
+    backup = keras.callbacks.BackupAndRestore(
+        str(directory / "backup"), double_checkpoint=True
+    )
+    distiller.fit(
+        kd.targets.join(data(), recorded),
+        epochs=EPOCHS,
+        verbose=0,
+        shuffle=False,
+        callbacks=[backup],
+    )
+    scratch = directory / "scratch.npz"
+    np.savez(scratch, *distiller.student.get_weights())
+    os.replace(scratch, directory / "weights.npz")
+
+
+def recorded_bytes(directory: pathlib.Path) -> object:
+    """Return the contents of all files of a recording."""
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def weights(directory: pathlib.Path) -> object:
+    """Return the weights that `train` wrote, as bytes."""
+    with np.load(directory / "weights.npz") as found:
+        return [found[name].tobytes() for name in found.files]
+
+
+def killed(
+    work: Callable[[pathlib.Path, pathlib.Path], None],
+    result: Callable[[pathlib.Path], object],
+    directory: pathlib.Path,
+    recorded: pathlib.Path,
+    kills: int,
+) -> None:
+    """Kill the work at random moments, and compare what it ends with."""
+
+    def run(target: pathlib.Path, seconds: float | None) -> tuple[bool, float]:
+        process = CONTEXT.Process(target=work, args=(target, recorded))
+        begin = time.perf_counter()
+        process.start()
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+        return process.exitcode == 0, time.perf_counter() - begin
+
+    _, longest = run(directory / "whole", None)
+    expected = result(directory / "whole")
+    done = compared = 0
+    target = directory / "killed"
+    while done < kills:
+        ended, _ = run(target, random.uniform(0.3, 1.0) * longest)  # noqa: S311
+        done += not ended
+        if ended or done == kills:
+            run(target, None)
+            assert result(target) == expected, f"another result after {done} kills"
+            compared += 1
+            shutil.rmtree(target)
+    print(
+        f"{work.__name__}: {done} kills, {compared} results, all as without; "
+        f"{longest:.1f} s without",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Kill recordings, then trainings."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    random.seed(options.seed)
+    CONTEXT.set_forkserver_preload(["__main__"])
+    with tempfile.TemporaryDirectory() as name:
+        root = pathlib.Path(name)
+        recorded = root / "recording" / "whole"
+        for work, result in ((record, recorded_bytes), (train, weights)):
+            directory = root / ("recording" if work is record else "training")
+            directory.mkdir()
+            killed(work, result, directory, recorded, options.kills)
+
+
+if __name__ == "__main__":
+    main()
