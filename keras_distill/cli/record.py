@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from argparse import ArgumentTypeError
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,6 @@ _WORDED = ("ImportError", "OSError", "RuntimeError", "TypeError", "ValueError")
 _LOGGED = re.compile(
     rb"(INFO|WARNING|ERROR):[\w.]+:|" + standard_error.log_lines("3").pattern
 )
-_NOTHING = re.compile(rb"(?!)")
 _BATCH = 128
 _LOCAL = "DirectRunner"
 
@@ -257,17 +257,19 @@ def _here(arguments: argparse.Namespace) -> None:
 
 
 def _in_pipeline(arguments: argparse.Namespace) -> None:
-    runner, noise = arguments.runner, _NOTHING
-    flags = list(arguments.pipeline_option or ())
+    runner, flags = arguments.runner, list(arguments.pipeline_option or ())
+    quiet: AbstractContextManager[None] = nullcontext()
     if runner == _LOCAL:
         # Beam's class of this name downloads a program, Prism, and runs that instead.
-        runner, noise = "FnApiRunner", _LOGGED
+        runner = "FnApiRunner"
         flags += [
             "--direct_running_mode=multi_processing",
             f"--direct_num_workers={arguments.num_workers or 0}",
         ]
+        # Its workers write their logs to this process's standard error.
+        quiet = standard_error.without(_LOGGED, told_by=RuntimeError)
     try:
-        with standard_error.without(noise, told_by=RuntimeError):
+        with quiet:
             _run_pipeline(arguments, runner, flags)
     except RuntimeError as error:
         raise _cause(str(error)) from error
