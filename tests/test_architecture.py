@@ -71,6 +71,7 @@ ON_THE_SAME_FLOOR = {
 
 OPTIONAL = {
     "ai_edge_litert",
+    "apache_beam",
     "keras_rs",
     "matplotlib",
     "onnx",

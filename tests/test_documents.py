@@ -157,6 +157,14 @@ def test_docs_remote_teacher(folder):
     assert int(names["distiller"].optimizer.iterations) == 2
 
 
+def test_docs_recording(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_python("docs/recording.md", {})
+    x = next(iter(names["joined"]))
+    expected = names["teacher"]().predict(x["inputs"], verbose=0)
+    np.testing.assert_allclose(x["teacher"], expected, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_recipe_of_onnxruntime(folder, monkeypatch):
     monkeypatch.chdir("build/student")
@@ -171,6 +179,7 @@ def test_no_page_is_left_out():
         "docs/extending.md",
         "docs/privileged_features.md",
         "docs/remote_teacher.md",
+        "docs/recording.md",
         "docs/teachers_and_hints.md",
         "export/onnxruntime/README.md",
     }

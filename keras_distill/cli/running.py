@@ -8,15 +8,24 @@ from importlib import import_module
 from typing import NoReturn
 
 from keras_distill import standard_error
-from keras_distill.cli import bench, demo, export, repository, serve, verify
+from keras_distill.cli import bench, demo, export, record, repository, serve, verify
 from keras_distill.cli.interrupts import INTERRUPTED, Interrupts
 from keras_distill.cli.parsing import Parser, WrongArguments, print_json
 from keras_distill.cli.wording import explained
 from keras_distill.version import __version__
 
-_COMMANDS = (demo, export, verify, bench, repository, serve)
+_COMMANDS = (demo, record, export, verify, bench, repository, serve)
 # The modules whose classes a Keras file may contain, and which subcommands call.
-_ROOMS = ("distiller", "export", "hints", "metrics", "online", "schedules", "teachers")
+_ROOMS = (
+    "distiller",
+    "export",
+    "hints",
+    "metrics",
+    "online",
+    "schedules",
+    "targets",
+    "teachers",
+)
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _BACKEND = "KERAS_BACKEND"
 

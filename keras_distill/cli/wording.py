@@ -13,15 +13,20 @@ _OTHERWISE = {
     "accelerators": ("--accelerator",),
     "calibration_data": ("--calibrate",),
     "data": ("--evaluate",),
+    "dataset": ("--data",),
     "directory": ("EXPORT", "--out"),
     "evaluation": ("--evaluate",),
     "example_batch": ("--examples", "--calibrate", "--evaluate"),
     "formats": ("--to",),
+    "from_logits": ("--probabilities",),
+    "k": ("--top-k",),
     "max_queue_delay_microseconds": ("--max-queue-delay",),
     "preferred_batch_sizes": ("--preferred-batch-size",),
     "preprocessing": ("--split-preprocessing",),
     "providers": ("--provider",),
     "repository": ("--out",),
+    "stored": ("--dtype", "--values", "--samples", "--top-k"),
+    "teacher": ("TEACHER.keras",),
 }
 
 

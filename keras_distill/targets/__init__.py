@@ -1,5 +1,6 @@
 """Teacher outputs as data: recorded once, joined to the examples of each training."""
 
+from keras_distill.targets import beam
 from keras_distill.targets.formats import (
     Format,
     LogProbabilities,
@@ -19,6 +20,7 @@ __all__ = [
     "Sampled",
     "TopK",
     "Values",
+    "beam",
     "join",
     "record",
     "remote",

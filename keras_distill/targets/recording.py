@@ -228,7 +228,9 @@ class Recorder:
 
     Args:
         teacher: The teacher. It is compiled once.
-        dataset: The data set, as for `record`.
+        dataset: The data set, as for `record`, or a function of `start` and `stop` that
+            returns the rows between them in batches. `stop` is None for all rows from
+            `start` on.
         directory: The directory of the recording.
         augment: As for `record`.
 
@@ -286,9 +288,8 @@ class Recorder:
         chosen = None if numbers is None else set(numbers)
         per_shard = self.manifest.rows_per_shard // self.manifest.batch_size
         first = 0 if whole or chosen is None else min(chosen)
-        stream = self._stream().skip(first * per_shard)
-        if chosen is not None:
-            stream = stream.take((max(chosen) + 1 - first) * per_shard)
+        end = None if chosen is None else max(chosen) + 1
+        stream = self._stream(first, end)
         batches = enumerate(stream.prefetch(2), first * per_shard)
         shown = Progress(progress, self._total(chosen))
         seen = set()
@@ -306,8 +307,8 @@ class Recorder:
         if chosen is None and set(whole) - seen:
             raise self._differs(len(seen) * self.manifest.rows_per_shard, "no row")
 
-    def _stream(self) -> Any:
-        """Return the data set in the teacher's batches, with hashes and views."""
+    def _stream(self, first: int, end: int | None) -> Any:
+        """Return the rows of shards in the teacher's batches, with hashes and views."""
         import tensorflow as tf
 
         manifest = self.manifest
@@ -337,7 +338,17 @@ class Recorder:
                 hashes.append(fingerprints.of_rows(hashed))
             return {**element, "views": tuple(seen), VIEW: tf.stack(hashes, axis=1)}
 
-        stream = self.dataset.map(elements.mapped(parts)).rebatch(manifest.batch_size)
+        rows, size = manifest.rows_per_shard, manifest.batch_size
+        stop = None if end is None else end * rows
+        by_range = callable(self.dataset)
+        given = (
+            self.dataset(start=first * rows, stop=stop) if by_range else self.dataset
+        )
+        stream = given.map(elements.mapped(parts)).rebatch(size)
+        if not by_range:
+            stream = stream.skip(first * rows // size)
+        if end is not None:
+            stream = stream.take((end - first) * rows // size)
         return stream.map(
             elements.mapped(prepared), num_parallel_calls=tf.data.AUTOTUNE
         )
@@ -453,6 +464,8 @@ class Recorder:
         """Return the number of rows, as far as the data set tells it."""
         if chosen is not None:
             return len(chosen) * self.manifest.rows_per_shard
+        if callable(self.dataset):
+            return None
         batches = int(self.dataset.cardinality())
         return batches * self.manifest.batch_size if batches > 0 else None
 

@@ -28,6 +28,7 @@ def folder(tmp_path_factory):
 
 
 EXPORT = "export m.keras --out o --examples d.npz"
+RECORD = "record m.keras --data d.npz --out o"
 TRITON = "repository triton export --out o"
 WRONG = {
     # what is missing
@@ -44,6 +45,13 @@ WRONG = {
     f"{EXPORT} --calibrate d.npz": "--calibrate is for --quantize int8",
     f"{EXPORT} --to saved_model --quantize float16": "not possible for --to saved_mod",
     f"{EXPORT} --to onnx --quantize integer_only": "--quantize integer_only is not pos",
+    f"{RECORD} --num-workers 2": "--num-workers needs --runner DirectRunner",
+    f"{RECORD} --runner FlinkRunner --num-workers 2": "--pipeline-option parallelism=8",
+    f"{RECORD} --pipeline-option a=b": "--pipeline-option needs --runner",
+    f"{RECORD} --samples 8 --dtype float16": "--dtype is not for --samples",
+    f"{RECORD} --sample-seed 1": "--sample-seed needs --samples",
+    f"{RECORD} --values --probabilities": "--probabilities is not for --values",
+    "record m.keras --data export --labels y --out o": "--labels is for --data FILE",
     "verify export --max-drop 0.1": "--max-drop needs --evaluate",
     "verify export --files-only --evaluate d.npz": "which --files-only doesn't",
     # values
@@ -59,6 +67,12 @@ WRONG = {
     f"{EXPORT} --provenance broken.json": "--provenance: must be a JSON file",
     f"{EXPORT} --metric-config []": "--metric-config: must be JSON in braces",
     "export m.keras --out o --examples no.npz": "--examples: must be a file",
+    "record m.keras --data no.npz --out o": "--data: must be a file, but there is none",
+    "record m.keras --data train --out o": "or module:function, not 'train'",
+    f"{RECORD} --runner R --pipeline-option --a=b": "expected one argument",
+    f"{RECORD} --runner R --pipeline-option a-b": "must be NAME=VALUE or NAME, without",
+    f"{RECORD} --top-k 0": "--top-k: must be a whole number from 1 on, not '0'",
+    f"{RECORD} --top-k 2 --values": "--values: not allowed with argument --top-k",
     "bench export --batch-sizes 1 0": "--batch-sizes: must be a whole number from 1",
     "bench export --calls 0": "--calls: must be a whole number from 1 on, not '0'",
     "bench export --threads 0": "--threads: must be a whole number from 1 on, not '0'",
@@ -126,6 +140,7 @@ def test_wrong_arguments_are_json_too(line, folder, monkeypatch, capsys):
     [
         ("export no.keras --out o --examples d.npz", "`MODEL.keras` must be there"),
         ("verify no", "`EXPORT` must be there. Received: 'no'"),
+        ("record no.keras --data d.npz --out o", "`TEACHER.keras` must be there"),
         ("bench no", "`EXPORT` must be there"),
         ("bench export --model no.keras", "`--model` must be there"),
         ("serve no", "`EXPORT` must be there"),
@@ -146,6 +161,7 @@ def test_what_a_command_works_on_is_missing(line, message, folder, monkeypatch, 
         ("--version", 0, __version__),
         ("--help", 0, "export"),
         ("export --help", 0, "pip install '.[onnx,litert]'` in a clone"),
+        ("record --help", 0, "pip install '.[beam]'` in a clone"),
         ("exprt", 2, "Did you mean export?"),
         ("bench export --threads 0", 2, "--threads"),
         ("export no.keras --out o --examples d.npz", 1, "where there is no file"),
