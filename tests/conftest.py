@@ -15,17 +15,13 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # In the order of their duration; each takes more than half a minute.
 LONG = (
     "export/test_tables.py",
-    "export/test_kills.py",
     "losses/test_compiled.py",
     "golden/test_golden.py",
     "distiller/test_every_backend.py",
-    "e2e/test_fresh_environments.py",
     "cli/test_export.py",
-    "online/test_generations.py",
     "distiller/test_mirrored.py",
     "export/test_layers.py",
     "test_generalized_distillation.py",
-    "online/test_processes.py",
     "online/test_peers_resume.py",
     "distiller/test_resume.py",
     "test_documents.py",

@@ -81,6 +81,7 @@ def killed_after(seconds: float, directory: Path) -> bool:
         return process.stdout.read() == "done\n"
 
 
+@pytest.mark.slow("kills three runs, and trains each again")
 def test_killed_at_random_moments(tmp_path: Path, whole: kd.online.Generations) -> None:
     moments = np.random.default_rng()
     finished: dict[str, float] = {}

@@ -91,6 +91,7 @@ def watch(tmp_path: Path) -> Watch:
     watching.join()
 
 
+@pytest.mark.slow("three processes train side by side")
 def test_the_others_go_on_when_one_is_killed(tmp_path: Path, watch: Watch) -> None:
     peers = {name: Peer(tmp_path, name) for name in NAMES}
     victim = peers["bob"]
