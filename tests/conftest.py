@@ -4,7 +4,13 @@ Each file runs in one process, because its tests share fixtures. Long files begi
 one that began last would run while the other processes have nothing left to do.
 """
 
+import os
+
 import pytest
+
+# As in the Makefile. JAX sets another level when it is imported.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # In the order of their duration; each takes more than half a minute.
 LONG = (

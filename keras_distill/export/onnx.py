@@ -1,5 +1,6 @@
 """ONNX by tf2onnx, read back by ONNX Runtime."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +90,7 @@ def _write_full(served: Served, path: Path) -> None:
                 opset=OPSET,
                 custom_op_handlers=onnx_operators.handlers(),
             ),
-            weights=served.model.count_params(),
+            weights=sum(math.prod(weight.shape) for weight in served.model.weights),
         )
     # tf2onnx goes on after an error, to a file that no runtime loads. Failed rewrites
     # are among the errors too, and harmless.

@@ -29,7 +29,9 @@ def interrupted_by_default():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupts")
-    model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2)])
+    # So many that the export takes seconds after its first file, on a busy machine too.
+    hidden = [keras.layers.Dense(4, "gelu") for _ in range(30)]
+    model = keras.Sequential([keras.Input((4,), name="x"), *hidden])
     model.save(folder / "m.keras")
     np.savez(folder / "d.npz", x=np.zeros((2, 4), "float32"))
     return folder

@@ -160,6 +160,7 @@ def run_elsewhere(folder, runtime, arrays, paths):
     return results
 
 
+@pytest.mark.slow("makes an environment for each runtime")
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_artefacts_agree_with_keras(exported, digits, tmp_path, runtime):
     student, directory, manifest = exported

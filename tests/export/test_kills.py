@@ -9,7 +9,8 @@ import pytest
 from keras_distill.export import export, manifest, verify
 from tests.export.exporting import exporting
 
-KILLS = 20
+# In every run of the tests, and in the slow ones.
+FEW, MANY = 4, 20
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,10 @@ def mark(directory):
     return manifest.read(directory)["provenance"]["mark"]
 
 
-def test_killed_at_random_moments(model, tmp_path):
+@pytest.mark.parametrize(
+    "kills", [FEW, pytest.param(MANY, marks=pytest.mark.slow("kills many exports"))]
+)
+def test_killed_at_random_moments(model, kills, tmp_path):
     replaced, versions = tmp_path / "replaced", tmp_path / "student"
     seconds = duration(model, replaced)
     batch = np.ones((4, 28, 28, 1), "float32")
@@ -67,7 +71,7 @@ def test_killed_at_random_moments(model, tmp_path):
     known = {"1": "old"}
     seen = "old"
     moments = np.random.default_rng()
-    for number in range(KILLS):
+    for number in range(kills):
         moment = moments.uniform(0, 1.1 * seconds)
         new = f"{number} at {moment:.3f} s of {seconds:.3f}"
         if number % 2:

@@ -60,7 +60,16 @@ OF_PROBABILITIES = [name for name in EVERY if name in OF_LISTS] + [
 # A value of these depends on other examples of the batch too.
 OF_BATCHES = ["DIST", "RelationalDistance", "RelationalAngle", "SimilarityPreserving"]
 
-each_compiler = pytest.mark.parametrize("compiler", neutral.compilers())
+# XLA compiles each loss on JAX too, in every run of the tests there.
+each_compiler = pytest.mark.parametrize(
+    "compiler",
+    [
+        pytest.param(name, marks=pytest.mark.slow("XLA compiles each loss"))
+        if name == "XLA"
+        else name
+        for name in neutral.compilers()
+    ],
+)
 only_jax = pytest.mark.skipif(
     neutral.BACKEND != "jax", reason="`vmap` is a function of JAX"
 )
