@@ -31,7 +31,9 @@ def log_lines(level: str) -> re.Pattern[bytes]:
 
 @contextmanager
 def without(
-    noise: re.Pattern[bytes], *, told_by: type[Exception] | tuple[()] = ()
+    noise: re.Pattern[bytes],
+    *,
+    told_by: type[BaseException] | tuple[type[BaseException], ...] = (),
 ) -> Iterator[None]:
     """Leave out lines that match `noise`, also those that C++ libraries write.
 

@@ -36,8 +36,9 @@ _EXAMPLES = """\
       --runner DirectRunner --num-workers 2
   keras-distill record /shared/teacher.keras --data my_package.data:train \\
       --out /shared/recorded --runner FlinkRunner \\
-      --pipeline-option flink_master=flink:8081 \\
-      --pipeline-option environment_type=LOOPBACK --pipeline-option parallelism=16
+      --pipeline-option flink_master=flink:8081 --pipeline-option parallelism=16 \\
+      --pipeline-option environment_type=EXTERNAL \\
+      --pipeline-option environment_config=localhost:50000
 
 data:
   FILE.npz         as `numpy.savez` writes it, one array an input, under its name
@@ -266,8 +267,10 @@ def _in_pipeline(arguments: argparse.Namespace) -> None:
             "--direct_running_mode=multi_processing",
             f"--direct_num_workers={arguments.num_workers or 0}",
         ]
-        # Its workers write their logs to this process's standard error.
-        quiet = standard_error.without(_LOGGED, told_by=RuntimeError)
+        # Its workers write logs to this process's standard error, and tracebacks when
+        # they are interrupted with it.
+        told_by = (RuntimeError, KeyboardInterrupt)
+        quiet = standard_error.without(_LOGGED, told_by=told_by)
     try:
         with quiet:
             _run_pipeline(arguments, runner, flags)

@@ -137,11 +137,13 @@ def test_an_error_inside_keeps_what_was_written(capfd):
     assert capfd.readouterr().err == "noise\n"
 
 
-def test_nothing_but_the_error_of_what_it_tells(capfd):
-    with pytest.raises(ZeroDivisionError):
-        with standard_error.without(re.compile(b"noise"), told_by=ArithmeticError):
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_nothing_but_the_error_of_what_it_tells(error, capfd):
+    told_by = (ArithmeticError, KeyboardInterrupt)
+    with pytest.raises(error):
+        with standard_error.without(re.compile(b"noise"), told_by=told_by):
             os.write(2, b"noise and more\na reason\n")
-            _ = 1 / 0
+            raise error
     assert capfd.readouterr().err == ""
     os.write(2, b"itself again\n")
     assert capfd.readouterr().err == "itself again\n"
