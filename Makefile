@@ -74,6 +74,7 @@ bench: $(DEV) test-slow
 	$(VENV)/bin/python benchmarks/export_applications.py
 	$(VENV)/bin/python benchmarks/recorded_epoch.py
 	$(VENV)/bin/python benchmarks/recording.py
+	$(VENV)/bin/python benchmarks/record_formats.py
 	$(VENV)/bin/python benchmarks/killed_targets.py
 
 $(DEMO): $(VENV)/.made $(DECLARED)

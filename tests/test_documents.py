@@ -138,6 +138,14 @@ def test_docs_extending(folder):
     assert np.array_equal(ends[1], now) and not np.array_equal(ends[0], now)
 
 
+def test_docs_recording(folder):
+    names = run_python("docs/recording.md", {})
+    recorded = {"recorded", "compact", "views", "with_hidden", "privileged"}
+    assert all((folder / name / "manifest.json").is_file() for name in recorded)
+    assert int(names["distiller"].optimizer.iterations) == 2
+    assert set(names["batch"]) == {"item", "teacher"}
+
+
 @pytest.mark.skipif(
     sys.version_info >= (3, 13), reason="MLServer has no release for Python 3.13"
 )
@@ -170,6 +178,7 @@ def test_no_page_is_left_out():
         "docs/export.md",
         "docs/extending.md",
         "docs/privileged_features.md",
+        "docs/recording.md",
         "docs/remote_teacher.md",
         "docs/teachers_and_hints.md",
         "export/onnxruntime/README.md",
