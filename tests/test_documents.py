@@ -138,6 +138,17 @@ def test_docs_extending(folder):
     assert np.array_equal(ends[1], now) and not np.array_equal(ends[0], now)
 
 
+def test_docs_recording(folder):
+    names = run_python("docs/recording.md", {})
+    recorded = {"recorded", "compact", "views", "with_hidden", "privileged"}
+    assert all((folder / name / "manifest.json").is_file() for name in recorded)
+    assert int(names["distiller"].optimizer.iterations) == 2
+    assert set(names["batch"]) == {"item", "teacher"}
+    x = next(iter(names["joined"]))
+    expected = names["teacher"]().predict(x["inputs"], verbose=0)
+    np.testing.assert_allclose(x["teacher"], expected, atol=1e-5)
+
+
 @pytest.mark.skipif(
     sys.version_info >= (3, 13), reason="MLServer has no release for Python 3.13"
 )
@@ -157,14 +168,6 @@ def test_docs_remote_teacher(folder):
     assert int(names["distiller"].optimizer.iterations) == 2
 
 
-def test_docs_recording(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = run_python("docs/recording.md", {})
-    x = next(iter(names["joined"]))
-    expected = names["teacher"]().predict(x["inputs"], verbose=0)
-    np.testing.assert_allclose(x["teacher"], expected, atol=1e-5)
-
-
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_recipe_of_onnxruntime(folder, monkeypatch):
     monkeypatch.chdir("build/student")
@@ -178,8 +181,8 @@ def test_no_page_is_left_out():
         "docs/export.md",
         "docs/extending.md",
         "docs/privileged_features.md",
-        "docs/remote_teacher.md",
         "docs/recording.md",
+        "docs/remote_teacher.md",
         "docs/teachers_and_hints.md",
         "export/onnxruntime/README.md",
     }

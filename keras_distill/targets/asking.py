@@ -1,6 +1,6 @@
 """The teacher as a compiled function of batches, on any backend of Keras."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -126,7 +126,23 @@ def _in_jax(function: Asked, teacher: Teacher) -> Asked:
         with keras.StatelessScope(state_mapping=state):
             return function(x, y)
 
-    return lambda x, y: stateless([v.value for v in variables], native(x), native(y))
+    def call(x: Nested, y: Nested) -> dict[str, Tensor]:
+        values = [variable.value for variable in variables]
+        return stateless(values, native(_without_text(x)), native(y))
+
+    return call
+
+
+def _without_text(x: Nested) -> Nested:
+    """Return inputs without keys of text, such as ids, which JAX can't compile."""
+    if not isinstance(x, Mapping):
+        return x
+    kept = {key: _without_text(value) for key, value in x.items()}
+    return {
+        key: value
+        for key, value in kept.items()
+        if isinstance(value, Mapping) or np.asarray(value).dtype != object
+    }
 
 
 def _named(given: TeacherLike, targets: Nested) -> list[tuple[Any, str, Any]]:
