@@ -18,6 +18,9 @@ Place = tuple[int, int]
 _FLOATS = ("float16", "float32")
 # Losses read ids as float32, which holds whole numbers up to here exactly.
 _LARGEST_ID = 2**24
+# How far the probabilities of a row may be from 1 together: those of a teacher that
+# computes in half precision are.
+_OFF_ONE = 1e-2
 
 
 class Format(ABC):
@@ -338,8 +341,13 @@ def _log_probabilities(output: Tensor, from_logits: bool) -> tuple[Tensor, Tenso
     """Return log-probabilities and the log-sum-exp of the logits, in float32."""
     output = ops.cast(output, "float32")
     if not from_logits:
+        total = ops.sum(output, axis=-1, keepdims=True)
+        are_probabilities = ops.abs(total - 1.0) < _OFF_ONE
+        are_probabilities &= ops.min(output, axis=-1, keepdims=True) >= 0.0
         # The smallest normal float32: a probability of 0 has no logarithm.
         output = ops.log(ops.maximum(output, np.finfo("float32").tiny))
+        # `check_finite` finds what was given as probabilities and isn't.
+        output = ops.where(are_probabilities, output, np.nan)
     logsumexp = ops.logsumexp(output, axis=-1)
     return ops.log_softmax(output, axis=-1), logsumexp
 
@@ -385,7 +393,8 @@ def check_finite(name: str, values: np.ndarray, first_row: int) -> None:
         " float16 ends at 65504; store float32." if values.dtype == "float16" else ""
     )
     raise ValueError(
-        f"The teacher's outputs must be finite to be stored.{large} Received: {number} "
+        f"The teacher's outputs must be finite to be stored.{large} With "
+        f"`from_logits=False` they must be probabilities. Received: {number} "
         f"in row {first_row + row}, column '{name}'"
     )
 

@@ -463,3 +463,13 @@ def test_a_teacher_that_changes_cannot_be_recorded(tmp_path: Path) -> None:
         targets.record(following, dataset(), tmp_path)
     with pytest.raises(TypeError, match="stored.*'float16'"):
         targets.record(lambda x: x, dataset(), tmp_path, stored="float16")
+
+
+def test_logits_that_are_given_as_probabilities_are_refused(tmp_path: Path) -> None:
+    """Also where a few rows only aren't probabilities."""
+    probabilities = np.full((6, 3), 1 / 3, "float32")
+    for wrong in ([-1.0, 1.0, 1.0], [0.5, 0.1, 0.1]):
+        probabilities[4] = wrong
+        data = tf.data.Dataset.from_tensor_slices(probabilities).batch(3)
+        with pytest.raises(ValueError, match=r"must be probabilities.* in row 4"):
+            targets.record(lambda x: x, data, tmp_path / "out", from_logits=False)
