@@ -128,7 +128,10 @@ def _in_jax(function: Asked, teacher: Teacher) -> Asked:
 
     def call(x: Nested, y: Nested) -> dict[str, Tensor]:
         values = [variable.value for variable in variables]
-        return stateless(values, native(_without_text(x)), native(y))
+        found: dict[str, Tensor] = stateless(
+            values, native(_without_text(x)), native(y)
+        )
+        return found
 
     return call
 
