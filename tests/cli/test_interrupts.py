@@ -1,5 +1,6 @@
 """Ctrl-C at any moment, as real signals to real processes."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -26,11 +27,20 @@ def interrupted_by_default():
     signal.signal(signal.SIGINT, earlier)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("interrupts")
+@pytest.fixture(autouse=True)
+def without_pauses():
+    """A process that has run many tests collects its memory for seconds."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "interrupts"
+    folder.mkdir()
     # So many that the export takes seconds after its first file, on a busy machine too.
-    hidden = [keras.layers.Dense(4, "gelu") for _ in range(30)]
+    hidden = [keras.layers.Dense(4, "gelu") for _ in range(60)]
     model = keras.Sequential([keras.Input((4,), name="x"), *hidden])
     model.save(folder / "m.keras")
     np.savez(folder / "d.npz", x=np.zeros((2, 4), "float32"))
