@@ -182,6 +182,13 @@ def after_update(result: Any, model: keras.Model, action: Callable[[], None]) ->
     return logs, (trainable, changed, *others)
 
 
+def _trainers_scope() -> Any:
+    """Return the scope in which JAX's trainer computes the loss; None outside of it."""
+    # A scope knows the one around it.
+    with keras.StatelessScope(initialize_variables=False) as within:
+        return within.original_scope
+
+
 @contextmanager
 def collecting_losses() -> Iterator[None]:
     """Let layers that run in a step keep what they add to a loss.
@@ -189,9 +196,7 @@ def collecting_losses() -> Iterator[None]:
     Keras' JAX trainer collects such losses in the pass of its own model only. For
     others, `Layer.losses` would hold weight regularisers and nothing else.
     """
-    # A scope knows the one around it, in which the trainer computes the loss.
-    with keras.StatelessScope(initialize_variables=False) as within:
-        outer = within.original_scope
+    outer = _trainers_scope()
     if outer is None:
         yield
         return
@@ -340,11 +345,13 @@ def known_writes(message: str) -> Iterator[None]:
     Raises:
         TypeError: If there is such a variable.
     """
-    with keras.StatelessScope(initialize_variables=False) as within:
-        trainer = within.original_scope
-    before = set(trainer.state_mapping) if is_jax() and trainer is not None else None
+    scope = _trainers_scope() if is_jax() else None
+    if scope is None:
+        yield
+        return
+    before = set(scope.state_mapping)
     yield
-    if before is not None and not before.issuperset(trainer.state_mapping):
+    if not before.issuperset(scope.state_mapping):
         raise TypeError(message)
 
 
