@@ -2,12 +2,13 @@
 
 import ctypes
 import errno
+import hashlib
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 # From the Linux headers: paths relative to the working directory; swap two paths.
@@ -36,6 +37,15 @@ def replace(path: Path, write: Callable[[Path], None]) -> None:
     os.replace(scratch, path)
     # A power cut could undo the rename while the directory isn't flushed.
     flush(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a text file in UTF-8 as a whole, as `replace` does."""
+
+    def write(scratch: Path) -> None:
+        scratch.write_text(text, encoding="utf-8")
+
+    replace(path, write)
 
 
 @contextmanager
@@ -68,7 +78,7 @@ def replacing(
     Raises:
         OSError: If `directory` can't be written, or the error of `check`.
     """
-    scratch, lock = _make_scratch(directory, check_first or check)
+    scratch, locked = _make_scratch(directory, check_first or check)
     try:
         yield scratch
         _flush_tree(scratch)
@@ -80,7 +90,7 @@ def replacing(
     finally:
         # It contains the unfinished files or, after the swap, the old ones.
         shutil.rmtree(scratch, ignore_errors=True)
-        os.close(lock)
+        os.close(locked)
 
 
 def target_name(path: Path) -> str | None:
@@ -95,17 +105,13 @@ def target_name(path: Path) -> str | None:
 @contextmanager
 def alone_in(parent: Path) -> Iterator[None]:
     """Wait until no other writer changes the entries of `parent`; keep others out."""
-    import fcntl  # Absent on Windows, where the rest of the package works.
-
     # A scratch directory belongs to one process, which has locked it already.
     if target_name(parent) is not None:
         yield
         return
     descriptor = os.open(parent, os.O_RDONLY)
     try:
-        # Some file systems have no locks.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)
@@ -118,11 +124,11 @@ def recover(parent: Path) -> None:
         if not scratch or not path.is_dir():
             continue
         try:
-            lock = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             continue  # Its writer has finished meanwhile.
         try:
-            if not _try_lock(lock):
+            if not _try_lock(descriptor):
                 continue
             directory = parent / scratch["name"]
             if scratch["old"] and not directory.exists():
@@ -130,7 +136,36 @@ def recover(parent: Path) -> None:
             else:
                 shutil.rmtree(path, ignore_errors=True)
         finally:
-            os.close(lock)
+            os.close(descriptor)
+
+
+def lock(descriptor: int, *, wait: bool) -> bool:
+    """Lock an open file or directory until it is closed or this process ends.
+
+    Some file systems have no locks. There, nothing is locked, and the result is True.
+
+    Args:
+        descriptor: The descriptor of the open file or directory.
+        wait: Whether to wait while another process has it.
+
+    Returns:
+        Whether no other process has it.
+    """
+    import fcntl  # Absent on Windows, where the rest of the package works.
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:
@@ -162,9 +197,9 @@ def _make_scratch(directory: Path, check: Callable[[Path], None]) -> tuple[Path,
             scratch = directory.with_name(name)
             # `mkdtemp` would make a directory that servers of other users can't read.
             scratch.mkdir()
-            lock = os.open(scratch, os.O_RDONLY)
-            _try_lock(lock)
-        return scratch, lock
+            descriptor = os.open(scratch, os.O_RDONLY)
+            _try_lock(descriptor)
+        return scratch, descriptor
     except OSError as error:
         # `check` raised it, with advice.
         if error.errno is None:

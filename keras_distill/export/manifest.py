@@ -1,6 +1,5 @@
 """`manifest.json`: what an export holds, how exact it is and what made it."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_distill import atomic
 from keras_distill.export import examples, schema
 from keras_distill.export.formats import FULL, Format, Target
 from keras_distill.export.parity import Difference
@@ -236,12 +236,6 @@ def describe_specs(specs: Specs) -> list[dict[str, Any]]:
     ]
 
 
-def sha256(path: Path) -> str:
-    """Return the checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _describe_artefact(
     artefact: Artefact, served: Served, directory: Path
 ) -> dict[str, Any]:
@@ -271,7 +265,7 @@ def _describe_files(directory: Path, name: str) -> list[dict[str, Any]]:
         {
             "path": path.relative_to(directory).as_posix(),
             "bytes": path.stat().st_size,
-            "sha256": sha256(path),
+            "sha256": atomic.sha256(path),
         }
         for path in paths
         if path.is_file()

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import atomic
 from keras_distill.export import arguments, examples, manifest, parity, saved_model
 from keras_distill.export.batches import Arrays, other_size, taken, to_arrays
 from keras_distill.export.evaluation import Evaluation, HeldOut, check_drop
@@ -271,6 +272,6 @@ def _damage(directory: Path, file: dict[str, Any]) -> str | None:
     size = path.stat().st_size
     if size != file["bytes"]:
         return f"{name} has {size} bytes where the manifest says {file['bytes']}"
-    if manifest.sha256(path) != file["sha256"]:
+    if atomic.sha256(path) != file["sha256"]:
         return f"{name} has another SHA-256 than the manifest says"
     return None

@@ -3,8 +3,9 @@
 import os
 import time
 import warnings
-from contextlib import suppress
 from pathlib import Path
+
+from keras_distill import atomic
 
 # What distinguishes the versions of a file: its time, size and number.
 Version = tuple[int, ...]
@@ -42,19 +43,12 @@ def lock(directory: Path, name: str) -> int:
     Raises:
         RuntimeError: If another running process has locked it.
     """
-    # Windows lacks this module; the rest of the package works there.
-    import fcntl
-
     path = directory / f".{name}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    # Some file systems have no locks.
-    with suppress(OSError):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise RuntimeError(
-                "`name` must be this process' own: one that is alive has it in this "
-                f"directory. Received: name={name!r}, locked by {path}"
-            ) from None
+    if not atomic.lock(descriptor, wait=False):
+        os.close(descriptor)
+        raise RuntimeError(
+            "`name` must be this process' own: one that is alive has it in this "
+            f"directory. Received: name={name!r}, locked by {path}"
+        )
     return descriptor

@@ -171,12 +171,7 @@ def _check_same_run(path: Path, students: Sequence[keras.Model]) -> None:
                 f"`make_student` made {this}"
             )
     if len(described) > len(earlier):
-        text = json.dumps(described)
-        atomic.replace(path, lambda scratch: _write(scratch, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
+        atomic.replace_text(path, json.dumps(described))
 
 
 def _description(student: keras.Model) -> list[str]:

@@ -132,7 +132,7 @@ class Manifest:
     def write(self, directory: Path) -> None:
         """Write the manifest to a directory, as a whole."""
         text = json.dumps(self._config(), indent=1) + "\n"
-        atomic.replace(directory / FILE, lambda scratch: _write_text(scratch, text))
+        atomic.replace_text(directory / FILE, text)
 
     def differences(self, other: Self) -> dict[str, tuple[Any, Any]]:
         """Return what another manifest has otherwise, by name, as (own, other)."""
@@ -229,7 +229,3 @@ def versions() -> dict[str, str]:
 
 def _fields(manifest: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(manifest)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

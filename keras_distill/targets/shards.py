@@ -1,6 +1,5 @@
 """Shards: files of rows that are written whole, checked, and read at random."""
 
-import hashlib
 import json
 import mmap
 import os
@@ -82,8 +81,8 @@ class Writer:
                 f"{self._scratch.stat().st_size} of {expected} bytes were written"
             )
         atomic.flush(self._scratch)
-        note = {"rows": self.rows, "sha256": sha256(self._scratch)}
-        _write_note(note_of(self.path), note)
+        note = {"rows": self.rows, "sha256": atomic.sha256(self._scratch)}
+        atomic.replace_text(note_of(self.path), json.dumps(note))
         os.replace(self._scratch, self.path)
         atomic.flush(self.path.parent)
 
@@ -120,22 +119,9 @@ class Writer:
         self._waiting, self._waiting_rows = [], 0
 
 
-def _write_note(path: Path, note: dict[str, Any]) -> None:
-    def write(scratch: Path) -> None:
-        scratch.write_text(json.dumps(note), encoding="utf-8")
-
-    atomic.replace(path, write)
-
-
 def note_of(path: Path) -> Path:
     """Return the file with the checksum of a shard whose recording isn't complete."""
     return path.with_suffix(".json")
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def noted(directory: Path) -> dict[str, dict[str, Any]]:
@@ -196,7 +182,7 @@ def damaged(
             found[name] = f"the file is outside of the directory: {path.resolve()}"
         elif path.stat().st_size != expected:
             found[name] = f"it has {path.stat().st_size} bytes instead of {expected}"
-        elif contents and sha256(path) != of_shard["sha256"]:
+        elif contents and atomic.sha256(path) != of_shard["sha256"]:
             found[name] = "its SHA-256 isn't that of the manifest"
     return found
 

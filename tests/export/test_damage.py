@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_distill import atomic
 from keras_distill.cli import main
-from keras_distill.export import examples, export, manifest, verify
+from keras_distill.export import examples, export, verify
 from keras_distill.export.latency import measure
 from keras_distill.export.loading import load_model
 from keras_distill.export.repositories.source import open_export
@@ -223,7 +224,7 @@ def test_examples_that_are_listed_and_no_examples(kind, copied):
     described = json.loads((copied / "manifest.json").read_text())
     path = copied / examples.FILE
     changed(described, ("examples", 0, "bytes"), path.stat().st_size)
-    changed(described, ("examples", 0, "sha256"), manifest.sha256(path))
+    changed(described, ("examples", 0, "sha256"), atomic.sha256(path))
     written(copied, json.dumps(described))
     for check in (verify, measure):
         with pytest.raises(ValueError, match=words):

@@ -1,5 +1,6 @@
 """Pipelines of Beam write what one process writes, and only what is missing."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from keras_distill import targets
+from keras_distill import atomic, targets
 from tests.targets import beaming
 from tests.targets.recordings import ROWS, files, model
 
@@ -93,7 +94,7 @@ def test_only_missing_and_damaged_shards_are_made(
         begun = targets.Manifest.read(directory)
         for number, (name, shard) in enumerate(begun.shards.items()):
             note = targets.recording.shards.note_of(directory / name)
-            targets.recording.shards._write_note(note, shard)
+            atomic.replace_text(note, json.dumps(shard))
             assert number < 5
         changed = {"complete": False, "rows": 0, "shards": {}}
         targets.recording.replace(begun, **changed).write(directory)

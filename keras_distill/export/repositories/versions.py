@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from keras_distill.atomic import replacing
+from keras_distill import atomic
 from keras_distill.export.repositories.source import Export
 from keras_distill.naming import NAME, NAMES
 
@@ -59,7 +59,7 @@ def writing(directory: Path, files: Mapping[str, Path]) -> Iterator[None]:
         directory: What `new_version` yielded.
         files: Relative path in the version to the file that is copied there.
     """
-    with replacing(directory, _check_absent) as scratch:
+    with atomic.replacing(directory, _check_absent) as scratch:
         for relative, source in files.items():
             target = scratch / relative
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,8 +110,6 @@ def _check_absent(directory: Path) -> None:
 @contextmanager
 def _locked(repository: Path) -> Iterator[None]:
     """Make the repository; wait until nobody else adds to it."""
-    import fcntl  # absent on Windows, where the rest of the package works
-
     try:
         repository.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(repository, os.O_RDONLY)
@@ -124,8 +122,7 @@ def _locked(repository: Path) -> Iterator[None]:
     try:
         # Where the file system has no locks, `version` has to be given by those who
         # add to a repository at the same time.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        atomic.lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)
