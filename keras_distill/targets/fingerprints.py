@@ -8,8 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_distill.targets import elements
 from keras_distill.teachers.base import TeacherLike, as_teacher
-from keras_distill.types import Tensor
+from keras_distill.types import Nested, Tensor
 
 HASH = "uint64"
 
@@ -32,6 +33,15 @@ def of_rows(leaves: Sequence[tuple[str, Tensor]]) -> Tensor:
         # Text of shape (rows,) has another fingerprint than text of shape (rows, 1).
         parts.append(tf.fingerprint(tf.reshape(leaf, (rows, -1))))
     return tf.bitcast(tf.fingerprint(tf.concat(parts, axis=1)), tf.int64)
+
+
+def of_inputs(x: Nested, keys: Sequence[str]) -> Tensor:
+    """Return the fingerprint of each row's content under keys of the inputs, as int64.
+
+    Raises:
+        ValueError: If the inputs lack one of the keys.
+    """
+    return of_rows(elements.chosen(x, keys, argument="hash_keys"))
 
 
 def of_ids(ids: Tensor) -> Tensor:

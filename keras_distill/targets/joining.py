@@ -149,20 +149,24 @@ def _attaching(
     def attach(numbered: Any, view: Any) -> Any:
         position, element = numbered
         x = elements.inputs_of(element)
-        hashed = elements.chosen(x, manifest.hash_keys, argument="hash_keys")
-        content = fingerprints.of_rows(hashed)
+        content = fingerprints.of_inputs(x, manifest.hash_keys)
         wanted, seen = position, content
         if by is not None and by != CONTENT:
             wanted = fingerprints.of_ids(elements.chosen(x, [by], argument="by")[0][1])
         if augment is not None:
-            seeds = augmenting.seeds(manifest.seed, content, view)
-            x = augmenting.augmented(augment, x, seeds)
-            hashed = elements.chosen(x, manifest.hash_keys, argument="hash_keys")
-            seen = fingerprints.of_rows(hashed)
+            x, seen = augmenting.view_of(
+                augment,
+                x,
+                seed=manifest.seed,
+                content=content,
+                view=view,
+                keys=manifest.hash_keys,
+            )
         flat = tf.numpy_function(
             matching.read, [wanted, content, seen, view], [tf.float32] * len(outputs)
         )
-        rows = hashed[0][1].shape[0]
+        _, leaf = next(elements.leaves(x))
+        rows = leaf.shape[0]
         for output, tensor in zip(outputs, flat, strict=True):
             tensor.set_shape([rows, *output.stored.packed_shape(output.shape)])
         joined = {**elements.as_dict(x), key: manifest.structured(flat)}

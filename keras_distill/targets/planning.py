@@ -41,7 +41,7 @@ def plan_of(
     checks.check_views(augment, views, seed)
     x, y, first = _first(dataset, teacher)
     keys = _hash_keys(teacher, x, hash_keys)
-    hashed = elements.chosen(x, keys, argument="hash_keys")
+    content = fingerprints.of_inputs(x, keys)
     if ids is not None:
         checks.check_ids(elements.chosen(x, [ids], argument="ids")[0])
     batch, block, shard = _rows(directory, first, batch_size, rows_per_shard)
@@ -54,7 +54,7 @@ def plan_of(
         augmented=augment is not None,
         views=views,
         seed=seed or 0,
-        begins_with=fingerprints.shown(fingerprints.of_rows(hashed)[0].numpy()),
+        begins_with=fingerprints.shown(content[0].numpy()),
         versions=manifests.versions(),
         batch_size=batch,
         block_rows=block,

@@ -8,7 +8,7 @@ the shards whose numbers it is given.
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_distill import atomic
 from keras_distill.targets import asking, checks, elements, fingerprints, shards
 from keras_distill.targets import manifest as manifests
 from keras_distill.targets import views as augmenting
@@ -311,47 +312,53 @@ class Recorder:
         """Return the rows of shards in the teacher's batches, with hashes and views."""
         import tensorflow as tf
 
-        manifest = self.manifest
-
-        def parts(*arguments: Any) -> dict[str, Any]:
-            element = elements.of_arguments(arguments)
-            y = elements.labels_of(element) if self._labels else None
-            kept = {"x": elements.inputs_of(element)}
-            return kept if y is None else {**kept, "y": y}
-
-        def prepared(element: dict[str, Any]) -> dict[str, Any]:
-            x = element.pop("x")
-            keys = manifest.hash_keys
-            hashed = elements.chosen(x, keys, argument="hash_keys")
-            content = fingerprints.of_rows(hashed)
-            element[CONTENT] = content
-            if manifest.ids is not None:
-                (named,) = elements.chosen(x, [manifest.ids], argument="ids")
-                element[ID] = fingerprints.of_ids(named[1])
-            if self.augment is None:
-                return {**element, "views": (x,)}
-            seen, hashes = [], []
-            for view in range(manifest.views):
-                seeds = augmenting.seeds(manifest.seed, content, view)
-                seen.append(augmenting.augmented(self.augment, x, seeds))
-                hashed = elements.chosen(seen[-1], keys, argument="hash_keys")
-                hashes.append(fingerprints.of_rows(hashed))
-            return {**element, "views": tuple(seen), VIEW: tf.stack(hashes, axis=1)}
-
-        rows, size = manifest.rows_per_shard, manifest.batch_size
+        rows, size = self.manifest.rows_per_shard, self.manifest.batch_size
         stop = None if end is None else end * rows
         by_range = callable(self.dataset)
         given = (
             self.dataset(start=first * rows, stop=stop) if by_range else self.dataset
         )
-        stream = given.map(elements.mapped(parts)).rebatch(size)
+        stream = given.map(elements.mapped(self._parts)).rebatch(size)
         if not by_range:
             stream = stream.skip(first * rows // size)
         if end is not None:
             stream = stream.take((end - first) * rows // size)
         return stream.map(
-            elements.mapped(prepared), num_parallel_calls=tf.data.AUTOTUNE
+            elements.mapped(self._prepared), num_parallel_calls=tf.data.AUTOTUNE
         )
+
+    def _parts(self, *arguments: Any) -> dict[str, Any]:
+        """Return what the teacher reads of an element."""
+        element = elements.of_arguments(arguments)
+        y = elements.labels_of(element) if self._labels else None
+        kept = {"x": elements.inputs_of(element)}
+        return kept if y is None else {**kept, "y": y}
+
+    def _prepared(self, element: dict[str, Any]) -> dict[str, Any]:
+        """Return the hashes of a batch, its ids, and the views of its inputs."""
+        import tensorflow as tf
+
+        manifest, x = self.manifest, element.pop("x")
+        content = fingerprints.of_inputs(x, manifest.hash_keys)
+        element[CONTENT] = content
+        if manifest.ids is not None:
+            (named,) = elements.chosen(x, [manifest.ids], argument="ids")
+            element[ID] = fingerprints.of_ids(named[1])
+        if self.augment is None:
+            return {**element, "views": (x,)}
+        made = [
+            augmenting.view_of(
+                self.augment,
+                x,
+                seed=manifest.seed,
+                content=content,
+                view=view,
+                keys=manifest.hash_keys,
+            )
+            for view in range(manifest.views)
+        ]
+        seen, hashes = zip(*made, strict=True)
+        return {**element, "views": seen, VIEW: tf.stack(hashes, axis=1)}
 
     def _write(
         self,
@@ -500,18 +507,13 @@ def _check_same(current: Manifest, plan: Manifest, directory: Path) -> None:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Keep other processes from recording to a directory."""
-    import fcntl  # Absent on Windows, where the rest of the package works.
-
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        with suppress(OSError):  # Some file systems have no locks.
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RuntimeError(
-                    "Another process records to this directory. Wait for it, or choose "
-                    f"another one. Received: directory={str(directory)!r}"
-                ) from None
+        if not atomic.lock(descriptor, wait=False):
+            raise RuntimeError(
+                "Another process records to this directory. Wait for it, or choose "
+                f"another one. Received: directory={str(directory)!r}"
+            )
         yield
     finally:
         os.close(descriptor)

@@ -1,8 +1,9 @@
 """Augmented views of examples, which teacher and student see alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from keras_distill.targets import fingerprints
 from keras_distill.types import Nested, Tensor
 
 # Takes an example and a seed for `tf.random.stateless_*`; returns the example's view.
@@ -26,6 +27,29 @@ def seeds(seed: int, content: Tensor, view: Any) -> Tensor:
     parts = [content, *(tf.broadcast_to(part, tf.shape(content)) for part in of_all)]
     drawn = tf.fingerprint(tf.stack(parts, axis=1))
     return tf.bitcast(tf.reshape(drawn, (-1, 2, 4)), tf.int32)
+
+
+def view_of(
+    augment: Augment,
+    x: Nested,
+    *,
+    seed: int,
+    content: Tensor,
+    view: Any,
+    keys: Sequence[str],
+) -> tuple[Nested, Tensor]:
+    """Return a view of a batch, and the content hashes of its rows.
+
+    Args:
+        augment: Makes the view of an example.
+        x: The inputs of the batch.
+        seed: The seed of the recording.
+        content: The content hashes of the rows of `x`.
+        view: The number of the view.
+        keys: The keys that the hashes cover.
+    """
+    made = augmented(augment, x, seeds(seed, content, view))
+    return made, fingerprints.of_inputs(made, keys)
 
 
 def augmented(augment: Augment, x: Nested, row_seeds: Tensor) -> Nested:
