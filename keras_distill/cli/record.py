@@ -6,13 +6,11 @@ import os
 import re
 import sys
 from argparse import ArgumentTypeError
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from keras_distill import standard_error
-from keras_distill.cli import checks
+from keras_distill.cli import checks, pipelines
 from keras_distill.cli.parsing import (
     Commands,
     add_command,
@@ -51,17 +49,7 @@ exit codes:
 """
 
 _OPTION = re.compile(r"[A-Za-z]\w*(=.*)?", re.DOTALL)
-# The last line of a worker's traceback, and what Beam adds to it.
-_RAISED = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): ", re.MULTILINE)
-_WHERE = re.compile(r" \[while running '[^']*'\]")
-# The errors whose messages are written for users.
-_WORDED = ("ImportError", "OSError", "RuntimeError", "TypeError", "ValueError")
-# Lines of the workers' logs.
-_LOGGED = re.compile(
-    rb"(INFO|WARNING|ERROR):[\w.]+:|" + standard_error.log_lines("3").pattern
-)
 _BATCH = 128
-_LOCAL = "DirectRunner"
 
 
 def add(commands: Commands) -> None:
@@ -214,7 +202,7 @@ def _check(arguments: argparse.Namespace) -> None:
         error("--probabilities is not for --values, which are stored as they are")
     if arguments.pipeline_option and not arguments.runner:
         error("--pipeline-option needs --runner")
-    if arguments.num_workers and arguments.runner != _LOCAL:
+    if arguments.num_workers and arguments.runner != pipelines.LOCAL:
         error(
             "--num-workers needs --runner DirectRunner; others have an option of their "
             "own, as --pipeline-option parallelism=8 or num_workers=8"
@@ -258,56 +246,19 @@ def _here(arguments: argparse.Namespace) -> None:
 
 
 def _in_pipeline(arguments: argparse.Namespace) -> None:
-    runner, flags = arguments.runner, list(arguments.pipeline_option or ())
-    quiet: AbstractContextManager[None] = nullcontext()
-    if runner == _LOCAL:
-        # Beam's class of this name downloads a program, Prism, and runs that instead.
-        runner = "FnApiRunner"
-        flags += [
-            "--direct_running_mode=multi_processing",
-            f"--direct_num_workers={arguments.num_workers or 0}",
-        ]
-        # Its workers write logs to this process's standard error, and tracebacks when
-        # they are interrupted with it.
-        told_by = (RuntimeError, KeyboardInterrupt)
-        quiet = standard_error.without(_LOGGED, told_by=told_by)
-    try:
-        with quiet:
-            _run_pipeline(arguments, runner, flags)
-    except RuntimeError as error:
-        raise _cause(str(error)) from error
+    def transform() -> Any:
+        from keras_distill import targets
 
-
-def _run_pipeline(arguments: argparse.Namespace, runner: str, flags: list[str]) -> None:
-    from keras_distill import targets
-
-    transform = targets.beam.Record(
-        arguments.model, _dataset(arguments), arguments.out, **_options(arguments)
-    )
-    from apache_beam import Pipeline
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    with Pipeline(runner, options=PipelineOptions(flags)) as pipeline:
-        _ = pipeline | transform
-
-
-def _cause(message: str) -> Exception:
-    """Return the error of a worker, given the message with which Beam reports it.
-
-    The message has the traceback of the worker. Of a worker that died there is none.
-    """
-    _, *found = _RAISED.split(message)
-    if not found:
-        return RuntimeError(
-            "The pipeline failed. Shards that are whole remain: call the command "
-            f"again, and it goes on. Received: {message.strip()}"
+        return targets.beam.Record(
+            arguments.model, _dataset(arguments), arguments.out, **_options(arguments)
         )
-    name, text = found[-2:]
-    text = _WHERE.sub("", text).strip()
-    if name in _WORDED:
-        return RuntimeError(text)
-    unforeseen: type[Exception] = type(name, (Exception,), {})
-    return unforeseen(text)
+
+    pipelines.run(
+        transform,
+        arguments.runner,
+        options=arguments.pipeline_option or (),
+        workers=arguments.num_workers,
+    )
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_distill import targets
-from keras_distill.cli import main, record
+from keras_distill.cli import main, pipelines
 
 COMMAND = str(Path(sys.executable).with_name("keras-distill"))
 ROWS = 300
@@ -175,12 +175,12 @@ Received: none [while running 'Record/Begin']
 def test_errors_of_workers_are_told_without_their_traceback(
     raised: str, kind: str
 ) -> None:
-    error = record._cause(WORKER.format(raised=raised))
+    error = pipelines._cause(WORKER.format(raised=raised))
     assert str(error) == "`dataset` must have rows.\nReceived: none"
     assert type(error).__name__ == kind
 
 
 def test_a_worker_that_died_has_no_traceback() -> None:
-    error = record._cause("Channel closed prematurely.")
+    error = pipelines._cause("Channel closed prematurely.")
     assert str(error).startswith("The pipeline failed. Shards that are whole remain")
     assert str(error).endswith("Received: Channel closed prematurely.")
