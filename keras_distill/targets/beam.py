@@ -11,6 +11,7 @@ from keras_distill.targets import checks, elements, recording, references
 from keras_distill.targets.formats import Format
 from keras_distill.targets.manifest import shard_name
 from keras_distill.targets.planning import plan_of
+from keras_distill.targets.recorder import Recorder
 from keras_distill.targets.references import DatasetReference, TeacherReference
 from keras_distill.targets.views import Augment
 
@@ -213,14 +214,14 @@ class _Worker:
     def __init__(self, job: _Job) -> None:
         self.teacher = references.teacher_of(job.teacher)
         self.dataset = references.dataset_of(job.dataset)
-        self._recorder: recording.Recorder | None = None
+        self._recorder: Recorder | None = None
         self._lock = threading.Lock()
 
-    def recorder(self, job: _Job) -> recording.Recorder:
+    def recorder(self, job: _Job) -> Recorder:
         """Return what writes shards. Its teacher is compiled once."""
         with self._lock:
             if self._recorder is None:
-                self._recorder = recording.Recorder(
+                self._recorder = Recorder(
                     self.teacher,
                     self.dataset,
                     job.directory,

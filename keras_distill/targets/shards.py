@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,11 @@ class Writer:
 
     def discard(self) -> None:
         """Remove what was written."""
-        try:
+        import tensorflow as tf
+
+        # The error that led here says more.
+        with suppress(OSError, tf.errors.OpError):
             self._file.close()
-        except Exception:  # noqa: S110 (the error that led here says more)
-            pass
         self._scratch.unlink(missing_ok=True)
 
     def _write_block(self) -> None:

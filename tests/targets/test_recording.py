@@ -16,6 +16,7 @@ import keras_distill as kd
 from keras_distill import targets
 from keras_distill.targets import fingerprints, recording
 from keras_distill.targets.planning import plan_of
+from keras_distill.targets.recorder import Recorder
 from tests.targets.recordings import (
     CLASSES,
     FEATURES,
@@ -221,7 +222,9 @@ def test_another_recording_is_not_overwritten(
 def test_the_same_teacher_under_other_names(recorded: Path) -> None:
     renamed = keras.Sequential([keras.Input((FEATURES,)), layers.Dense(CLASSES)])
     renamed.set_weights(model().get_weights())
+    before = files(recorded)
     targets.record(renamed, dataset(batch=10), recorded)
+    assert files(recorded) == before
 
 
 def test_an_evaluation_leaves_the_teacher_the_same(tmp_path: Path) -> None:
@@ -318,7 +321,7 @@ def test_several_workers_write_the_same(teacher: keras.Model, tmp_path: Path) ->
     plan = plan_of(teacher, dataset(), shared, rows_per_shard=32)
     with recording.begin(plan, shared):
         for numbers in ([3, 2], [0, 1]):
-            recording.Recorder(teacher, dataset(), shared).write(numbers)
+            Recorder(teacher, dataset(), shared).write(numbers)
         with pytest.raises(RuntimeError, match="Another process records"):
             with recording.begin(plan, shared):
                 pass
@@ -327,7 +330,7 @@ def test_several_workers_write_the_same(teacher: keras.Model, tmp_path: Path) ->
         recording.finish(shared, 4)
     assert files(shared) == files(alone)
     with pytest.raises(ValueError, match="The teacher must be the one"):
-        recording.Recorder(model(1), dataset(), shared)
+        Recorder(model(1), dataset(), shared)
 
 
 def test_a_full_disk_leaves_whole_shards(tmp_path: Path) -> None:
