@@ -4,6 +4,7 @@ Each file runs in one process, because its tests share fixtures. Long files begi
 one that began last would run while the other processes have nothing left to do.
 """
 
+import gc
 import os
 
 import pytest
@@ -11,6 +12,9 @@ import pytest
 # As in the Makefile. JAX sets another level when it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# A collection looks at a million objects of TensorFlow's and Keras' modules each time.
+gc.set_threshold(50_000, 20, 50)
 
 # In the order of their duration; each takes more than half a minute.
 LONG = (
@@ -21,7 +25,6 @@ LONG = (
     "cli/test_export.py",
     "distiller/test_mirrored.py",
     "export/test_layers.py",
-    "test_generalized_distillation.py",
     "online/test_peers_resume.py",
     "distiller/test_resume.py",
     "test_documents.py",

@@ -9,6 +9,8 @@ import pytest
 # It is what the paper does.
 pytestmark = pytest.mark.filterwarnings("ignore:The teacher reads privileged features")
 
+TRAINS = pytest.mark.slow("trains 160 models")
+
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
@@ -26,6 +28,7 @@ def accuracies(example):
     return {name: example.run(name, trials=8, seed=0) for name in example.CASES}
 
 
+@TRAINS
 @pytest.mark.parametrize("name", ["1 clean labels", "3 relevant features"])
 def test_the_papers_numbers_where_there_is_something_to_teach(
     name, example, accuracies
@@ -37,6 +40,7 @@ def test_the_papers_numbers_where_there_is_something_to_teach(
     assert np.all(distilled > regular)  # in each trial
 
 
+@TRAINS
 @pytest.mark.parametrize(
     "name", ["2 clean features", "4 relevant by point", "4 largest by point"]
 )
@@ -46,6 +50,7 @@ def test_no_gain_where_x_does_not_show_what_the_teacher_knows(name, accuracies):
     assert abs(distilled - regular) < 2.0
 
 
+@TRAINS
 def test_a_student_gains_nothing_from_its_like(accuracies):
     for runs in accuracies.values():
         _, regular, _, control = runs.mean(axis=0)

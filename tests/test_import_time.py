@@ -11,6 +11,7 @@ import pytest
 # after it. Other processes of the machine don't count in the processor's time.
 MEASURE = """
 import keras, os, sys, time
+sys.pycache_prefix = os.environ["BYTECODE"]
 for _ in range(4):  # The first writes the bytecode, as pip does when it installs.
     if not (child := os.fork()):
         start = time.process_time()
@@ -49,7 +50,7 @@ def run(code: str, backend: str, **environment: str) -> list[str]:
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_import_costs_a_tenth_of_a_second_at_most(backend: str, tmp_path: Path) -> None:
-    bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    bytecode = {"PYTHONDONTWRITEBYTECODE": "", "BYTECODE": str(tmp_path)}
     first, *others = map(float, run(MEASURE, backend, **bytecode))
     assert len(others) == 3
     assert sorted(others)[1] <= min(0.1, first)

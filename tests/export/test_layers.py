@@ -333,7 +333,15 @@ LEAST = 1024  # of the layers' own weights; the last layer has fewer
 BOUNDS = {"float16": 2e-3, "dynamic_int8": 0.06, "int8": 0.2}
 
 
-@pytest.mark.parametrize("case", QUANTIZED)
+# Those of which every run asks. The others take a minute.
+USUAL = {"Unrolled LSTM", "MultiHeadAttention"}
+CASES = [
+    case if case in USUAL else pytest.param(case, marks=pytest.mark.slow("quantises"))
+    for case in QUANTIZED
+]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_quantised(case, tmp_path, runtimes):
     (make, draw, batch_size), onnx, litert = QUANTIZED[case]
     keras.utils.set_random_seed(4)

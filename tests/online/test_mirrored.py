@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow("starts TensorFlow; those of distiller/test_mirrored.py always run")
 def test_two_devices_train_as_one() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.online.mirrored"],
