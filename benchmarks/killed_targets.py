@@ -1,4 +1,4 @@
-"""Recordings and trainings from them that are killed at random moments.
+"""Recordings, and trainings from them and from a server, killed at random moments.
 
 Claim: however often a process is killed by SIGKILL, the recording ends with the bytes,
 and the training with the weights, of one that wasn't killed.
@@ -16,10 +16,12 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 import keras
 import numpy as np
 import tensorflow as tf
+from servers import HOST, free_ports, serve
 
 import keras_distill as kd
 
@@ -44,24 +46,34 @@ def record(directory: pathlib.Path, _: pathlib.Path) -> None:
     kd.targets.record(model(0), data(), directory, rows_per_shard=40)
 
 
-def train(directory: pathlib.Path, recorded: pathlib.Path) -> None:
-    """Train from a recording, with a backup; write the weights."""
+def train_recorded(directory: pathlib.Path, recorded: pathlib.Path) -> None:
+    """Train from a recording."""
+    train(directory, kd.targets.join(data(), recorded))
+
+
+def train_remote(directory: pathlib.Path, _: pathlib.Path, *, url: str) -> None:
+    """Train under a teacher on a server."""
+    train(directory, kd.targets.remote(data(), url, "teacher"))
+
+
+def train(directory: pathlib.Path, taught: tf.data.Dataset) -> None:
+    """Train with a backup, and write the weights."""
     directory.mkdir(exist_ok=True)
     distiller = kd.Distiller(model(1), kd.teachers.Recorded("teacher"))
     distiller.compile("adam", alpha=1.0)
     backup = keras.callbacks.BackupAndRestore(
         str(directory / "backup"), double_checkpoint=True
     )
-    distiller.fit(
-        kd.targets.join(data(), recorded),
-        epochs=EPOCHS,
-        verbose=0,
-        shuffle=False,
-        callbacks=[backup],
-    )
+    distiller.fit(taught, epochs=EPOCHS, verbose=0, shuffle=False, callbacks=[backup])
     scratch = directory / "scratch.npz"
     np.savez(scratch, *distiller.student.get_weights())
     os.replace(scratch, directory / "weights.npz")
+
+
+def serve_teacher(port: int) -> None:
+    """Serve a linear model until this process is ended."""
+    kernel = np.random.default_rng(1).normal(size=(8, 10)).astype("float32")
+    serve(port, lambda x: x @ kernel, shape=(8,), classes=10, threads=1)
 
 
 def recorded_bytes(directory: pathlib.Path) -> object:
@@ -108,27 +120,36 @@ def killed(
             compared += 1
             shutil.rmtree(target)
     print(
-        f"{work.__name__}: {done} kills, {compared} results, all as without; "
+        f"{directory.name}: {done} kills, {compared} results, all as without; "
         f"{longest:.1f} s without",
         flush=True,
     )
 
 
 def main() -> None:
-    """Kill recordings, then trainings."""
+    """Kill recordings, then trainings of both kinds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     random.seed(options.seed)
     CONTEXT.set_forkserver_preload(["__main__"])
+    (port,) = free_ports(1)
+    server = CONTEXT.Process(target=serve_teacher, args=(port,), daemon=True)
+    server.start()
+    remote = partial(train_remote, url=f"{HOST}:{port}")
     with tempfile.TemporaryDirectory() as name:
         root = pathlib.Path(name)
         recorded = root / "recording" / "whole"
-        for work, result in ((record, recorded_bytes), (train, weights)):
-            directory = root / ("recording" if work is record else "training")
+        for folder, work, result in (
+            ("recording", record, recorded_bytes),
+            ("training", train_recorded, weights),
+            ("remote", remote, weights),
+        ):
+            directory = root / folder
             directory.mkdir()
             killed(work, result, directory, recorded, options.kills)
+    server.kill()
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ bound is the sum of both.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,13 +23,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
+from servers import HOST, free_ports, serve
 
 import keras_distill as kd
 
 # The labels are random.
 warnings.filterwarnings("ignore", category=kd.teachers.TeacherWarning)
 
-BATCH, IN_FLIGHT, HOST = 128, 4, "127.0.0.1"
+BATCH, IN_FLIGHT = 128, 4
 
 
 def network(widths: tuple[int, ...], name: str) -> keras.Model:
@@ -104,30 +103,12 @@ def compare(name: str, url: str, student: Student, options: argparse.Namespace) 
 
 def wait_and_answer(port: int, seconds: float) -> None:
     """Serve a teacher whose time is waiting, until this process is ended."""
-    import grpc
-    from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-    logits = np.zeros((BATCH, 10), "float32")
+    def answer(image: np.ndarray) -> np.ndarray:
+        time.sleep(seconds)
+        return np.zeros((len(image), 10), "float32")
 
-    class Waiting(service_pb2_grpc.GRPCInferenceServiceServicer):
-        def ModelMetadata(self, request, context):  # noqa: N802
-            answer = service_pb2.ModelMetadataResponse(name=request.name)
-            answer.inputs.add(name="image", datatype="FP32", shape=[-1, 28, 28, 1])
-            answer.outputs.add(name="logits", datatype="FP32", shape=[-1, 10])
-            return answer
-
-        def ModelInfer(self, request, context):  # noqa: N802
-            time.sleep(seconds)
-            answer = service_pb2.ModelInferResponse(model_name=request.model_name)
-            answer.outputs.add(name="logits", datatype="FP32", shape=logits.shape)
-            answer.raw_output_contents.append(logits.tobytes())
-            return answer
-
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(IN_FLIGHT))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Waiting(), server)
-    server.add_insecure_port(f"{HOST}:{port}")
-    server.start()
-    server.wait_for_termination()
+    serve(port, answer, shape=(28, 28, 1), classes=10, threads=IN_FLIGHT)
 
 
 @contextlib.contextmanager
@@ -156,15 +137,6 @@ def mlserver() -> Iterator[str]:
         kd.export.export(teacher, exported, ["onnx"], example_batch=example)
         with serving(exported, port=port, grpc_port=grpc_port):
             yield f"{HOST}:{grpc_port}"
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback address that nothing listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)
-        ]
-        return [it.getsockname()[1] for it in sockets]
 
 
 def main() -> None:
