@@ -557,10 +557,13 @@ class TestInADistiller:
 
     def fitted(self, from_hidden):
         distiller = self.distiller(from_hidden)
-        weight = {"hidden": self.WEIGHT, "logits": self.WEIGHT}
-        data = {"tokens": self.X}, {"logits": self.Y}
+        # Keras wants labels for each output that has weights, also where no loss reads
+        # them.
+        by_output = ({"hidden": x, "logits": x} for x in (self.Y, self.WEIGHT))
+        data = {"tokens": self.X}, *by_output
         options = {"batch_size": 4, "shuffle": False, "verbose": 0}
-        logs = distiller.fit(*data, sample_weight=weight, **options).history
+        x, y, weight = data
+        logs = distiller.fit(x, y, sample_weight=weight, **options).history
         return distiller, logs
 
     def test_trains_the_student_and_its_head(self):
