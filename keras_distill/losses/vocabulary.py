@@ -36,7 +36,7 @@ def per_token(
     *,
     teacher_head: HeadLike,
     student_head: HeadLike,
-    chunk: int = 128,
+    chunk: int = 96,
 ) -> Tensor:
     """Return a divergence of each token, without holding the logits of all tokens.
 
@@ -54,7 +54,7 @@ def per_token(
         teacher_head: The layer that turns hidden states into logits, a `Dense` or a
             tied `Embedding`; or a `Head` of a kernel `(hidden, vocabulary)` and a bias.
         student_head: The same of the student.
-        chunk: The number of tokens whose logits are held at a time. Defaults to 128.
+        chunk: The number of tokens whose logits are held at a time. Defaults to 96.
 
     Returns:
         A tensor of the shape of the hidden states without their last axis.
@@ -87,7 +87,7 @@ def weighted_sum(
     teacher_head: HeadLike,
     student_head: HeadLike,
     weight: Tensor,
-    chunk: int = 128,
+    chunk: int = 96,
 ) -> Tensor:
     """Return `sum(weight * per_token(...))`, and compute the gradients in one pass.
 
@@ -101,7 +101,7 @@ def weighted_sum(
             last axis: a mask over the number of its tokens for the mean over tokens.
             The hidden states of tokens of weight 0 don't matter. No gradient passes
             through the weights.
-        chunk: The number of tokens whose logits are held at a time. Defaults to 128.
+        chunk: The number of tokens whose logits are held at a time. Defaults to 96.
 
     Returns:
         A scalar.
@@ -145,7 +145,7 @@ class VocabularyLoss(DistillationLoss):
         teacher_head: The layer that turns the teacher's hidden states into logits, a
             `Dense` or a tied `Embedding`; or a `Head`. It doesn't train.
         student_head: The same of the student. It trains with the student.
-        chunk: The number of tokens whose logits are held at a time. Defaults to 128.
+        chunk: The number of tokens whose logits are held at a time. Defaults to 96.
         reduction: `"token"` (default): the sum of the weighted values over the number
             of valid tokens in the whole batch, also where several devices share it. A
             token is valid if its sample weight isn't 0 and Keras' mask, where there is
@@ -180,7 +180,7 @@ class VocabularyLoss(DistillationLoss):
         *,
         teacher_head: HeadLike,
         student_head: HeadLike,
-        chunk: int = 128,
+        chunk: int = 96,
         reduction: str | None = "token",
         name: str | None = None,
     ) -> None:

