@@ -78,6 +78,7 @@ bench: $(DEV) test-slow
 	$(VENV)/bin/python benchmarks/beam_recording.py
 	$(VENV)/bin/python benchmarks/record_formats.py
 	$(VENV)/bin/python benchmarks/killed_targets.py
+	$(VENV)/bin/python benchmarks/large_vocabulary.py
 
 $(DEMO): $(VENV)/.made $(DECLARED)
 	$(PIP) -e '.[demo]'

@@ -54,6 +54,16 @@ def replicas() -> int:
     return count
 
 
+def sum_over_replicas(x: Tensor) -> Tensor:
+    """Return the sum of a number over the devices that share a batch."""
+    if replicas() == 1 or in_cross_replica_context():
+        return x
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
 def is_traced(x: Any) -> bool:
     """Return whether a tensor has no values yet, as while a step is compiled."""
     if is_tensorflow():
@@ -419,6 +429,35 @@ def exact_matmul(x: Tensor, y: Tensor) -> Tensor:
 
         return jnp.matmul(x, y, precision="highest")
     return ops.matmul(x, y)
+
+
+def one_by_one(
+    count: Tensor, body: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Return the state after `state = body(i, *state)` for each `i` below `count`.
+
+    Not `ops.fori_loop`: TensorFlow would begin up to ten passes at once, each with the
+    memory that it takes.
+
+    Args:
+        count: The number of passes, an integer scalar.
+        body: Returns the state after a pass. Tensors keep their shapes.
+        state: The state before the first pass.
+    """
+    if not is_tensorflow():
+        looped: tuple[Tensor, ...] = ops.fori_loop(
+            0, count, lambda i, state: body(i, *state), state
+        )
+        return looped
+    import tensorflow as tf
+
+    _, *state = tf.while_loop(
+        lambda i, *_: i < count,
+        lambda i, *state: (i + 1, *body(i, *state)),
+        (tf.zeros((), "int32"), *state),
+        parallel_iterations=1,
+    )
+    return tuple(state)
 
 
 def comes_from(output: Tensor, operation: str) -> bool:

@@ -93,6 +93,11 @@ class Objective:
         return self._losses.state
 
     @property
+    def trains(self) -> list[keras.Variable]:
+        """The weights of the student that the losses compute with."""
+        return self._losses.trains
+
+    @property
     def alpha(self) -> Any:
         """The weight of the distillation loss, or a dict of weights by output."""
         return keras.tree.map_structure(lambda weight: weight.value, self._alpha)

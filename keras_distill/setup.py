@@ -81,6 +81,7 @@ class Setup:
         masks = self.label_mask.keys
         own_training.check_called(student, "student", masks=masks, alpha=alpha)
         check_names(self.objective, student)
+        check_trained(self.objective, student)
         _warn_of_privileged_features_alone(
             distiller.adapted_teacher, distiller.privileged_features, self.objective
         )
@@ -196,6 +197,22 @@ def check_names(objective: Objective, student: keras.Model) -> None:
             "An output's loss would be logged under the name of one of ours, "
             f"{sorted(ours)}. Name the output otherwise. Received: outputs "
             f"named {taken}"
+        )
+
+
+def check_trained(objective: Objective, student: keras.Model) -> None:
+    """Raise ValueError if a loss computes with weights that the student should train.
+
+    Nothing would update them.
+    """
+    held = {id(weight) for weight in student.trainable_weights}
+    others = [weight for weight in objective.trains if id(weight) not in held]
+    if others:
+        raise ValueError(
+            "The student must hold all weights that its loss trains. Give it the head "
+            'as a second output, `keras.Model(inputs, {"hidden": hidden, "logits": '
+            "head(hidden)})`, or freeze the head. Received: weights of the loss "
+            f"{[weight.path for weight in others]}, a student '{student.name}'"
         )
 
 

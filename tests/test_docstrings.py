@@ -19,7 +19,8 @@ MODULES = [
 def public_classes():
     rooms = ("hints", "losses", "metrics", "online", "schedules", "targets", "teachers")
     namespaces = [getattr(keras_distill, name) for name in rooms]
-    for namespace in (keras_distill, keras_distill.hints.losses, *namespaces):
+    namespaces += [keras_distill.hints.losses, keras_distill.losses.vocabulary]
+    for namespace in (keras_distill, *namespaces):
         for name, value in vars(namespace).items():
             own = getattr(value, "__module__", "").startswith("keras_distill")
             if own and inspect.isclass(value) and not inspect.isabstract(value):

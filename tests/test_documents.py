@@ -138,6 +138,13 @@ def test_docs_extending(folder):
     assert np.array_equal(ends[1], now) and not np.array_equal(ends[0], now)
 
 
+def test_docs_large_vocabulary(folder):
+    names = run_python("docs/large_vocabulary.md", {})
+    assert int(names["distiller"].optimizer.iterations) == 4
+    (loss,) = names["distiller"].history.history["distillation_loss"]
+    assert 0.0 < loss < 0.1
+
+
 def test_docs_recording(folder):
     names = run_python("docs/recording.md", {})
     recorded = {"recorded", "compact", "views", "with_hidden", "privileged"}
@@ -180,6 +187,7 @@ def test_no_page_is_left_out():
         "README.md",
         "docs/export.md",
         "docs/extending.md",
+        "docs/large_vocabulary.md",
         "docs/privileged_features.md",
         "docs/recording.md",
         "docs/remote_teacher.md",

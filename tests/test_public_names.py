@@ -27,6 +27,7 @@ MODULES = {
         if inspect.ismodule(getattr(kd, name))
     },
     "hints.losses": kd.hints.losses,
+    "losses.vocabulary": kd.losses.vocabulary,
 }
 
 

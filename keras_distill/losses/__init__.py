@@ -1,5 +1,6 @@
 """Distillation losses: Keras losses whose `y_true` is the teacher's output."""
 
+from keras_distill.losses import vocabulary
 from keras_distill.losses.base import BatchContext, DistillationLoss, TemperedLoss
 from keras_distill.losses.binary import BinarySoftTargets
 from keras_distill.losses.decoupled import DecoupledKD
@@ -16,6 +17,7 @@ from keras_distill.losses.softmax import (
     GeneralizedJSD,
     Jeffreys,
     ReverseKL,
+    SoftmaxDivergence,
     SoftTargets,
     TotalVariation,
 )
@@ -37,10 +39,12 @@ __all__ = [
     "ReverseKL",
     "SampledSoftTargets",
     "SoftTargets",
+    "SoftmaxDivergence",
     "Standardized",
     "TemperedLoss",
     "TopKForwardKL",
     "TotalVariation",
+    "vocabulary",
 ]
 
 

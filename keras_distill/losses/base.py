@@ -64,7 +64,8 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
 
     # The temperature, in losses that have one.
     tempering: Value | None = None
-    # Whether `y_true` is a part of the teacher's output in another form.
+    # Whether `y_true` is a part of the teacher's output in another form, or what the
+    # output is computed from.
     reads_packed = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -102,6 +103,14 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
     def state(self) -> Sequence[keras.Variable]:
         """The variables that a call reads."""
         return [] if self.tempering is None else [self.tempering.state]
+
+    @property
+    def trains(self) -> Sequence[keras.Variable]:
+        """The variables of the student that the loss computes with, and that train.
+
+        They must be weights of the student, or nothing would update them.
+        """
+        return ()
 
     def for_batch(self, batch: Batch) -> Self:
         """Return the loss for one batch of training data: itself, by default.

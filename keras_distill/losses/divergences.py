@@ -32,8 +32,10 @@ def log_probabilities(logits: Tensor, temperature: Tensor, axis: int) -> Tensor:
     """Return `log softmax(logits / temperature)`.
 
     The largest logit is subtracted before the division, so that a large common offset
-    costs no precision.
+    costs no precision. `log_softmax` itself does so where there is nothing to divide.
     """
+    if isinstance(temperature, float) and temperature == 1.0:
+        return ops.log_softmax(logits, axis=axis)
     # With several devices, one may get no rows of the last batch: the maximum of none
     # needs an `initial` value.
     top = ops.max(logits, axis=axis, keepdims=True, initial=-math.inf)
@@ -116,8 +118,8 @@ def generalized_jsd(
     p, q = ops.exp(log_p), ops.exp(log_q)
     # The gradients through m sum to 0. Automatic differentiation returns another sum
     # where p equals q, because its gradient of logaddexp is wrong for equal numbers.
-    log_m_over_p = ops.stop_gradient(_log_mixed(log_q - log_p, 1.0 - beta))
-    log_m_over_q = ops.stop_gradient(_log_mixed(log_p - log_q, beta))
+    log_m_over_p = ops.stop_gradient(log_mixed(log_q - log_p, 1.0 - beta))
+    log_m_over_q = ops.stop_gradient(log_mixed(log_p - log_q, beta))
     # As in `reverse_kl`, the gradient depends on differences between classes.
     common = ops.stop_gradient(ops.sum(q * log_m_over_q, axis=axis, keepdims=True))
     balance = common * (ops.stop_gradient(q) - q)
@@ -125,7 +127,7 @@ def generalized_jsd(
     return -ops.sum(beta * teacher_term + (1.0 - beta) * student_term, axis=axis)
 
 
-def _log_mixed(log_ratio: Tensor, weight: float) -> Tensor:
+def log_mixed(log_ratio: Tensor, weight: float) -> Tensor:
     """Return `log(1 - weight + weight * exp(log_ratio))`.
 
     Results near 0 keep their relative precision, also for weights near 0, so that the

@@ -1,6 +1,6 @@
 """The losses of a model's outputs, one loss for each."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,13 +68,12 @@ class PerOutputLoss:
     @property
     def state(self) -> list[keras.Variable]:
         """The variables that the losses read, each once."""
-        found = [
-            variable
-            for loss in tree.flatten(self._losses)
-            if isinstance(loss, DistillationLoss)
-            for variable in loss.state
-        ]
-        return list({id(variable): variable for variable in found}.values())
+        return self._variables(lambda loss: loss.state)
+
+    @property
+    def trains(self) -> list[keras.Variable]:
+        """The weights of the student that the losses compute with, each once."""
+        return self._variables(lambda loss: loss.trains)
 
     @property
     def values(self) -> list[Value]:
@@ -89,6 +88,14 @@ class PerOutputLoss:
             tempering = loss.tempering if isinstance(loss, DistillationLoss) else None
             if tempering is not None and tempering.scheduled:
                 yield loss, tempering
+
+    def _variables(
+        self, of_loss: Callable[[DistillationLoss], Sequence[keras.Variable]]
+    ) -> list[keras.Variable]:
+        losses = tree.flatten(self._losses)
+        ours = [loss for loss in losses if isinstance(loss, DistillationLoss)]
+        found = [variable for loss in ours for variable in of_loss(loss)]
+        return list({id(variable): variable for variable in found}.values())
 
     def _by_path(self, student_output: Nested) -> dict[Path, keras.losses.Loss]:
         losses = self._losses

@@ -1,11 +1,12 @@
 """Losses between tempered softmax distributions of teacher and student."""
 
+from abc import abstractmethod
 from typing import Any
 
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill.losses import checks, divergences
+from keras_distill.losses import checks, divergences, gradients
 from keras_distill.losses.base import TemperedLoss
 from keras_distill.types import Tensor
 
@@ -21,8 +22,32 @@ class SoftmaxLoss(TemperedLoss):
         return super().compare(teacher_logits, student_logits)
 
 
+class SoftmaxDivergence(SoftmaxLoss):
+    """A tempered divergence with a gradient in closed form.
+
+    `keras_distill.losses.vocabulary` reads the gradient. Elsewhere, `divergence` is
+    differentiated.
+    """
+
+    @abstractmethod
+    def gradient(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the gradient of `divergence` in the student's logits.
+
+        Args:
+            teacher_logits: As in `divergence`.
+            student_logits: Of the same shape.
+            temperature: A scalar tensor.
+
+        Returns:
+            A tensor of the logits' shape, of which each row is the gradient of the
+            value of that row.
+        """
+
+
 @_register
-class SoftTargets(SoftmaxLoss):
+class SoftTargets(SoftmaxDivergence):
     r"""Cross-entropy of the student under the teacher's soft targets.
 
     `T**2 * -sum(p * log(q))`, `p = softmax(t / T)`, `q = softmax(s / T)`. It has the
@@ -61,9 +86,17 @@ class SoftTargets(SoftmaxLoss):
             teacher_logits, student_logits, temperature, self.axis
         )
 
+    def gradient(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the gradient in the student's logits."""
+        return gradients.forward_kl(
+            teacher_logits, student_logits, temperature, self.axis
+        )
+
 
 @_register
-class ForwardKL(SoftmaxLoss):
+class ForwardKL(SoftmaxDivergence):
     r"""Forward KL divergence, KL(teacher || student).
 
     It is large where the student gives little probability to a class that the teacher
@@ -102,9 +135,17 @@ class ForwardKL(SoftmaxLoss):
             teacher_logits, student_logits, temperature, self.axis
         )
 
+    def gradient(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the gradient in the student's logits."""
+        return gradients.forward_kl(
+            teacher_logits, student_logits, temperature, self.axis
+        )
+
 
 @_register
-class ReverseKL(SoftmaxLoss):
+class ReverseKL(SoftmaxDivergence):
     r"""Reverse KL divergence, KL(student || teacher).
 
     It is large where the student gives probability to a class that the teacher
@@ -143,9 +184,17 @@ class ReverseKL(SoftmaxLoss):
             teacher_logits, student_logits, temperature, self.axis
         )
 
+    def gradient(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the gradient in the student's logits."""
+        return gradients.reverse_kl(
+            teacher_logits, student_logits, temperature, self.axis
+        )
+
 
 @_register
-class GeneralizedJSD(SoftmaxLoss):
+class GeneralizedJSD(SoftmaxDivergence):
     r"""Generalised Jensen-Shannon divergence between forward and reverse KL.
 
     `T**2 * (beta * KL(p || m) + (1 - beta) * KL(q || m))` with
@@ -214,9 +263,22 @@ class GeneralizedJSD(SoftmaxLoss):
         values = divergences.generalized_jsd(
             teacher_logits, student_logits, temperature, self.axis, beta=self.beta
         )
-        if self.normalize and 0.0 < self.beta < 1.0:
-            values = values / (self.beta * (1.0 - self.beta))
-        return values
+        return values / self._divisor
+
+    def gradient(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the gradient in the student's logits."""
+        gradient = gradients.generalized_jsd(
+            teacher_logits, student_logits, temperature, self.axis, beta=self.beta
+        )
+        return gradient / self._divisor
+
+    @property
+    def _divisor(self) -> float:
+        """What the divergence is divided by; 1 where it is a KL divergence."""
+        inside = self.normalize and 0.0 < self.beta < 1.0
+        return self.beta * (1.0 - self.beta) if inside else 1.0
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -224,7 +286,7 @@ class GeneralizedJSD(SoftmaxLoss):
 
 
 @_register
-class Jeffreys(SoftmaxLoss):
+class Jeffreys(SoftmaxDivergence):
     r"""Jeffreys divergence: forward plus reverse KL.
 
     `T**2 * (KL(p || q) + KL(q || p))`, `p = softmax(t / T)`, `q = softmax(s / T)`.
@@ -261,9 +323,17 @@ class Jeffreys(SoftmaxLoss):
             teacher_logits, student_logits, temperature, self.axis
         )
 
+    def gradient(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the gradient in the student's logits."""
+        return gradients.jeffreys(
+            teacher_logits, student_logits, temperature, self.axis
+        )
+
 
 @_register
-class TotalVariation(SoftmaxLoss):
+class TotalVariation(SoftmaxDivergence):
     r"""Total variation distance between tempered distributions.
 
     `1/2 * sum(|p - q|)`, `p = softmax(t / T)`, `q = softmax(s / T)`. It is in [0, 1]
@@ -300,5 +370,13 @@ class TotalVariation(SoftmaxLoss):
     ) -> Tensor:
         """Return the distance per example."""
         return divergences.total_variation(
+            teacher_logits, student_logits, temperature, self.axis
+        )
+
+    def gradient(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Return the gradient in the student's logits."""
+        return gradients.total_variation(
             teacher_logits, student_logits, temperature, self.axis
         )

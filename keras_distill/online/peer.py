@@ -13,6 +13,7 @@ from keras_distill.inputs import select
 from keras_distill.labels import LabelledModel, LabelMask, OwnLoss, log_loss
 from keras_distill.losses.calling import check_scope_names
 from keras_distill.objective import Objective
+from keras_distill.setup import check_trained
 from keras_distill.teachers.base import Lesson
 from keras_distill.types import Nested, Tensor
 from keras_distill.values import Value
@@ -77,6 +78,7 @@ class Peer(LabelledModel):
             output_names=self.output_names,
             has_labels=True,
         )
+        check_trained(self.objective, model)
 
     @property
     def output_names(self) -> Sequence[str] | None:
