@@ -1,5 +1,6 @@
 """Rows that one model drafts and another checks, a block of tokens at a time."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -12,12 +13,16 @@ from keras_distill.types import Nested, Tensor
 # Where a token of a completion comes from.
 DRAFTED, REPLACED, ADDED = 1, 2, 3
 
+# Uniform numbers that a token uses: two for its draft, three for its check.
+NUMBERS = 5
+
 
 class Check(Protocol):
     """What the checking model does with drafted tokens."""
 
-    # Whether it adds a token of its own to a block in which it has kept every token.
-    adds: bool
+    @property
+    def adds(self) -> bool:
+        """Whether it adds a token to a block in which it has kept every token."""
 
     def keeps(
         self, tokens: Tensor, drafter: Tensor, checker: Tensor, numbers: Tensor
@@ -63,19 +68,9 @@ class Written(NamedTuple):
     calls: Tensor
 
 
-def written_in_blocks(
-    drafter: Decoder,
-    checker: Decoder,
-    begun: Rows,
-    *,
-    draw: Callable[[Tensor, Tensor], Tensor],
-    check: Check,
-    block: int,
-    end_token: int | None,
-    vocabulary: int,
-    numbers: Tensor,
-) -> Written:
-    """Return the rows after one model has drafted them and another checked them.
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Writes rows that one model drafts and another checks, block by block.
 
     All rows are drafted from the same position, the first that isn't decided in one of
     them. Rows that are further keep their tokens. So both caches are written at one
@@ -84,121 +79,134 @@ def written_in_blocks(
     Args:
         drafter: The model that drafts.
         checker: The model that checks.
-        begun: The rows that begin with the prompts.
-        draw: Returns a drafted token for logits `(batch, vocabulary)` and two uniform
-            numbers.
         check: What the checker keeps and writes.
+        draw: Returns drafted tokens for logits `(batch, vocabulary)` and two uniform
+            numbers.
         block: The number of tokens in a draft, at most that of a completion.
         end_token: The token that ends a completion, or None.
         vocabulary: The size of the vocabulary.
-        numbers: Uniform numbers of shape `(batch, length, 5)`: two for a draft, and
-            three for its check.
+        numbers: Uniform numbers of shape `(batch, length, NUMBERS)`: two for a draft,
+            and three for its check.
     """
-    batch, length = ops.shape(begun.tokens)
-    positions = ops.arange(length, dtype="int32")[None]
-    width = block + int(check.adds)
 
-    def drafted(start: Tensor, rows: Written, cache: Nested) -> Nested:
-        def going_on(count: Tensor, tokens: Tensor, logits: Tensor, _: Any) -> Tensor:
-            return count < width
+    drafter: Decoder
+    checker: Decoder
+    check: Check
+    draw: Callable[[Tensor, Tensor], Tensor]
+    block: int
+    end_token: int | None
+    vocabulary: int
+    numbers: Tensor
 
-        def step(count: Tensor, tokens: Tensor, logits: Tensor, cache: Any) -> Nested:
-            index = start + count
-            read, cache = drafter.logits(tokens, cache, index - 1, 1)
-            # The last call only fills the cache where the checker may add a token.
-            number = ops.take(numbers, ops.minimum(index, length - 1), axis=1)
-            token = draw(read[:, 0], number[:, :2])
-            here = (positions == index) & (rows.known[:, None] <= positions)
-            here = here & (positions < rows.limits[:, None]) & (count < block)
-            tokens = ops.where(here, token[:, None], tokens)
-            read = ops.cast(read, "float32")
-            return (
-                count + 1,
-                tokens,
-                ops.slice_update(logits, [0, count, 0], read),
-                cache,
-            )
-
-        logits = ops.zeros((batch, width, vocabulary), "float32")
-        zero = ops.zeros((), "int32")
-        state = (zero, rows.tokens, logits, cache)
-        return ops.while_loop(going_on, step, state)[1:]
-
-    def step(rows: Written, of_drafter: Nested, of_checker: Nested) -> Nested:
-        first = ops.min(ops.where(rows.known < rows.limits, rows.known, length))
-        start = ops.minimum(first, length - block)
-        tokens, logits, of_drafter = drafted(start, rows, of_drafter)
-        checked, of_checker = checker.logits(tokens, of_checker, start - 1, width)
-        rows = _checked(
-            rows._replace(tokens=tokens, calls=rows.calls + 1),
-            start,
-            (logits, ops.cast(checked, "float32")),
-            check,
-            block,
-            numbers[..., 2:],
+    def write(self, begun: Rows) -> Written:
+        """Return finished rows that begin with the prompts."""
+        rows = Written(
+            begun.begins,
+            begun.limits,
+            begun.tokens,
+            ops.zeros_like(begun.tokens),
+            ops.zeros((), "int32"),
         )
-        return rows, of_drafter, of_checker
+        state = rows, self.drafter.start(rows.tokens), self.checker.start(rows.tokens)
+        written: Written
+        written, *_ = ops.while_loop(
+            lambda rows, *_: ops.any(rows.known < rows.limits), self._step, state
+        )
+        return written
 
-    def checked(rows: Written, *caches: Nested) -> Nested:
-        before = rows.known
-        rows, *caches = step(rows, *caches)
-        if end_token is not None:
-            found = (before[:, None] <= positions) & (positions < rows.known[:, None])
-            found = found & (rows.tokens == end_token)
-            ends = ops.where(found, positions + 1, length)
-            rows = rows._replace(limits=ops.minimum(rows.limits, ops.min(ends, axis=1)))
-        return (rows, *caches)
+    @property
+    def _width(self) -> int:
+        """The number of calls of the drafter, and of positions that are checked."""
+        # A token that the checker may add needs a cache that has read the whole draft.
+        return self.block + int(self.check.adds)
 
-    state = Written(
-        begun.begins,
-        begun.limits,
-        begun.tokens,
-        ops.zeros_like(begun.tokens),
-        ops.zeros((), "int32"),
-    )
-    caches = drafter.start(begun.tokens), checker.start(begun.tokens)
-    return ops.while_loop(
-        lambda rows, *_: ops.any(rows.known < rows.limits), checked, (state, *caches)
-    )[0]
+    def _step(self, rows: Written, of_drafter: Nested, of_checker: Nested) -> Nested:
+        length = ops.shape(rows.tokens)[1]
+        first = ops.min(ops.where(rows.known < rows.limits, rows.known, length))
+        start = ops.minimum(first, length - self.block)
+        tokens, drafts, of_drafter = self._drafted(start, rows, of_drafter)
+        checks, of_checker = self.checker.logits(
+            tokens, of_checker, start - 1, self._width
+        )
+        rows = rows._replace(tokens=tokens, calls=rows.calls + 1)
+        checked = self._checked(rows, start, drafts, ops.cast(checks, "float32"))
+        return self._ended(rows, checked), of_drafter, of_checker
+
+    def _drafted(self, start: Tensor, rows: Written, cache: Nested) -> Nested:
+        """Return tokens with a draft, the drafter's logits of it, and its cache."""
+        batch, length = ops.shape(rows.tokens)
+        positions = ops.arange(length, dtype="int32")[None]
+
+        def step(count: Tensor, tokens: Tensor, drafts: Tensor, cache: Any) -> Nested:
+            index = start + count
+            logits, cache = self.drafter.logits(tokens, cache, index - 1, 1)
+            number = ops.take(self.numbers, ops.minimum(index, length - 1), axis=1)
+            token = self.draw(logits[:, 0], number[:, :2])
+            here = (positions == index) & (count < self.block) & _open(rows, positions)
+            tokens = ops.where(here, token[:, None], tokens)
+            logits = ops.cast(logits, "float32")
+            drafts = ops.slice_update(drafts, [0, count, 0], logits)
+            return count + 1, tokens, drafts, cache
+
+        drafts = ops.zeros((batch, self._width, self.vocabulary), "float32")
+        state = ops.zeros((), "int32"), rows.tokens, drafts, cache
+        _, *drafted = ops.while_loop(lambda count, *_: count < self._width, step, state)
+        return drafted
+
+    def _checked(
+        self, rows: Written, start: Tensor, drafts: Tensor, checks: Tensor
+    ) -> Written:
+        """Return rows in which the draft from `start` on is checked."""
+        batch, length = ops.shape(rows.tokens)
+        block, numbers = self.block, self.numbers[..., 2:]
+        keeps = self.check.keeps(
+            ops.slice(rows.tokens, [0, start], [batch, block]),
+            drafts[:, :block],
+            checks[:, :block],
+            ops.slice(numbers, [0, start, 0], [batch, block, numbers.shape[-1]]),
+        )
+        is_draft = _open(rows, start + ops.arange(block, dtype="int32")[None])
+        kept = ops.cumprod(ops.cast(keeps | ~is_draft, "int32"), axis=1)
+        end = start + ops.sum(kept, axis=1)
+        is_replaced = end < start + block
+        writes = (rows.known <= end) & (end < rows.limits)
+        if not self.check.adds:
+            writes = writes & is_replaced
+        token = self.check.replaces(
+            # Rows where nothing is written may read any position.
+            _at(drafts, ops.minimum(end - start, self._width - 1)),
+            _at(checks, ops.minimum(end - start, self._width - 1)),
+            is_replaced,
+            _at(numbers, ops.minimum(end, length - 1)),
+        )
+        positions = ops.arange(length, dtype="int32")[None]
+        here = writes[:, None] & (positions == end[:, None])
+        known = ops.maximum(rows.known, end + ops.cast(writes, "int32"))
+        decided = _open(rows, positions) & (positions < known[:, None])
+        own = ops.where(here, ops.where(is_replaced, REPLACED, ADDED)[:, None], DRAFTED)
+        return rows._replace(
+            known=known,
+            tokens=ops.where(here, token[:, None], rows.tokens),
+            origins=ops.where(decided, own, rows.origins),
+        )
+
+    def _ended(self, before: Written, rows: Written) -> Written:
+        """Return rows that end at an end token that has been decided since `before`."""
+        if self.end_token is None:
+            return rows
+        length = ops.shape(rows.tokens)[1]
+        positions = ops.arange(length, dtype="int32")[None]
+        decided = _open(before, positions) & (positions < rows.known[:, None])
+        ends = decided & (rows.tokens == self.end_token)
+        first = ops.min(ops.where(ends, positions + 1, length), axis=1)
+        return rows._replace(limits=ops.minimum(rows.limits, first))
 
 
-def _checked(
-    rows: Written,
-    start: Tensor,
-    logits: tuple[Tensor, Tensor],
-    check: Check,
-    block: int,
-    numbers: Tensor,
-) -> Written:
-    """Return rows after the check of the block that begins at `start`."""
-    batch, length = ops.shape(rows.tokens)
-    positions = ops.arange(length, dtype="int32")[None]
-    of_block = start + ops.arange(block, dtype="int32")[None]
-    drafts = ops.slice(rows.tokens, [0, start], [batch, block])
-    keeps = check.keeps(
-        drafts,
-        logits[0][:, :block],
-        logits[1][:, :block],
-        ops.slice(numbers, [0, start, 0], [batch, block, 3]),
-    )
-    is_draft = (rows.known[:, None] <= of_block) & (of_block < rows.limits[:, None])
-    kept = ops.cumprod(ops.cast(keeps | ~is_draft, "int32"), axis=1)
-    end = start + ops.sum(kept, axis=1)
-    written = (rows.known <= end) & (end < rows.limits)
-    if not check.adds:
-        written = written & (end < start + block)
-    # Where nothing is written, any position will do.
-    last = ops.shape(logits[1])[1] - 1
-    place = ops.minimum(end - start, last)[:, None, None]
-    at_end = [ops.take_along_axis(part, place, axis=1)[:, 0] for part in logits]
-    number = ops.minimum(end, length - 1)[:, None, None]
-    number = ops.take_along_axis(numbers, number, axis=1)[:, 0]
-    token = check.replaces(*at_end, end < start + block, number)
-    here = written[:, None] & (positions == end[:, None])
-    known = ops.maximum(rows.known, end + ops.cast(written, "int32"))
-    decided = (rows.known[:, None] <= positions) & (positions < known[:, None])
-    decided = decided & (positions < rows.limits[:, None])
-    own = ops.where(end < start + block, REPLACED, ADDED)[:, None]
-    origins = ops.where(decided, ops.where(here, own, DRAFTED), rows.origins)
-    tokens = ops.where(here, token[:, None], rows.tokens)
-    return rows._replace(known=known, tokens=tokens, origins=origins)
+def _open(rows: Written, positions: Tensor) -> Tensor:
+    """Return True at positions of shape `(1, any)` that are to be decided."""
+    return (rows.known[:, None] <= positions) & (positions < rows.limits[:, None])
+
+
+def _at(x: Tensor, places: Tensor) -> Tensor:
+    """Return the part `(batch, any)` of a tensor `(batch, time, any)` at a place."""
+    return ops.take_along_axis(x, places[:, None, None], axis=1)[:, 0]

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_distill.sequence.blocks import DRAFTED, REPLACED, Check, written_in_blocks
+from keras_distill.sequence.blocks import DRAFTED, NUMBERS, REPLACED, Blocks
 from keras_distill.sequence.cached import decoder_of
 from keras_distill.sequence.compiled import run
 from keras_distill.sequence.models import check_same_vocabulary, vocabulary_size
-from keras_distill.sequence.rows import checked_prompts, completed, rows
+from keras_distill.sequence.rows import checked_prompts, rows
 from keras_distill.sequence.sampling import Sampling, check_count, choose, uniform
 from keras_distill.types import Nested, Tensor
 
@@ -157,8 +157,8 @@ def propose_and_check(
         >>> prompts = np.array([[3, 1, 4], [0, 0, 2]])  # 0 is padding
         >>> proposed = propose_and_check(
         ...     model(4), model(8), prompts, max_new_tokens=6, teacher_top_k=2)
-        >>> proposed.is_replaced.shape
-        TensorShape([2, 9])
+        >>> proposed.is_replaced.shape == (2, 9)
+        True
 
     Reference:
         Xu et al. 2024, "Speculative Knowledge Distillation",
@@ -269,7 +269,7 @@ def _in_blocks(
     models: tuple[keras.Model, keras.Model],
     prompts: Any,
     mask: Any,
-    check: Check,
+    check: _TopK | _Lossless,
     sampling: Sampling,
     options: tuple[int, int, int | None, int, bool],
     seed: int | keras.random.SeedGenerator | None,
@@ -286,14 +286,14 @@ def _in_blocks(
         end_token=end_token,
         padding_token=padding_token,
     )
-    numbers = uniform(prompts, max_new_tokens, 5, seed)
+    numbers = uniform(prompts, max_new_tokens, NUMBERS, seed)
     return run(_written, models, (check, sampling, *options), prompts, numbers, *masks)
 
 
 def _written(
     drafter: Any,
     checker: Any,
-    check: Check,
+    check: _TopK | _Lossless,
     sampling: Sampling,
     max_new_tokens: int,
     block: int,
@@ -308,18 +308,18 @@ def _written(
     begun = rows(
         prompts, mask, max_new_tokens=max_new_tokens, padding_token=padding_token
     )
-    found = written_in_blocks(
+    blocks = Blocks(
         decoder_of(drafter, use_cache),
         decoder_of(checker, use_cache),
-        begun,
+        check,
         draw=sampling.choose,
-        check=check,
         block=min(block, max_new_tokens),
         end_token=end_token,
         vocabulary=vocabulary_size(drafter),
         numbers=numbers,
     )
-    completion = completed(begun, found.limits)
+    found = blocks.write(begun)
+    completion = begun.completed(found.limits)
     positions = ops.arange(ops.shape(begun.tokens)[1], dtype="int32")[None]
     tokens = ops.where(positions < found.limits[:, None], found.tokens, padding_token)
     return tokens, completion, ops.where(completion, found.origins, 0), found.calls

@@ -128,7 +128,7 @@ def sharpened(model: keras.Model) -> keras.Model:
     for number, weight in enumerate(model.trainable_variables):
         if len(weight.shape) > 1:
             noise = np.random.default_rng(number).normal(size=weight.shape)
-            weight.assign(noise.astype("float32"))
+            weight.assign(2.0 * noise / len(noise) ** 0.5)
     return model
 
 
