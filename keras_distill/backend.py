@@ -594,3 +594,33 @@ def traced(function: Callable[[Nested], Any], specs: Nested) -> Any:
     from keras.src.backend import compute_output_spec
 
     return compute_output_spec(function, specs)
+
+
+def compiled(
+    function: Callable[..., Any], models: Callable[[], Sequence[keras.Model]]
+) -> Callable[..., Any]:
+    """Return a function of tensors that reads the variables of models, compiled.
+
+    Args:
+        function: The function. It must not assign the variables.
+        models: Returns the models, which the compiled function doesn't keep alive.
+    """
+    if is_tensorflow():
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False)
+    if not is_jax():
+        return function
+    import jax
+
+    @jax.jit
+    def stateless(values: list[Tensor], *args: Tensor) -> Any:
+        variables = [v for model in models() for v in model.variables]
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            return function(*args)
+
+    def call(*args: Tensor) -> Any:
+        values = [v.value for model in models() for v in model.variables]
+        return stateless(values, *args)
+
+    return call
