@@ -157,8 +157,12 @@ def accumulated_batches(optimizer: keras.optimizers.Optimizer) -> Tensor:
 
     In the step, on JAX where `on_made_batch` makes the batch.
     """
-    optimizer = _counting(optimizer)
-    return optimizer._iterations % (optimizer.gradient_accumulation_steps or 1)
+    return ops.mod(_counting(optimizer)._iterations, batches_per_update(optimizer))
+
+
+def batches_per_update(optimizer: keras.optimizers.Optimizer) -> int:
+    """Return the number of batches whose gradients an optimiser adds for an update."""
+    return _counting(optimizer).gradient_accumulation_steps or 1
 
 
 def scale_accumulated(optimizer: keras.optimizers.Optimizer, factor: Tensor) -> None:
