@@ -54,6 +54,16 @@ def replicas() -> int:
     return count
 
 
+def sum_over_replicas(x: Tensor) -> Tensor:
+    """Return the sum of a number over the devices that share a batch."""
+    if replicas() == 1 or in_cross_replica_context():
+        return x
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
 def is_traced(x: Any) -> bool:
     """Return whether a tensor has no values yet, as while a step is compiled."""
     if is_tensorflow():
@@ -142,6 +152,29 @@ def updates(
     return (keras.ops.add(batches, 0) - batches_ago) // steps
 
 
+def accumulated_batches(optimizer: keras.optimizers.Optimizer) -> Tensor:
+    """Return how many batches' gradients an optimiser has added for its next update.
+
+    In the step, on JAX where `on_made_batch` makes the batch.
+    """
+    return ops.mod(_counting(optimizer)._iterations, batches_per_update(optimizer))
+
+
+def batches_per_update(optimizer: keras.optimizers.Optimizer) -> int:
+    """Return the number of batches whose gradients an optimiser adds for an update."""
+    return _counting(optimizer).gradient_accumulation_steps or 1
+
+
+def scale_accumulated(optimizer: keras.optimizers.Optimizer, factor: Tensor) -> None:
+    """Multiply the gradients that an optimiser has added for its next update.
+
+    In the step, on JAX where `on_made_batch` makes the batch.
+    """
+    for gradient in _counting(optimizer)._accumulated_gradients:
+        if gradient is not None:
+            gradient.assign(gradient * ops.cast(factor, gradient.dtype))
+
+
 def batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
     """Return the number of batches that an optimiser was given, between two steps."""
     return int(keras.ops.convert_to_numpy(_counting(optimizer)._iterations))
@@ -157,6 +190,39 @@ def count(batches: keras.Variable) -> None:
     """Count a batch in the step that runs, where `updates` reads the count."""
     if is_jax():
         batches.assign(keras.ops.add(batches, 1))
+
+
+def on_made_batch(
+    step: Callable[..., Any], model: keras.Model, make: Callable[[Any], Any], *args: Any
+) -> Any:
+    """Return what a step of Keras' trainer returns on a batch made of its data.
+
+    No gradient passes through the making.
+
+    Args:
+        step: `train_step` or `test_step` of `keras.Model`.
+        model: The model whose step it is.
+        make: Returns the batch for the data. It reads and assigns variables of the
+            model and, in training, of its optimiser.
+        *args: The arguments of the step: on JAX, the state and the data; elsewhere the
+            data.
+    """
+    if not is_jax():
+        return step(make(*args))
+    state, data = args
+    variables = [model.trainable_variables, model.non_trainable_variables]
+    if len(state) == 4:
+        variables.append(model.optimizer.variables)
+    variables.append(model.metrics_variables)
+    pairs = [
+        pair
+        for of_kind, values in zip(variables, state, strict=True)
+        for pair in zip(of_kind, values, strict=True)
+    ]
+    with keras.StatelessScope(state_mapping=pairs) as scope:
+        batch = make(data)
+    state = tuple([scope.get_current_value(v) for v in kind] for kind in variables)
+    return step(state, batch)
 
 
 def after_update(result: Any, model: keras.Model, action: Callable[[], None]) -> Any:

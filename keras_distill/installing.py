@@ -1,4 +1,4 @@
-"""How the package's optional dependencies are installed, for errors, help and docs."""
+"""Commands that install optional dependencies, for errors, help and docs."""
 
 
 def advice(extra: str) -> str:

@@ -1,4 +1,4 @@
-"""What `Distiller.compile` sets up beside what Keras does."""
+"""The parts of a distiller that `compile` makes beside Keras' own."""
 
 import warnings
 from collections.abc import Mapping, Sequence

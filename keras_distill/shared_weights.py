@@ -1,4 +1,4 @@
-"""What two models hold in common."""
+"""Searches for weights that two models share."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the demo measures on the test images, and what it makes of several seeds."""
+"""The demo's measurements on the test images, as means over several seeds."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

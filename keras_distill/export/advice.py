@@ -1,4 +1,4 @@
-"""What to do about a model that a format can't hold, by the cause."""
+"""Advice, by the cause, on a model that a format can't hold."""
 
 import re
 from collections.abc import Iterator, Sequence

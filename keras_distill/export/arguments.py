@@ -1,4 +1,4 @@
-"""What callers of `export` may ask for, and what they get where they don't say."""
+"""The arguments of `export`: their checks and their defaults."""
 
 import dataclasses
 import json

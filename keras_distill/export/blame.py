@@ -1,4 +1,4 @@
-"""Which layers a format can't hold, and what to do about them."""
+"""The search for the layers that a format can't hold, with advice for each."""
 
 import re
 from collections.abc import Iterable, Sequence

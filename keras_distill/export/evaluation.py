@@ -1,4 +1,4 @@
-"""What an artefact is worth on data that nobody trained on."""
+"""Metrics of artefacts and of their model on held-out data."""
 
 import copy
 import dataclasses

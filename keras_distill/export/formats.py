@@ -1,4 +1,4 @@
-"""What a format is: file names, a writer and the runtime that reads it back."""
+"""The formats of artefacts: file names, a writer, and the runtime that reads it."""
 
 import importlib.util
 import re

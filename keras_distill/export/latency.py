@@ -1,4 +1,4 @@
-"""How fast an export answers, artefact by artefact, beside the Keras model."""
+"""Latencies of an export's artefacts, measured beside the Keras model's."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Where a traced model looks for infinities or NaN among its inputs."""
+"""The operations of a traced model that test inputs for infinities or NaN."""
 
 from dataclasses import dataclass
 from typing import Any

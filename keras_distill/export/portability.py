@@ -1,4 +1,4 @@
-"""Where formats end: the preprocessing layers whose operators they lack."""
+"""The preprocessing layers that a format can't hold, for lack of operators."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

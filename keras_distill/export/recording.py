@@ -1,4 +1,4 @@
-"""Which layer or operation of a model makes which node of its graph."""
+"""Records of the layer or operation that made each node of a graph."""
 
 import functools
 import threading

@@ -1,4 +1,4 @@
-"""How far a model's outputs are settled by its weights' own precision."""
+"""The tolerance for outputs that the precision of a model's weights asks for."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -41,7 +41,7 @@ def logits_of(
     """
     length = tokens.shape[1]
     check_length(model, length)
-    fixed = _declared_length(model)
+    fixed = declared_length(model)
     if fixed is not None and length is not None and length < fixed:
         room = [[0, 0], [0, fixed - length]]
         tokens = ops.pad(tokens, room)
@@ -89,7 +89,7 @@ def context_length(model: Any) -> int | None:
     """
     holders = (model, getattr(model, "backbone", None))
     declared = [getattr(holder, "max_sequence_length", None) for holder in holders]
-    known = [length for length in [*declared, _declared_length(model)] if length]
+    known = [length for length in [*declared, declared_length(model)] if length]
     return min(known, default=None)
 
 
@@ -117,7 +117,7 @@ def check_same_vocabulary(student: Any, teacher: Any) -> None:
         )
 
 
-def _declared_length(model: Any) -> int | None:
+def declared_length(model: Any) -> int | None:
     """Return the time dimension of a model's first input, None if it may vary."""
     declared = getattr(model, "inputs", None)
     if not declared or len(declared[0].shape) < 2:

@@ -52,23 +52,49 @@ def rows(
         padding_token: The token of padding.
     """
     prompts = ops.cast(prompts, "int32")
-    if mask is None:
-        is_token = ops.cast(prompts != padding_token, "int32")
-        after_first = ops.cumsum(is_token, axis=1) > 0
-        before_last = ops.flip(ops.cumsum(ops.flip(is_token, 1), axis=1), 1) > 0
-        mask = ops.logical_and(after_first, before_last)
+    mask = token_mask(prompts, padding_token) if mask is None else mask
+    compacted, lengths = compact(prompts, mask, padding_token)
+    room = [[0, 0], [0, max_new_tokens]]
+    tokens = ops.pad(compacted, room, constant_values=padding_token)
+    limits = ops.where(lengths > 0, lengths + max_new_tokens, 0)
+    return Rows(tokens, lengths, limits)
+
+
+def token_mask(tokens: Tensor, padding_token: int) -> Tensor:
+    """Return False at the padding at both ends of rows, and True between them."""
+    is_token = ops.cast(ops.not_equal(tokens, padding_token), "int32")
+    after_first = ops.cumsum(is_token, axis=1) > 0
+    before_last = ops.flip(ops.cumsum(ops.flip(is_token, 1), axis=1), 1) > 0
+    return ops.logical_and(after_first, before_last)
+
+
+def compact(
+    tokens: Tensor, mask: Tensor, padding_token: int, *others: Tensor
+) -> tuple[Tensor, ...]:
+    """Return rows without the tokens where a mask is False, padded at the right.
+
+    Args:
+        tokens: Token ids of shape `(batch, time)`.
+        mask: True at the tokens that are kept.
+        padding_token: The token of padding.
+        *others: Masks of the same shape, which are True at some of the tokens.
+
+    Returns:
+        The tokens, the number of them in each row, and the other masks.
+    """
     mask = ops.cast(mask, "bool")
-    time = ops.shape(prompts)[1]
+    time = ops.shape(tokens)[1]
     # The positions differ, so that no sort changes the order of equal ones.
     positions = ops.arange(time, dtype="int32")[None]
     order = ops.argsort(ops.where(mask, positions, positions + time), axis=1)
     lengths = ops.sum(ops.cast(mask, "int32"), axis=1)
-    compact = ops.take_along_axis(prompts, order, axis=1)
-    compact = ops.where(positions < lengths[:, None], compact, padding_token)
-    room = [[0, 0], [0, max_new_tokens]]
-    tokens = ops.pad(compact, room, constant_values=padding_token)
-    limits = ops.where(lengths > 0, lengths + max_new_tokens, 0)
-    return Rows(tokens, lengths, limits)
+    kept = positions < lengths[:, None]
+    moved = ops.take_along_axis(tokens, order, axis=1)
+    masks = [
+        ops.logical_and(kept, ops.take_along_axis(other, order, axis=1))
+        for other in others
+    ]
+    return ops.where(kept, moved, padding_token), lengths, *masks
 
 
 def checked_prompts(

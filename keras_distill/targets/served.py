@@ -1,4 +1,4 @@
-"""What a server declares of a model, and whether batches fit it."""
+"""The outputs and inputs that a server declares, and checks of batches."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

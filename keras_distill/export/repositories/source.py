@@ -1,4 +1,4 @@
-"""What a repository is made from: an export whose files are as its manifest says."""
+"""The source of a repository: an export whose files match its manifest."""
 
 import os
 from collections.abc import Collection
