@@ -122,7 +122,10 @@ def _written(
         seed=generator,
         **options,
     )
-    tokens, is_completion = (ops.convert_to_numpy(part)[:count] for part in written)
     begins = mask.sum(axis=1, keepdims=True)
     places = begins + np.arange(options["max_new_tokens"])
-    return tuple(np.take_along_axis(x, places, axis=1) for x in (tokens, is_completion))
+    tokens, is_completion = (
+        np.take_along_axis(ops.convert_to_numpy(part)[:count], places, axis=1)
+        for part in written
+    )
+    return tokens, is_completion
