@@ -12,18 +12,17 @@ from keras_distill.batch import Batch
 from keras_distill.building import build_optimizer
 from keras_distill.distiller import Distiller
 from keras_distill.fitting import first_batch
+from keras_distill.inputs import TENSOR
 from keras_distill.sequence.accumulation import TokenAccumulation, steps
 from keras_distill.sequence.token_batch import (
     CONTEXT_LENGTH,
-    MASK,
     OF_TEACHER,
     OTHERS,
-    TOKENS,
     after_context,
 )
 from keras_distill.sequence.token_loss import TokenLoss
 from keras_distill.sequence.token_metrics import TokenMetrics
-from keras_distill.teachers.base import Lesson
+from keras_distill.teachers.base import Lesson, Teacher
 from keras_distill.types import Nested, Tensor
 from keras_distill.values import Value
 
@@ -107,15 +106,13 @@ class TokenStep(Distiller):
     def _ask(self, batch: Batch) -> Lesson:
         """Return the teacher's predictions of the tokens that the student predicts."""
         x, time = batch.inputs, ops.shape(batch.output)[1]
-        batch = batch._replace(
-            inputs=x.get(OF_TEACHER, {key: x[key] for key in x if key not in OTHERS}),
-            withheld=(*batch.withheld, TOKENS, MASK),
-        )
+        seen = x.get(OF_TEACHER, x)
+        if not isinstance(self.teacher, keras.Layer | Teacher):
+            seen = seen[TENSOR]  # A function of token ids.
+        withheld = (*batch.withheld, *OTHERS)
+        lesson = super()._ask(batch._replace(inputs=seen, withheld=withheld))
         if OF_TEACHER not in x:
-            batch = batch._replace(inputs={**batch.inputs, TOKENS: x[TOKENS]})
-            batch.inputs[MASK] = x[MASK]
-            return super()._ask(batch)
-        lesson = super()._ask(batch)
+            return lesson
         targets, members = keras.tree.map_structure(
             lambda output: after_context(output, x[CONTEXT_LENGTH], time),
             (lesson.targets, dict(lesson.members)),
@@ -125,7 +122,8 @@ class TokenStep(Distiller):
     def _compare(self, targets: Nested, batch: Batch) -> set[str]:
         loss = self._setup.config["distillation_loss"]
         outputs = targets, batch.output, batch.sample_weight
-        return self._own.metrics.update(loss, *outputs)
+        names: set[str] = self._own.metrics.update(loss, *outputs)
+        return names
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
