@@ -612,7 +612,9 @@ def compiled(
     if is_tensorflow():
         import tensorflow as tf
 
-        return tf.function(function, autograph=False)
+        graph = tf.function(function, autograph=False)
+        # A call of `graph` would warn of retracing where several models have one.
+        return lambda *args: graph.get_concrete_function(*args)(*args)
     if not is_jax():
         return function
     import jax

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_distill.sequence.cached import decoder_of
 from keras_distill.sequence.compiled import run
-from keras_distill.sequence.rows import Rows, checked_prompts, rows
+from keras_distill.sequence.rows import checked_prompts, rows
 from keras_distill.sequence.sampling import NUMBERS, Sampling, check_count, uniform
 from keras_distill.types import Nested, Tensor
 
@@ -153,12 +153,4 @@ def _written(
 
     state = (begun.first(), begun.tokens, begun.limits, decoder.start(begun.tokens))
     _, tokens, limits, _ = ops.while_loop(unfinished, step, state)
-    return tokens, completed(begun, limits)
-
-
-def completed(begun: Rows, limits: Tensor) -> Tensor:
-    """Return True at the tokens of completions that end before the limits."""
-    positions = ops.arange(ops.shape(begun.tokens)[1], dtype="int32")[None]
-    return ops.logical_and(
-        begun.begins[:, None] <= positions, positions < limits[:, None]
-    )
+    return tokens, begun.completed(limits)

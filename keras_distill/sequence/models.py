@@ -98,7 +98,7 @@ def vocabulary_size(model: Any) -> int:
     outputs = getattr(model, "outputs", None)
     if outputs:
         return int(outputs[0].shape[-1])
-    spec = keras.KerasTensor((1, 1), "int32")
+    spec = keras.KerasTensor((1, 2), "int32")
     return int(backend.traced(lambda tokens: logits_of(model, tokens), spec).shape[-1])
 
 

@@ -32,6 +32,11 @@ class Rows(NamedTuple):
         length = ops.shape(self.tokens)[1]
         return ops.min(ops.where(self.limits > 0, self.begins, length))
 
+    def completed(self, ends: Tensor) -> Tensor:
+        """Return True at the tokens of completions that end before `ends`."""
+        positions = ops.arange(ops.shape(self.tokens)[1], dtype="int32")[None]
+        return (self.begins[:, None] <= positions) & (positions < ends[:, None])
+
 
 def rows(
     prompts: Tensor, mask: Tensor | None, *, max_new_tokens: int, padding_token: int

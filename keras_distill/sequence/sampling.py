@@ -103,7 +103,7 @@ def choose(weights: Tensor, numbers: Tensor) -> Tensor:
 
 def _inverted(weights: Tensor, number: Tensor) -> Tensor:
     sums = ops.cumsum(weights, axis=-1)
-    # Rounding may raise a sum where nothing was added, or make the last not the largest.
+    # Rounding may raise a sum where nothing is added, or lower the last one.
     over = (sums > number[:, None] * sums[:, -1:]) & (weights > 0)
     most = ops.argmax(weights, axis=-1)
     first = ops.argmax(ops.cast(over, "int32"), axis=-1)

@@ -15,7 +15,7 @@ from keras_distill.sequence import OnPolicyDistiller, TokenLoss, generate, logit
 from tests.distiller.models import assert_same_weights, crossentropy
 from tests.losses import reference as of_classes
 from tests.sequence import reference
-from tests.sequence.models import (
+from tests.sequence.texts import (
     COMPLETIONS,
     END,
     PADDING,
