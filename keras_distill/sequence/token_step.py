@@ -1,6 +1,7 @@
 """One step of a distiller of token models, on a batch that the step makes."""
 
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -163,9 +164,11 @@ class TokenStep(Distiller):
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Keras would call the student on prompts, to build losses and metrics.
-        if data_batch is None and iterator is not None and not self._is_built:
-            data = keras.tree.map_structure(_spec, first_batch(iterator))
-            data_batch = backend.traced(self._to_test, data)
+        if not self._is_built:
+            data = first_batch(iterator) if data_batch is None else data_batch
+            x = keras.tree.map_structure(_spec, _prompts(data))
+            make = partial(self.make_batch, training=False)
+            data_batch = backend.traced(make, x)
         super()._symbolic_build(iterator, data_batch)
 
     @property
