@@ -43,7 +43,8 @@ class Block(layers.Layer):
         query, *new = ops.unstack(ops.transpose(parts, (2, 0, 3, 1, 4)))
         if cache is not None:
             start = [0, 0, index, 0]
-            new = [ops.slice_update(*pair) for pair in zip(cache, [start] * 2, new)]
+            pairs = zip(cache, new, strict=True)
+            new = [ops.slice_update(old, start, at) for old, at in pairs]
         key, value = new
         scores = ops.matmul(query, ops.swapaxes(key, -1, -2)) / self.size**0.5
         places = ops.arange(ops.shape(key)[2], dtype="int32")[None]

@@ -56,6 +56,8 @@ class TokenStep(Distiller):
         self._own = SimpleNamespace(
             metrics=TokenMetrics(), accumulation=TokenAccumulation(), values=values
         )
+        # Metrics of the making, by name, which subclasses may add and update.
+        self._own.of_making = {}
         for value in values.values():
             value.read_by(self)
 
@@ -97,7 +99,8 @@ class TokenStep(Distiller):
         losses = super().losses_of_step(x, y, y_pred, sample_weight, training)
         if not training:
             return losses
-        self._log_of_step = {*(self._log_of_step or ()), *self._own.values}
+        own = {*self._own.values, *self._own.of_making}
+        self._log_of_step = (self._log_of_step or set()) | own
         loss = self._accumulated
         if loss is not None:
             weigh = self._own.accumulation.weighed
@@ -135,7 +138,8 @@ class TokenStep(Distiller):
 
     @property
     def _logs(self) -> dict[str, keras.metrics.Metric]:
-        return {**self._own.metrics.metrics, **self._own.values}
+        own = self._own
+        return {**own.metrics.metrics, **own.values, **own.of_making}
 
     @property
     def _logged_names(self) -> set[str]:

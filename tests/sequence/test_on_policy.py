@@ -15,6 +15,7 @@ from keras_distill.sequence import OnPolicyDistiller, TokenLoss, generate, logit
 from tests.distiller.models import assert_same_weights, crossentropy
 from tests.losses import reference as of_classes
 from tests.sequence import reference
+from tests.sequence.models import gpt2, llama, needs_hub
 from tests.sequence.texts import (
     COMPLETIONS,
     END,
@@ -56,8 +57,8 @@ def compiled(distiller: Any, **kwargs: Any) -> Any:
     return distiller
 
 
-def supervised(loss: Any = None, **kwargs: Any) -> kd.Distiller:
-    distiller = kd.Distiller(token_model(0, 4), token_model(1))
+def supervised(student: Any = None, loss: Any = None, **kwargs: Any) -> kd.Distiller:
+    distiller = kd.Distiller(student or token_model(0, 4), token_model(1))
     kwargs = {"distillation_loss": TokenLoss(losses.GeneralizedJSD()), **kwargs}
     return compiled(distiller, **{"alpha": 1.0, **kwargs, "loss": loss})
 
@@ -101,8 +102,13 @@ def test_with_a_label_loss_it_is_supervised_to_the_bit() -> None:
 
 @pytest.mark.parametrize("how", HOW, ids=str)
 def test_a_step_on_what_the_student_writes_by_hand(how: Any) -> None:
-    """It is a step of a `Distiller` on the completions of the same random numbers."""
-    ours, plain = compiled(on_policy(), **how), supervised(**how)
+    """It is a step of a `Distiller` on the completions of the same random numbers.
+
+    Writing neither draws numbers of dropout nor moves statistics of a batch.
+    """
+    students = [token_model(0, 4, noisy=True) for _ in range(2)]
+    ours = compiled(on_policy(students[0]), **how)
+    plain = supervised(students[1], **how)
     for seed in range(2):  # The second step writes with the weights after the first.
         numbers = keras.random.SeedGenerator(5)
         numbers.state.assign([5, seed])
@@ -301,6 +307,20 @@ def test_a_run_is_repeatable_and_resumes(tmp_path: Path) -> None:
     of_models = {"name": None, "student": None}
     assert resumed.get_config() | of_models == stopped.get_config() | of_models
     assert losses_of(build(seed=6), 8) != expected
+
+
+@needs_hub
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_models_of_keras_hub(make: Any) -> None:
+    student, teacher = make(seed=0), make(seed=1)
+    ours = compiled(on_policy(student, teacher, student_fraction=0.5))
+    logs = logged(ours, REFERENCES)
+    assert logs["distillation_loss"] > 0.0 and np.isfinite(logs["loss"])
+    loss = TokenLoss(losses.ForwardKL())
+    compiled(ours, distillation_loss=loss)
+    logs = ours.evaluate(REFERENCES, verbose=0, return_dict=True)
+    expected = expected_loss(teacher, student, ROWS)
+    assert logs["distillation_loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_fit_with_validation_and_a_dataset_of_dicts() -> None:

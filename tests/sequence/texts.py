@@ -21,8 +21,13 @@ ROWS = [
 REFERENCES = {"prompts": PROMPTS, "completions": COMPLETIONS}
 
 
-def token_model(seed: int, units: int = 6, vocabulary: int = VOCABULARY) -> Any:
-    """A causal model that sees four tokens, with logits that differ by their tokens."""
+def token_model(
+    seed: int, units: int = 6, vocabulary: int = VOCABULARY, noisy: bool = False
+) -> Any:
+    """A causal model that sees four tokens, with logits that differ by their tokens.
+
+    Where it is `noisy`, two of its layers act otherwise in training.
+    """
     keras.utils.set_random_seed(seed)
     normal = keras.initializers.RandomNormal(stddev=0.7)
     return keras.Sequential(
@@ -30,6 +35,7 @@ def token_model(seed: int, units: int = 6, vocabulary: int = VOCABULARY) -> Any:
             keras.Input((None,), dtype="int32"),
             layers.Embedding(vocabulary, units, embeddings_initializer=normal),
             layers.Conv1D(units, 4, padding="causal", activation="tanh"),
+            *([layers.Dropout(0.4, seed=3), layers.BatchNormalization()] * noisy),
             layers.Dense(vocabulary, kernel_initializer=normal),
         ],
         name=f"model_{seed}_{units}",
