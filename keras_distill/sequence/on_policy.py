@@ -35,11 +35,12 @@ class OnPolicyDistiller(TokenStep):
     r"""Trains a token model on completions that it writes itself, under a teacher.
 
     A student that is trained on given texts meets prefixes of its own when it writes,
-    which it never saw. Here each step draws `u` from `[0, 1)`. If `u < student_fraction`
-    the student completes the prompts, else the batch's reference completions are
-    taken. Then the step is that of a `Distiller`: both models read the tokens, and
-    `distillation_loss` compares their predictions of each token of the completions.
-    No gradient passes through the sampling. One compiled function does all of it.
+    which it never saw. Here each step draws `u` from `[0, 1)`. If
+    `u < student_fraction`, the student completes the prompts. Otherwise the batch's
+    reference completions are taken. Then the step is that of a `Distiller`: both models
+    read the tokens, and `distillation_loss` compares their predictions of each token of
+    the completions. No gradient passes through the sampling. One compiled function does
+    all of it.
 
     `fit` takes prompts, token ids of shape `(batch, time)`, or a dict:
 

@@ -1,6 +1,7 @@
 """One step of a distiller of token models, on a batch that the step makes."""
 
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,18 +13,17 @@ from keras_distill.batch import Batch
 from keras_distill.building import build_optimizer
 from keras_distill.distiller import Distiller
 from keras_distill.fitting import first_batch
+from keras_distill.inputs import TENSOR
 from keras_distill.sequence.accumulation import TokenAccumulation, steps
 from keras_distill.sequence.token_batch import (
     CONTEXT_LENGTH,
-    MASK,
     OF_TEACHER,
     OTHERS,
-    TOKENS,
     after_context,
 )
 from keras_distill.sequence.token_loss import TokenLoss
 from keras_distill.sequence.token_metrics import TokenMetrics
-from keras_distill.teachers.base import Lesson
+from keras_distill.teachers.base import Lesson, Teacher
 from keras_distill.types import Nested, Tensor
 from keras_distill.values import Value
 
@@ -56,6 +56,8 @@ class TokenStep(Distiller):
         self._own = SimpleNamespace(
             metrics=TokenMetrics(), accumulation=TokenAccumulation(), values=values
         )
+        # Metrics of the making, by name, which subclasses may add and update.
+        self._own.of_making = {}
         for value in values.values():
             value.read_by(self)
 
@@ -97,7 +99,8 @@ class TokenStep(Distiller):
         losses = super().losses_of_step(x, y, y_pred, sample_weight, training)
         if not training:
             return losses
-        self._log_of_step = {*(self._log_of_step or ()), *self._own.values}
+        own = {*self._own.values, *self._own.of_making}
+        self._log_of_step = (self._log_of_step or set()) | own
         loss = self._accumulated
         if loss is not None:
             weigh = self._own.accumulation.weighed
@@ -107,15 +110,13 @@ class TokenStep(Distiller):
     def _ask(self, batch: Batch) -> Lesson:
         """Return the teacher's predictions of the tokens that the student predicts."""
         x, time = batch.inputs, ops.shape(batch.output)[1]
-        batch = batch._replace(
-            inputs=x.get(OF_TEACHER, {key: x[key] for key in x if key not in OTHERS}),
-            withheld=(*batch.withheld, TOKENS, MASK),
-        )
+        seen = x.get(OF_TEACHER, x)
+        if not isinstance(self.teacher, keras.Layer | Teacher):
+            seen = seen[TENSOR]  # A function of token ids.
+        withheld = (*batch.withheld, *OTHERS)
+        lesson = super()._ask(batch._replace(inputs=seen, withheld=withheld))
         if OF_TEACHER not in x:
-            batch = batch._replace(inputs={**batch.inputs, TOKENS: x[TOKENS]})
-            batch.inputs[MASK] = x[MASK]
-            return super()._ask(batch)
-        lesson = super()._ask(batch)
+            return lesson
         targets, members = keras.tree.map_structure(
             lambda output: after_context(output, x[CONTEXT_LENGTH], time),
             (lesson.targets, dict(lesson.members)),
@@ -125,7 +126,8 @@ class TokenStep(Distiller):
     def _compare(self, targets: Nested, batch: Batch) -> set[str]:
         loss = self._setup.config["distillation_loss"]
         outputs = targets, batch.output, batch.sample_weight
-        return self._own.metrics.update(loss, *outputs)
+        names: set[str] = self._own.metrics.update(loss, *outputs)
+        return names
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -136,7 +138,8 @@ class TokenStep(Distiller):
 
     @property
     def _logs(self) -> dict[str, keras.metrics.Metric]:
-        return {**self._own.metrics.metrics, **self._own.values}
+        own = self._own
+        return {**own.metrics.metrics, **own.values, **own.of_making}
 
     @property
     def _logged_names(self) -> set[str]:
@@ -165,9 +168,11 @@ class TokenStep(Distiller):
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Keras would call the student on prompts, to build losses and metrics.
-        if data_batch is None and iterator is not None and not self._is_built:
-            data = keras.tree.map_structure(_spec, first_batch(iterator))
-            data_batch = backend.traced(self._to_test, data)
+        if not self._is_built:
+            data = first_batch(iterator) if data_batch is None else data_batch
+            x = keras.tree.map_structure(_spec, _prompts(data))
+            make = partial(self.make_batch, training=False)
+            data_batch = backend.traced(make, x)
         super()._symbolic_build(iterator, data_batch)
 
     @property
