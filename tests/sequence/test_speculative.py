@@ -42,7 +42,7 @@ def made() -> dict[str, Any]:
             drafter, checker = PAIRS[name](), PAIRS[name]()
             for number, weight in enumerate(drafter.trainable_variables):
                 noise = np.random.default_rng(number).normal(size=weight.shape)
-                weight.assign(weight + 0.15 * noise)
+                weight.assign(weight + 0.05 * noise)
             self[name] = drafter, checker
             return self[name]
 
