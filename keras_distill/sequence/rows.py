@@ -138,13 +138,18 @@ def checked_prompts(
     return ops.cast(prompts, "int32"), masks
 
 
-def _check_ids(prompts: Tensor, size: int) -> None:
+def check_shape(prompts: Tensor) -> None:
+    """Raise ValueError unless prompts are rows of tokens."""
     shape = tuple(prompts.shape)
     if len(shape) != 2 or 0 in shape:
         raise ValueError(
             "`prompts` must have the shape (batch, time), with at least one row and "
             f"one token. Received: prompts of shape {shape}"
         )
+
+
+def _check_ids(prompts: Tensor, size: int) -> None:
+    check_shape(prompts)
     dtype = keras.backend.standardize_dtype(prompts.dtype)
     if "int" not in dtype:
         raise TypeError(

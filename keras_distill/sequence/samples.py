@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill.sequence.generation import generate
-from keras_distill.sequence.rows import token_mask
+from keras_distill.sequence.rows import check_shape, token_mask
 from keras_distill.sequence.sampling import check_count
 
 
@@ -76,6 +76,7 @@ def sample(
     check_count("samples", samples)
     check_count("batch_size", batch_size)
     prompts = np.asarray(prompts)
+    check_shape(prompts)
     if prompt_mask is None:
         prompt_mask = ops.convert_to_numpy(token_mask(prompts, padding_token))
     mask = np.asarray(prompt_mask, "bool")
