@@ -246,7 +246,7 @@ class OnPolicyDistiller(TokenStep):
     def _evaluated_rows(self, texts: Texts) -> Completions:
         if texts.completions is None:
             return self.write(texts.prompts, texts.prompt_mask)
-        length = texts.prompts.shape[1] + texts.completions.shape[1]
+        length = ops.shape(texts.prompts)[1] + ops.shape(texts.completions)[1]
         return token_batch.references(texts, length, self.padding_token)
 
     def _chosen(self, texts: Texts) -> Completions:
@@ -267,8 +267,9 @@ class OnPolicyDistiller(TokenStep):
         # a branch of a condition, JAX couldn't update the state of the random numbers.
         mask = ops.logical_and(texts.prompt_mask, writes)
         written = self.write(texts.prompts, mask)
-        room = max(self.max_new_tokens, texts.completions.shape[1])
-        length = texts.prompts.shape[1] + room
+        room = ops.shape(texts.completions)[1]  # A tensor where it isn't known.
+        largest = max if isinstance(room, int) else ops.maximum
+        length = ops.shape(texts.prompts)[1] + largest(self.max_new_tokens, room)
         written = token_batch.padded(written, length, self.padding_token)
         given = token_batch.references(texts, length, self.padding_token)
         return Completions(

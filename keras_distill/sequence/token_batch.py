@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_distill.inputs import TENSOR
+from keras_distill.losses.checks import may_have_shape
 from keras_distill.sequence.generation import Completions
 from keras_distill.sequence.rows import compact, token_mask
 from keras_distill.types import Nested, Tensor
@@ -53,34 +54,25 @@ def read(
         ValueError: If `x` isn't so, or lacks what is needed.
     """
     x = x if isinstance(x, Mapping) else {"prompts": x}
-    known = ["prompts", "completions", *([context] if context else [])]
     masks = {"prompts": "prompt_mask", "completions": "completion_mask"}
-    masks |= {context: f"{context}_mask"} if context else {}
-    wrong = set(x) - {*known, *masks.values()}
-    lacks = {"prompts", *([context] if context else [])} - set(x)
-    lacks |= {name for name in known if masks[name] in x and name not in x}
-    if wrong or lacks:
-        raise ValueError(
-            "`x` must be prompts, token ids of shape (batch, time), or a dict with the "
-            f"keys {known}, of which 'completions' may be left out, and their masks, "
-            f"{list(masks.values())}. Received: keys {sorted(x)}"
-        )
-    found: dict[str, Tensor] = {}
-    for name, field in zip(known, ("prompt", "completion", "context"), strict=False):
-        if name not in x:
-            continue
+    if context is not None:
+        masks[context] = f"{context}_mask"
+    _check_keys(x, masks, needed=set(masks) - {"completions"})
+
+    def found(name: str | None) -> tuple[Tensor | None, Tensor | None]:
+        if name is None or name not in x:
+            return None, None
         tokens = _ids(name, x[name])
-        mask = x.get(masks[name])
-        if mask is None:
-            mask = token_mask(tokens, padding_token)
-            if name == "completions" and end_token == padding_token:
-                mask = _with_next(mask)
-        mask = ops.cast(mask, "bool")
-        if name == "completions" and end_token is not None:
-            mask = _until(tokens, mask, end_token)
-        found[field if name == context else name] = tokens
-        found[f"{field}_mask"] = mask
-    return Texts(**found)
+        if masks[name] not in x:
+            return tokens, token_mask(tokens, padding_token)
+        return tokens, _mask(masks[name], x[masks[name]], tokens)
+
+    completions, mask = found("completions")
+    if mask is not None and end_token is not None:
+        if end_token == padding_token and masks["completions"] not in x:
+            mask = _with_next(mask)
+        mask = _until(completions, mask, end_token)
+    return Texts(*found("prompts"), completions, mask, *found(context))
 
 
 def references(texts: Texts, length: Tensor, padding_token: int) -> Completions:
@@ -126,14 +118,13 @@ def as_batch(
     mask = ops.arange(ops.shape(rows.tokens)[1], dtype="int32")[None] < lengths
     x: dict[str, Any] = _inputs(rows.tokens, mask)
     if texts.context is not None:
-        tokens, *_ = compact(
+        tokens, lengths = compact(
             ops.concatenate([texts.context, rows.tokens], axis=1),
-            both := ops.concatenate([texts.context_mask, mask], axis=1),
+            ops.concatenate([texts.context_mask, mask], axis=1),
             padding_token,
         )
-        read = ops.sum(ops.cast(both, "int32"), axis=1, keepdims=True)
         positions = ops.arange(ops.shape(tokens)[1], dtype="int32")[None]
-        x[OF_TEACHER] = _inputs(tokens, positions < read)
+        x[OF_TEACHER] = _inputs(tokens, positions < lengths[:, None])
         x[CONTEXT_LENGTH] = ops.sum(ops.cast(texts.context_mask, "int32"), axis=1)
     weight = ops.cast(rows.is_completion[:, 1:], "float32")
     return x, rows.tokens[:, 1:], weight
@@ -154,6 +145,29 @@ def after_context(output: Tensor, context_length: Tensor, length: Tensor) -> Ten
     flat = ops.reshape(output, (-1, output.shape[-1]))
     # Rows of a table: an index for each number would need the memory of the output.
     return ops.take(flat, rows + positions, axis=0)
+
+
+def _check_keys(
+    x: Mapping[str, Any], masks: Mapping[str, str], needed: set[str]
+) -> None:
+    """Raise ValueError if a batch lacks a key, or has one that nothing reads."""
+    needed = needed | {name for name, mask in masks.items() if mask in x}
+    if not needed <= set(x) <= {*masks, *masks.values()}:
+        raise ValueError(
+            "`x` must be prompts, token ids of shape (batch, time), or a dict with the "
+            f"keys {list(masks)}, of which 'completions' may be left out, and their "
+            f"masks, {list(masks.values())}. Received: keys {sorted(x)}"
+        )
+
+
+def _mask(name: str, value: Any, tokens: Tensor) -> Tensor:
+    mask = ops.convert_to_tensor(value)
+    if not may_have_shape(mask, tokens.shape):
+        raise ValueError(
+            f"`{name}` must have the shape of its tokens, {tuple(tokens.shape)}. "
+            f"Received: {name} of shape {tuple(mask.shape)}"
+        )
+    return ops.cast(mask, "bool")
 
 
 def _ids(name: str, value: Any) -> Tensor:

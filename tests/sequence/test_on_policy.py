@@ -12,6 +12,7 @@ from keras import ops
 import keras_distill as kd
 from keras_distill import losses
 from keras_distill.sequence import OnPolicyDistiller, TokenLoss, generate, logits_of
+from tests.backends import tensorflow_only
 from tests.distiller.models import assert_same_weights, crossentropy
 from tests.losses import reference as of_classes
 from tests.sequence import reference
@@ -337,6 +338,24 @@ def test_fit_with_validation_and_a_dataset_of_dicts() -> None:
     np.testing.assert_allclose(ours.predict(x, verbose=0), predicted, rtol=1e-5)
 
 
+@tensorflow_only("a `tf.data.Dataset` of which shapes aren't known")
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_batches_of_several_lengths(jit_compile: bool) -> None:
+    import tensorflow as tf
+
+    ours = compiled(on_policy(student_fraction=0.5), jit_compile=jit_compile)
+    wider = {name: np.pad(ids, [(0, 0), (0, 2)]) for name, ids in REFERENCES.items()}
+    spec = tf.TensorSpec((None, None), tf.int32)
+    data = tf.data.Dataset.from_generator(
+        lambda: [REFERENCES, wider],
+        output_signature={"prompts": spec, "completions": spec},
+    )
+    history = ours.fit(data, validation_data=data, verbose=0).history
+    assert np.isfinite(list(history.values())).all()
+    one, *others = (ours.evaluate(x, verbose=0) for x in (REFERENCES, wider))
+    assert others[0] == pytest.approx(one, rel=1e-5)
+
+
 def test_a_batch_without_any_completion_teaches_nothing() -> None:
     ours = compiled(on_policy())
     before = ours.student.get_weights()
@@ -434,6 +453,8 @@ def test_a_label_loss_must_leave_out_padding() -> None:
     ("x", "given", "message"),
     [
         ({"completions": PROMPTS}, {}, "Received: keys ['completions']"),
+        ({"prompts": PROMPTS, "prompt_mask": PROMPTS[0]}, {}, "of shape (3,)"),
+        ({"prompts": PROMPTS, "completion_mask": PROMPTS}, {}, "may be left out"),
         ({**REFERENCES, "weights": PROMPTS}, {}, "Received: keys ['completions', "),
         (PROMPTS, {"privileged_context": "hint"}, "Received: keys ['prompts']"),
         (PROMPTS, {"student_fraction": 0.5}, "student_fraction=0.5, no completions"),
@@ -446,7 +467,18 @@ def test_a_label_loss_must_leave_out_padding() -> None:
             "must have one vocabulary",
         ),
     ],
-    ids=["prompts", "key", "context", "references", "floats", "end", "built", "size"],
+    ids=[
+        "prompts",
+        "shape",
+        "mask",
+        "key",
+        "context",
+        "references",
+        "floats",
+        "end",
+        "built",
+        "size",
+    ],
 )
 def test_wrong_texts_and_models(x: Any, given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
