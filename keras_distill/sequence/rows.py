@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill import backend
+from keras_distill.losses.checks import may_have_shape
 from keras_distill.sequence.models import check_length, vocabulary_size
 from keras_distill.sequence.sampling import check_count
 from keras_distill.types import Tensor
@@ -126,7 +127,7 @@ def checked_prompts(
     if not hasattr(prompts, "shape"):
         prompts = np.asarray(prompts)
     _check_ids(prompts, size)
-    if mask is not None and tuple(mask.shape) != tuple(prompts.shape):
+    if mask is not None and not may_have_shape(mask, prompts.shape):
         raise ValueError(
             "`prompt_mask` must have the shape of the prompts. Received: prompt_mask "
             f"of shape {tuple(mask.shape)}, prompts of shape {tuple(prompts.shape)}"

@@ -279,6 +279,24 @@ def test_a_tensorflow_step_writes_the_same(make: Any, jit_compile: bool) -> None
         np.testing.assert_array_equal(found, of_eager)
 
 
+@tensorflow_only("shapes are known on other backends")
+def test_a_mask_may_have_another_unknown_dimension_than_its_prompts() -> None:
+    import tensorflow as tf
+
+    model = bigram(10 * np.roll(np.eye(5), 1, axis=1))
+    specs = [tf.TensorSpec((None, 3), tf.int32), tf.TensorSpec((2, None), tf.bool)]
+
+    @tf.function(input_signature=specs)
+    def step(prompts: Any, mask: Any) -> Any:
+        return generate(
+            model, prompts, prompt_mask=mask, max_new_tokens=1, temperature=0
+        ).tokens
+
+    prompts = tf.constant([[1, 2, 0], [3, 0, 0]])
+    tokens = ops.convert_to_numpy(step(prompts, prompts > 0))
+    assert tokens.tolist() == [[1, 2, 3, 0], [3, 4, 0, 0]]
+
+
 def test_weights_are_read_at_each_call_and_exchanged_layers_are_seen() -> None:
     model = bigram(10 * np.roll(np.eye(5), 1, axis=1))
 
