@@ -124,8 +124,10 @@ def checked_prompts(
     size = vocabulary_size(models[0])
     _check_token("end_token", end_token, size)
     _check_token("padding_token", padding_token, size)
-    if not hasattr(prompts, "shape"):
-        prompts = np.asarray(prompts)
+    prompts, mask = (
+        x if x is None or hasattr(x, "shape") else np.asarray(x)
+        for x in (prompts, mask)
+    )
     _check_ids(prompts, size)
     if mask is not None and not may_have_shape(mask, prompts.shape):
         raise ValueError(

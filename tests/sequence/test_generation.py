@@ -96,7 +96,11 @@ def test_a_mask_keeps_padding_tokens_of_prompts_and_removes_holes() -> None:
     prompts = np.array([[0, 1, 0, 4], [1, 4, 2, 0]])
     mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0]])
     written = generate(
-        model, prompts, max_new_tokens=2, temperature=0, prompt_mask=mask
+        model,
+        prompts.tolist(),
+        max_new_tokens=2,
+        temperature=0,
+        prompt_mask=mask.tolist(),
     )
     tokens, is_completion = as_arrays(written)
     assert tokens.tolist() == [[0, 1, 0, 1, 2, 0], [1, 2, 3, 0, 0, 0]]
