@@ -18,8 +18,8 @@ NEUTRAL_TOO = tests/losses tests/metrics tests/teachers tests/test_arguments.py 
   tests/earlier tests/distiller/test_distillation_loss_weights.py \
   tests/distiller/test_unlabelled_evaluation.py tests/online/test_peers.py \
   tests/online/test_peers_losses.py tests/online/test_peers_resume.py \
-  tests/guards/test_look.py tests/guards/test_peers.py tests/targets/test_formats.py \
-  tests/targets/test_joining.py tests/targets/test_recording.py
+  tests/guards/test_look.py tests/guards/test_peers.py tests/sequence \
+  tests/targets/test_formats.py tests/targets/test_joining.py tests/targets/test_recording.py
 PYTEST = $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
   --no-loadscope-reorder
 # TensorFlow's messages at its start would bury the output of a command.
@@ -64,6 +64,7 @@ bench: $(DEV) test-slow
 	$(VENV)/bin/python benchmarks/step_overhead.py
 	$(VENV)/bin/python benchmarks/hint_step.py
 	$(VENV)/bin/python benchmarks/privileged_step.py
+	$(VENV)/bin/python benchmarks/on_policy_step.py
 	$(VENV)/bin/python benchmarks/ensemble_cost.py
 	$(VENV)/bin/python benchmarks/remote_teacher.py
 	$(VENV)/bin/python benchmarks/privileged_gain.py

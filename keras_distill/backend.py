@@ -152,6 +152,29 @@ def updates(
     return (keras.ops.add(batches, 0) - batches_ago) // steps
 
 
+def accumulated_batches(optimizer: keras.optimizers.Optimizer) -> Tensor:
+    """Return how many batches' gradients an optimiser has added for its next update.
+
+    In the step, on JAX where `on_made_batch` makes the batch.
+    """
+    return ops.mod(_counting(optimizer)._iterations, batches_per_update(optimizer))
+
+
+def batches_per_update(optimizer: keras.optimizers.Optimizer) -> int:
+    """Return the number of batches whose gradients an optimiser adds for an update."""
+    return _counting(optimizer).gradient_accumulation_steps or 1
+
+
+def scale_accumulated(optimizer: keras.optimizers.Optimizer, factor: Tensor) -> None:
+    """Multiply the gradients that an optimiser has added for its next update.
+
+    In the step, on JAX where `on_made_batch` makes the batch.
+    """
+    for gradient in _counting(optimizer)._accumulated_gradients:
+        if gradient is not None:
+            gradient.assign(gradient * ops.cast(factor, gradient.dtype))
+
+
 def batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
     """Return the number of batches that an optimiser was given, between two steps."""
     return int(keras.ops.convert_to_numpy(_counting(optimizer)._iterations))
@@ -167,6 +190,39 @@ def count(batches: keras.Variable) -> None:
     """Count a batch in the step that runs, where `updates` reads the count."""
     if is_jax():
         batches.assign(keras.ops.add(batches, 1))
+
+
+def on_made_batch(
+    step: Callable[..., Any], model: keras.Model, make: Callable[[Any], Any], *args: Any
+) -> Any:
+    """Return what a step of Keras' trainer returns on a batch made of its data.
+
+    No gradient passes through the making.
+
+    Args:
+        step: `train_step` or `test_step` of `keras.Model`.
+        model: The model whose step it is.
+        make: Returns the batch for the data. It reads and assigns variables of the
+            model and, in training, of its optimiser.
+        *args: The arguments of the step: on JAX, the state and the data; elsewhere the
+            data.
+    """
+    if not is_jax():
+        return step(make(*args))
+    state, data = args
+    variables = [model.trainable_variables, model.non_trainable_variables]
+    if len(state) == 4:
+        variables.append(model.optimizer.variables)
+    variables.append(model.metrics_variables)
+    pairs = [
+        pair
+        for of_kind, values in zip(variables, state, strict=True)
+        for pair in zip(of_kind, values, strict=True)
+    ]
+    with keras.StatelessScope(state_mapping=pairs) as scope:
+        batch = make(data)
+    state = tuple([scope.get_current_value(v) for v in kind] for kind in variables)
+    return step(state, batch)
 
 
 def after_update(result: Any, model: keras.Model, action: Callable[[], None]) -> Any:
@@ -571,3 +627,35 @@ def traced(function: Callable[[Nested], Any], specs: Nested) -> Any:
     from keras.src.backend import compute_output_spec
 
     return compute_output_spec(function, specs)
+
+
+def compiled(
+    function: Callable[..., Any], models: Callable[[], Sequence[keras.Model]]
+) -> Callable[..., Any]:
+    """Return a function of tensors that reads the variables of models, compiled.
+
+    Args:
+        function: The function. It must not assign the variables.
+        models: Returns the models, which the compiled function doesn't keep alive.
+    """
+    if is_tensorflow():
+        import tensorflow as tf
+
+        graph = tf.function(function, autograph=False)
+        # A call of `graph` would warn of retracing where several models have one.
+        return lambda *args: graph.get_concrete_function(*args)(*args)
+    if not is_jax():
+        return function
+    import jax
+
+    @jax.jit
+    def stateless(values: list[Tensor], *args: Tensor) -> Any:
+        variables = [v for model in models() for v in model.variables]
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            return function(*args)
+
+    def call(*args: Tensor) -> Any:
+        values = [v.value for model in models() for v in model.variables]
+        return stateless(values, *args)
+
+    return call

@@ -137,7 +137,7 @@ class WatchedFit(Retraceable):
             return
         if data_batch is None:
             # For all models: some data can be read only once.
-            data_batch = _first_batch(iterator)
+            data_batch = first_batch(iterator)
         super()._symbolic_build(iterator, data_batch)
         for model in within:
             model._symbolic_build(data_batch=data_batch)
@@ -200,7 +200,7 @@ class _AfterEachStep(keras.callbacks.Callback):
         self._logs = {}
 
 
-def _first_batch(iterator: Any) -> Any:
+def first_batch(iterator: Any) -> Any:
     """Return the first batch of one of Keras' iterators over an epoch."""
     _, _, batches = next(iter(iterator))
     return batches[0] if isinstance(batches, list | tuple) else next(batches)

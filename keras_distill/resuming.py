@@ -78,9 +78,10 @@ class SavedDistiller(SavedCompilation):
     ) -> Self:
         """Build a distiller from `get_config`'s result."""
         config = with_models(config, custom_objects)
-        config["hints"] = keras.saving.deserialize_keras_object(
-            config.get("hints", []), custom_objects=custom_objects
-        )
+        if "hints" in config:
+            config["hints"] = keras.saving.deserialize_keras_object(
+                config["hints"], custom_objects=custom_objects
+            )
         return cls(**config)
 
     @classmethod

@@ -1,7 +1,10 @@
-"""Keras' scopes: names that an error would leave open, and casts of variables."""
+"""Keras' scopes: open names, casts of variables, and inference within training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import keras
+from keras import ops
 
 
 @contextmanager
@@ -33,3 +36,23 @@ def uncast() -> Iterator[None]:
 
     with AutocastScope(None):
         yield
+
+
+@contextmanager
+def inference(*models: keras.Model) -> Iterator[None]:
+    """Let code run models as in inference, also within the `call` of a training model.
+
+    Layers that aren't told otherwise act as in inference. No gradient reaches the
+    models' variables, and what layers assign to them is dropped.
+    """
+    from keras.src.backend.common import global_state
+
+    with uncast():
+        values = [(v, ops.stop_gradient(v.value)) for m in models for v in m.variables]
+    context = global_state.get_global_attribute("current_call_ctx")
+    global_state.set_global_attribute("current_call_ctx", None)
+    try:
+        with keras.StatelessScope(state_mapping=values):
+            yield
+    finally:
+        global_state.set_global_attribute("current_call_ctx", context)

@@ -49,8 +49,9 @@ class DistilledStep(Taught, LabelledModel):
             withheld_from_student=self._withheld,
         )
         if not training:
-            lesson = ask(self._lent.teacher, batch)
-            loss, self._log_of_step = setup.objective.measure(lesson, batch)
+            lesson = self._ask(batch)
+            loss, logged = setup.objective.measure(lesson, batch)
+            self._log_of_step = logged | self._compare(lesson.targets, batch)
             return [own.total + loss]
         check_held(x, self.privileged_features, what="privileged features")
         check_held(x, setup.label_mask.keys, what="the label mask")
@@ -81,7 +82,7 @@ class DistilledStep(Taught, LabelledModel):
         """
         joint = self.teacher_in_training
         if joint is None:
-            return ask(self._lent.teacher, batch), []
+            return self._ask(batch), []
         x, y, sample_weight = given
         with backend.collecting_losses():
             output = joint(x, training=True)
@@ -89,6 +90,14 @@ class DistilledStep(Taught, LabelledModel):
         log_loss(joint, loss, x)
         joint.compute_metrics(x, y, output, sample_weight)
         return Lesson(as_targets(output)), [loss]
+
+    def _ask(self, batch: Batch) -> Lesson:
+        """Return the lesson of a teacher that doesn't train."""
+        return ask(self._lent.teacher, batch)
+
+    def _compare(self, targets: Nested, batch: Batch) -> set[str]:
+        """Log comparisons of both models' outputs, and return the names of the logs."""
+        return set()
 
     def _taught(self, own: OwnLoss, lesson: Lesson, batch: Batch) -> Tensor:
         """Return the loss without hints, and let the guards see the batch."""
@@ -101,6 +110,8 @@ class DistilledStep(Taught, LabelledModel):
         if setup.teacher_log is not None and lesson.targets is not None:
             setup.teacher_log.update(batch, lesson.targets, setup.output_names)
             logged.add("teacher_loss")
+        if lesson.targets is not None:
+            logged |= self._compare(lesson.targets, batch)
         if setup.joint_logs is not None:
             logged |= set(setup.joint_logs.result())
         self._log_of_step = logged | set(self._lent.hints.metrics)

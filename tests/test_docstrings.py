@@ -17,7 +17,16 @@ MODULES = [
 
 
 def public_classes():
-    rooms = ("hints", "losses", "metrics", "online", "schedules", "targets", "teachers")
+    rooms = (
+        "hints",
+        "losses",
+        "metrics",
+        "online",
+        "schedules",
+        "sequence",
+        "targets",
+        "teachers",
+    )
     namespaces = [getattr(keras_distill, name) for name in rooms]
     namespaces += [keras_distill.hints.losses, keras_distill.losses.vocabulary]
     for namespace in (keras_distill, *namespaces):

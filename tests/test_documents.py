@@ -126,6 +126,13 @@ def test_docs_teachers_and_hints(folder):
     assert (folder / "small").is_dir() and (folder / "shared/run7").is_dir()
 
 
+def test_docs_token_models(folder):
+    names = run_python("docs/token_models.md", {})
+    assert names["written"].tokens.shape == (4, 10)
+    assert int(names["supervised"].optimizer.iterations) == 16  # The warmup has 32.
+    assert np.isfinite(names["distiller"].history.history["loss"]).all()
+
+
 def test_docs_extending(folder):
     names = run_python("docs/extending.md", {})
     loss, x = names["loaded"].get_compile_config()["distillation_loss"], names["x"]
@@ -192,6 +199,7 @@ def test_no_page_is_left_out():
         "docs/recording.md",
         "docs/remote_teacher.md",
         "docs/teachers_and_hints.md",
+        "docs/token_models.md",
         "export/onnxruntime/README.md",
     }
     assert {page for page in PAGES if list(blocks(page, "python"))} == run

@@ -12,9 +12,9 @@ from keras_distill.losses import (
     DistillationLoss,
     LogitMSE,
     SampledSoftTargets,
-    Standardized,
     TemperedLoss,
 )
+from keras_distill.losses.around import innermost
 from keras_distill.losses.calling import (
     FunctionLoss,
     as_loss,
@@ -151,7 +151,7 @@ def is_known(loss: Any) -> bool:
 
     That is known of the losses of this package and of Keras.
     """
-    inner = loss.loss if isinstance(loss, Standardized) else loss
+    inner = innermost(loss)
     if reads_packed(inner):
         return False
     if isinstance(inner, DistillationLoss):
@@ -188,9 +188,9 @@ def _of_ours(loss: Any, whose: str) -> Kind | None:
     """Return the kind that a loss of this package takes; None for other losses."""
     if whose == "teacher" and reads_packed(loss):
         return None  # Ids and numbers of them are neither logits nor probabilities.
-    if isinstance(loss, SampledSoftTargets) and _is_as_made(loss, "keras_distill"):
+    inner = innermost(loss)
+    if isinstance(inner, SampledSoftTargets) and _is_as_made(inner, "keras_distill"):
         return Kind("logits", False, -1, _OF_SAMPLES)
-    inner = loss.loss if isinstance(loss, Standardized) else loss
     if isinstance(inner, LogitMSE) and _is_as_made(inner, "keras_distill"):
         return Kind("logits", False, inner.axis, _OF_LOGIT_MSE)
     ours = tempered(loss)
@@ -210,8 +210,7 @@ def _of_ours(loss: Any, whose: str) -> Kind | None:
 
 def tempered(loss: Any) -> TemperedLoss | None:
     """Return the loss of this package that takes the outputs; None for others."""
-    if isinstance(loss, Standardized):
-        loss = loss.loss
+    loss = innermost(loss)
     is_ours = isinstance(loss, TemperedLoss) and _is_as_made(loss, "keras_distill")
     return loss if is_ours else None
 

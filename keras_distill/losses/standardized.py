@@ -1,19 +1,19 @@
 """A loss of standardised logits, around another loss."""
 
-from typing import Any, Self
+from typing import Any
 
 import keras
 from keras import ops
 
-from keras_distill.batch import Batch
 from keras_distill.losses import checks
+from keras_distill.losses.around import LossAround
 from keras_distill.losses.base import INFINITE, DistillationLoss
 from keras_distill.losses.binary import SigmoidLoss
 from keras_distill.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class Standardized(DistillationLoss):
+class Standardized(LossAround):
     r"""A loss of logits that are standardised for each example.
 
     `loss(z(t), z(s))`, `z(x) = (x - mean(x)) / (std(x) + epsilon)` over the classes,
@@ -50,6 +50,8 @@ class Standardized(DistillationLoss):
         https://arxiv.org/abs/2403.01427, algorithms 1 and 2.
     """
 
+    does = "standardises logits for"
+
     def __init__(
         self,
         loss: DistillationLoss,
@@ -71,46 +73,8 @@ class Standardized(DistillationLoss):
             )
         if not epsilon > 0.0:
             raise ValueError(f"`epsilon` must be positive. Received: epsilon={epsilon}")
-        super().__init__(
-            axis=loss.axis, reduction=loss.reduction, name=name, dtype=loss.dtype
-        )
-        self.loss = loss
+        super().__init__(loss, name=name)
         self.epsilon = float(epsilon)
-        self.tempering = loss.tempering
-
-    @property
-    def temperature(self) -> Any:
-        """The temperature of `loss`, which can be assigned here too."""
-        return self._tempered().temperature
-
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        self._tempered().temperature = value
-
-    @property
-    def step(self) -> Any:
-        """The step at which `loss` reads a scheduled temperature."""
-        return self._tempered().step
-
-    @step.setter
-    def step(self, value: Any) -> None:
-        self._tempered().step = value
-
-    def for_batch(self, batch: Batch) -> Self:
-        """Return the loss for one batch of training data."""
-        return self._around(self.loss.for_batch(batch))
-
-    def for_weights(self, sample_weight: Tensor, mask: Tensor) -> Self:
-        """Return the loss for a call with these weights and Keras mask, or None."""
-        return self._around(self.loss.for_weights(sample_weight, mask))
-
-    def counted(self, y_true: Any, y_pred: Tensor) -> Tensor | None:
-        """Return which values of `loss` count."""
-        return self.loss.counted(y_true, y_pred)
-
-    def logits(self, output: Tensor, whose: str) -> Tensor:
-        """Return the logits of an output, as `loss` does."""
-        return self.loss.logits(output, whose)
 
     def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """Return the loss per example of standardised logits."""
@@ -122,30 +86,7 @@ class Standardized(DistillationLoss):
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        return {
-            "loss": keras.saving.serialize_keras_object(self.loss),
-            "epsilon": self.epsilon,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Standardized":
-        """Build the loss from `get_config`'s result."""
-        loss = keras.saving.deserialize_keras_object(config["loss"])
-        return cls(**{**config, "loss": loss})
-
-    def _around(self, loss: DistillationLoss) -> Self:
-        standardized_loss = self.copied()
-        standardized_loss.loss = loss
-        return standardized_loss
-
-    def _tempered(self) -> Any:
-        if self.tempering is None:
-            raise AttributeError(
-                f"`{self.loss.name}`, which `{self.name}` standardises logits for, has "
-                "no temperature."
-            )
-        return self.loss
+        return {**super().get_config(), "epsilon": self.epsilon}
 
 
 def standardized(logits: Tensor, epsilon: float, axis: int) -> Tensor:

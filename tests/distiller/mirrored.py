@@ -14,6 +14,7 @@ from keras import layers
 import keras_distill as kd
 from tests.distiller.models import CLASSES, FEATURES, crossentropy, data, mlp
 from tests.distiller.pairs import clicks, pair, together
+from tests.sequence.texts import REFERENCES, on_policy
 
 EPOCHS = 2
 
@@ -93,6 +94,16 @@ def train_under_its_average(scope: Any) -> tuple[list[np.ndarray], dict[str, Any
     return student.get_weights() + teacher.get_weights(), history
 
 
+def train_on_tokens(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """The devices get different numbers of tokens, and each token weighs the same."""
+    with scope:
+        distiller = on_policy(student_fraction=0.0)
+        distiller.compile(keras.optimizers.SGD(0.3))
+    batches = tf.data.Dataset.from_tensors((REFERENCES,)).unbatch().batch(4)
+    history = distiller.fit(batches, epochs=EPOCHS, shuffle=False, verbose=0).history
+    return distiller.get_weights(), history
+
+
 def check_the_look(scope: Any) -> None:
     """What is summed up on each device is looked at together."""
     x, y = data(256)
@@ -120,6 +131,7 @@ def main() -> None:
         partial(train, labelled=False),
         train_together,
         train_under_its_average,
+        train_on_tokens,
     ):
         one, history = fit(contextlib.nullcontext())
         two, mirrored = fit(strategy.scope())

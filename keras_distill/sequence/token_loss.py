@@ -1,0 +1,173 @@
+"""A loss over the tokens of a batch of sequences, around a loss of one token."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import backend
+from keras_distill.losses import DistillationLoss, ForwardKL
+from keras_distill.losses.around import LossAround
+from keras_distill.losses.weighting import both
+from keras_distill.per_output import of_rank
+from keras_distill.types import Tensor
+
+REDUCTIONS = ("token", "sequence")
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class TokenLoss(LossAround):
+    r"""A divergence between next-token distributions, averaged over valid tokens.
+
+    `reduction="token"`: `sum_bt w_bt d_bt / max(1, N)`, where `d_bt` is `loss` between
+    the distributions at position `t` of sequence `b`, `w_bt` is the sample weight, and
+    `N` is the number of valid tokens. A token is valid if its weight isn't 0 and Keras'
+    mask, where there is one, is True. `N` counts the whole batch, also where several
+    devices share it. So padding changes neither the loss nor a gradient, and a long
+    sequence weighs more than a short one.
+
+    `reduction="sequence"`: the mean over the valid tokens of each sequence, then over
+    the sequences that have one. So all sequences weigh the same.
+
+    Without valid tokens the loss is 0, and so is its gradient.
+
+    Position `t` predicts token `t + 1`. Shift once, in the data: the models read
+    `tokens[:, :-1]`, and the weights are those of `tokens[:, 1:]`.
+
+    Args:
+        loss: A distillation loss over the last axis, of which it returns one value per
+            token: `ForwardKL`, `ReverseKL`, `GeneralizedJSD`, ... Its own reduction
+            isn't used. Defaults to `ForwardKL()`.
+        reduction: `"token"` (default) or `"sequence"`.
+        name: Name of the loss.
+
+    Raises:
+        TypeError: If `loss` isn't a distillation loss.
+        ValueError: If `reduction` is another, if `loss` has another class axis, or,
+            when called, if the outputs aren't of one shape `(batch, time, vocabulary)`.
+
+    Example:
+        >>> teacher, student = ops.ones((1, 3, 4)), ops.one_hot([[0, 1, 2]], 4)
+        >>> loss = TokenLoss(ForwardKL())
+        >>> round(float(loss(teacher, student, [[1.0, 1.0, 0.0]])), 4)
+        0.1074
+
+    Reference:
+        Agarwal et al. 2024, "On-Policy Distillation of Language Models",
+        https://arxiv.org/abs/2306.13649, section 3.1, for the mean over sequences.
+    """
+
+    does = "averages over tokens"
+
+    def __init__(
+        self,
+        loss: DistillationLoss | None = None,
+        *,
+        reduction: str = "token",
+        name: str | None = None,
+    ) -> None:
+        loss = ForwardKL() if loss is None else loss
+        if not isinstance(loss, DistillationLoss):
+            raise TypeError(
+                "`loss` must be a distillation loss of `keras_distill.losses`, such as "
+                f"`ForwardKL()`. Received: loss={loss!r} of type {type(loss).__name__}"
+            )
+        if loss.axis not in (-1, 2):
+            raise ValueError(
+                "The classes of `loss` must be the last axis, that of the vocabulary. "
+                f"Received: loss={loss.name}, axis={loss.axis}"
+            )
+        if reduction not in REDUCTIONS:
+            raise ValueError(
+                f"`reduction` must be one of {REDUCTIONS}. Received: "
+                f"reduction={reduction!r}"
+            )
+        super().__init__(loss, name=name)
+        # Keras knows other reductions only.
+        self.reduction = reduction
+
+    def with_mask(
+        self, y_true: Any, y_pred: Tensor, sample_weight: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Return the loss, reduced, of a student's output with a Keras mask or None."""
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        self.check_outputs(y_true, y_pred)
+        loss = self.loss.for_weights(sample_weight, mask)
+        values = loss.call(y_true, y_pred)
+        if len(values.shape) != 2:
+            raise ValueError(
+                "`loss` must return one value per token. Received: values of shape "
+                f"{tuple(values.shape)} from {self.loss.name}"
+            )
+        valid = both(mask, loss.counted(y_true, y_pred))
+        weight = token_weights(values, sample_weight, valid)
+        return ops.cast(self.mean(values, weight), self.dtype)
+
+    def mean(self, values: Tensor, weight: Tensor) -> Tensor:
+        """Return the mean of values of tokens, as `reduction` takes it.
+
+        Args:
+            values: Of shape `(batch, time)`.
+            weight: The weights, of the same shape. A token of weight 0 isn't valid, and
+                its value may be anything.
+        """
+        weighted = ops.where(ops.equal(weight, 0.0), 0.0, values) * weight
+        if self.reduction == "sequence":
+            tokens = ops.sum(_valid(weight), axis=-1)
+            weighted = ops.sum(weighted, axis=-1) / ops.maximum(tokens, 1.0)
+        return ops.sum(weighted) / ops.maximum(self.count(weight), 1.0)
+
+    def count(self, weight: Tensor) -> Tensor:
+        """Return the number of tokens, or of sequences, that the mean is taken over."""
+        valid = _valid(weight)
+        if self.reduction == "sequence":
+            valid = ops.max(valid, axis=-1, initial=0.0)
+        return backend.sum_over_replicas(ops.sum(valid))
+
+    def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """Return the loss per token."""
+        return self.loss.compare(teacher_logits, student_logits)
+
+    def check_outputs(self, teacher_output: Tensor, student_output: Tensor) -> None:
+        """Raise ValueError if the shapes can't be those of both outputs."""
+        shapes = tuple(teacher_output.shape), tuple(student_output.shape)
+        received = f"Received: teacher output {shapes[0]}, student output {shapes[1]}"
+        if len(shapes[0]) != 3 or len(shapes[1]) != 3:
+            raise ValueError(
+                f"Outputs must be of shape (batch, time, vocabulary). {received}"
+            )
+        if self.reads_packed:
+            return
+        if None not in (sizes := (shapes[0][-1], shapes[1][-1])) and len({*sizes}) > 1:
+            raise ValueError(
+                "Teacher and student must have one vocabulary: token 17 of one "
+                "tokenizer isn't token 17 of another, so that distributions over them "
+                "can't be compared. Use models of the same tokenizer, or train on the "
+                f"teacher's texts. {received}"
+            )
+        self.loss.check_outputs(teacher_output, student_output)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {**super().get_config(), "reduction": self.reduction}
+
+
+def token_weights(values: Tensor, sample_weight: Any, valid: Tensor | None) -> Tensor:
+    """Return the weight of each token, 0 where it isn't valid.
+
+    Args:
+        values: A tensor of the tokens' shape, `(batch, time)`, and of the dtype of the
+            weights.
+        sample_weight: Of shape `(batch,)`, `(batch, 1)` or `(batch, time)`, or None.
+        valid: Boolean, of shape `(batch, time)`, or None.
+    """
+    weight = ops.ones_like(values)
+    if sample_weight is not None:
+        weight = weight * ops.cast(of_rank(sample_weight, values), weight.dtype)
+    if valid is not None:
+        weight = ops.where(ops.cast(of_rank(valid, values), "bool"), weight, 0.0)
+    return weight
+
+
+def _valid(weight: Tensor) -> Tensor:
+    return ops.cast(ops.not_equal(weight, 0.0), weight.dtype)
