@@ -13,7 +13,7 @@ from keras import layers, ops
 from keras_distill.sequence import Completions, generate, logits_of
 from keras_distill.sequence.cached import decoder_of
 from tests.backends import compiled, gradients, tensorflow_only
-from tests.sequence.models import (
+from tests.sequence.writers import (
     VOCABULARY,
     attending,
     bigram,
@@ -96,7 +96,11 @@ def test_a_mask_keeps_padding_tokens_of_prompts_and_removes_holes() -> None:
     prompts = np.array([[0, 1, 0, 4], [1, 4, 2, 0]])
     mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0]])
     written = generate(
-        model, prompts, max_new_tokens=2, temperature=0, prompt_mask=mask
+        model,
+        prompts.tolist(),
+        max_new_tokens=2,
+        temperature=0,
+        prompt_mask=mask.tolist(),
     )
     tokens, is_completion = as_arrays(written)
     assert tokens.tolist() == [[0, 1, 0, 1, 2, 0], [1, 2, 3, 0, 0, 0]]
@@ -277,6 +281,24 @@ def test_a_tensorflow_step_writes_the_same(make: Any, jit_compile: bool) -> None
     written = Completions(*step(tf.convert_to_tensor(prompts)))
     for found, of_eager in zip(as_arrays(written), as_arrays(right), strict=True):
         np.testing.assert_array_equal(found, of_eager)
+
+
+@tensorflow_only("shapes are known on other backends")
+def test_a_mask_may_have_another_unknown_dimension_than_its_prompts() -> None:
+    import tensorflow as tf
+
+    model = bigram(10 * np.roll(np.eye(5), 1, axis=1))
+    specs = [tf.TensorSpec((None, 3), tf.int32), tf.TensorSpec((2, None), tf.bool)]
+
+    @tf.function(input_signature=specs)
+    def step(prompts: Any, mask: Any) -> Any:
+        return generate(
+            model, prompts, prompt_mask=mask, max_new_tokens=1, temperature=0
+        ).tokens
+
+    prompts = tf.constant([[1, 2, 0], [3, 0, 0]])
+    tokens = ops.convert_to_numpy(step(prompts, prompts > 0))
+    assert tokens.tolist() == [[1, 2, 3, 0], [3, 4, 0, 0]]
 
 
 def test_weights_are_read_at_each_call_and_exchanged_layers_are_seen() -> None:
