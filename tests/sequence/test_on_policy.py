@@ -16,7 +16,7 @@ from tests.backends import tensorflow_only
 from tests.distiller.models import assert_same_weights, crossentropy
 from tests.losses import reference as of_classes
 from tests.sequence import reference
-from tests.sequence.models import gpt2, llama, needs_hub
+from tests.sequence.writers import gpt2, llama, needs_hub
 from tests.sequence.texts import (
     COMPLETIONS,
     END,
