@@ -183,7 +183,7 @@ def test_files_hold_it() -> None:
         ({"reduction": "sum"}, ValueError, "('token', 'sequence'). Received: "),
         ({"loss": losses.ForwardKL(axis=1)}, ValueError, "must be the last axis"),
     ],
-    ids=str,
+    ids=["another loss", "another reduction", "another axis"],
 )
 def test_wrong_arguments(given: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):

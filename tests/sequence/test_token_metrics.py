@@ -14,7 +14,9 @@ TEACHER, STUDENT = (2.0 * RNG.standard_normal((2, 3, 4, 6))).astype("float32")
 WEIGHT = np.array([[0, 1, 1, 0], [1, 1, 1, 2], [0, 0, 0, 0]], "float32")
 
 
-@pytest.mark.parametrize("loss", [None, TokenLoss(losses.GeneralizedJSD())], ids=str)
+@pytest.mark.parametrize(
+    "loss", [None, TokenLoss(losses.GeneralizedJSD())], ids=["without", "of tokens"]
+)
 def test_means_over_tokens_of_several_batches(loss: TokenLoss | None) -> None:
     metrics, other = TokenMetrics(), np.roll(STUDENT, 1, axis=0)
     for student in (STUDENT, other):
