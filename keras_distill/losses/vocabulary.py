@@ -8,14 +8,9 @@ from keras import ops
 
 from keras_distill import backend
 from keras_distill.batch import Batch
+from keras_distill.losses import hidden
 from keras_distill.losses.base import DistillationLoss
 from keras_distill.losses.heads import Head, HeadLike, check_head, variables
-from keras_distill.losses.hidden import (
-    HiddenStates,
-    check_chunk,
-    check_hidden,
-    check_loss,
-)
 from keras_distill.losses.softmax import SoftmaxDivergence
 from keras_distill.per_output import of_rank
 from keras_distill.types import Tensor
@@ -75,7 +70,7 @@ def per_token(
         Hsu et al. 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training",
         https://arxiv.org/abs/2410.10989, section 3.2, for losses by chunks.
     """
-    given = HiddenStates(loss, teacher_hidden, student_hidden, chunk)
+    given = hidden.HiddenStates(loss, teacher_hidden, student_hidden, chunk)
     return given.values(teacher_head, student_head)
 
 
@@ -119,7 +114,7 @@ def weighted_sum(
         >>> round(float(total), 4)
         1.8485
     """
-    given = HiddenStates(loss, teacher_hidden, student_hidden, chunk)
+    given = hidden.HiddenStates(loss, teacher_hidden, student_hidden, chunk)
     return given.weighted_sum(teacher_head, student_head, weight)
 
 
@@ -184,14 +179,14 @@ class VocabularyLoss(DistillationLoss):
         reduction: str | None = "token",
         name: str | None = None,
     ) -> None:
-        check_loss(loss)
+        hidden.check_loss(loss)
         super().__init__(reduction=None, name=name, dtype=loss.dtype)
         if reduction not in REDUCTIONS:
             raise ValueError(
                 f"`reduction` must be one of {REDUCTIONS}. Received: "
                 f"reduction={reduction!r}"
             )
-        check_chunk(chunk)
+        hidden.check_chunk(chunk)
         check_head("teacher_head", teacher_head)
         check_head("student_head", student_head)
         # Keras knows other reductions only.
@@ -245,7 +240,7 @@ class VocabularyLoss(DistillationLoss):
 
     def check_outputs(self, teacher_output: Tensor, student_output: Tensor) -> None:
         """Raise ValueError if the shapes can't be those of hidden states."""
-        check_hidden(teacher_output, student_output)
+        hidden.check_hidden(teacher_output, student_output)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, without the heads."""
