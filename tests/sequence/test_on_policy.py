@@ -16,7 +16,6 @@ from tests.backends import tensorflow_only
 from tests.distiller.models import assert_same_weights, crossentropy
 from tests.losses import reference as of_classes
 from tests.sequence import reference
-from tests.sequence.writers import gpt2, llama, needs_hub
 from tests.sequence.texts import (
     COMPLETIONS,
     END,
@@ -27,6 +26,7 @@ from tests.sequence.texts import (
     on_policy,
     token_model,
 )
+from tests.sequence.writers import gpt2, llama, needs_hub
 
 SGD = {"learning_rate": 0.5, "momentum": 0.9}
 HOW = [{}, {"run_eagerly": True}, {"jit_compile": False}]
