@@ -75,11 +75,7 @@ def sample(
     """
     check_count("samples", samples)
     check_count("batch_size", batch_size)
-    prompts = np.asarray(prompts)
-    check_shape(prompts)
-    if prompt_mask is None:
-        prompt_mask = ops.convert_to_numpy(token_mask(prompts, padding_token))
-    mask = np.asarray(prompt_mask, "bool")
+    prompts, mask = _read(prompts, prompt_mask, padding_token)
     options = {
         "max_new_tokens": max_new_tokens,
         "end_token": end_token,
@@ -88,11 +84,11 @@ def sample(
         "top_k": top_k,
         "top_p": top_p,
         "use_cache": use_cache,
+        "seed": keras.random.SeedGenerator(seed),
     }
-    generator = keras.random.SeedGenerator(seed)
     rows = np.repeat(np.arange(len(prompts)), samples)
     written = [
-        _written(model, prompts[part], mask[part], batch_size, generator, options)
+        _written(model, prompts[part], mask[part], batch_size, options)
         for part in np.split(rows, range(batch_size, len(rows), batch_size))
     ]
     completions, masks = (np.concatenate(parts) for parts in zip(*written, strict=True))
@@ -104,12 +100,22 @@ def sample(
     }
 
 
+def _read(
+    prompts: Any, prompt_mask: Any, padding_token: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return prompts and their mask as arrays."""
+    prompts = np.asarray(prompts)
+    check_shape(prompts)
+    if prompt_mask is None:
+        prompt_mask = ops.convert_to_numpy(token_mask(prompts, padding_token))
+    return prompts, np.asarray(prompt_mask, "bool")
+
+
 def _written(
     model: keras.Model,
     prompts: np.ndarray,
     mask: np.ndarray,
     batch_size: int,
-    generator: keras.random.SeedGenerator,
     options: dict[str, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the completions of a batch and their mask."""
@@ -120,7 +126,6 @@ def _written(
         model,
         np.pad(prompts, room, constant_values=options["padding_token"]),
         prompt_mask=np.pad(mask, room),
-        seed=generator,
         **options,
     )
     begins = mask.sum(axis=1, keepdims=True)
