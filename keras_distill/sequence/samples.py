@@ -75,7 +75,8 @@ def sample(
     """
     check_count("samples", samples)
     check_count("batch_size", batch_size)
-    prompts, mask = _read(prompts, prompt_mask, padding_token)
+    texts = _read(prompts, prompt_mask, padding_token)
+    prompts, mask = (np.repeat(part, samples, axis=0) for part in texts)
     options = {
         "max_new_tokens": max_new_tokens,
         "end_token": end_token,
@@ -86,15 +87,15 @@ def sample(
         "use_cache": use_cache,
         "seed": keras.random.SeedGenerator(seed),
     }
-    rows = np.repeat(np.arange(len(prompts)), samples)
+    ends = range(batch_size, len(prompts), batch_size)
     written = [
-        _written(model, prompts[part], mask[part], batch_size, options)
-        for part in np.split(rows, range(batch_size, len(rows), batch_size))
+        _written(model, *batch, batch_size, options)
+        for batch in zip(np.split(prompts, ends), np.split(mask, ends), strict=True)
     ]
     completions, masks = (np.concatenate(parts) for parts in zip(*written, strict=True))
     return {
-        "prompts": prompts[rows],
-        "prompt_mask": mask[rows],
+        "prompts": prompts,
+        "prompt_mask": mask,
         "completions": completions,
         "completion_mask": masks,
     }
