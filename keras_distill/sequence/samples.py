@@ -88,10 +88,8 @@ def sample(
         "seed": keras.random.SeedGenerator(seed),
     }
     ends = range(batch_size, len(prompts), batch_size)
-    written = [
-        _written(model, *batch, batch_size, options)
-        for batch in zip(np.split(prompts, ends), np.split(mask, ends), strict=True)
-    ]
+    batches = zip(np.split(prompts, ends), np.split(mask, ends), strict=True)
+    written = [_written(model, *batch, batch_size, options) for batch in batches]
     completions, masks = (np.concatenate(parts) for parts in zip(*written, strict=True))
     return {
         "prompts": prompts,
