@@ -6,12 +6,14 @@ Logits are of shape `(batch, time, vocabulary)`.
 from keras_distill.sequence.generation import Completions, generate
 from keras_distill.sequence.models import logits_of
 from keras_distill.sequence.on_policy import OnPolicyDistiller
+from keras_distill.sequence.samples import sample
 from keras_distill.sequence.speculative import (
     Decoded,
     Proposals,
     propose_and_check,
     speculative_decode,
 )
+from keras_distill.sequence.speculative_distiller import SpeculativeDistiller
 from keras_distill.sequence.token_loss import TokenLoss
 
 __all__ = [
@@ -19,10 +21,12 @@ __all__ = [
     "Decoded",
     "OnPolicyDistiller",
     "Proposals",
+    "SpeculativeDistiller",
     "TokenLoss",
     "generate",
     "logits_of",
     "propose_and_check",
+    "sample",
     "speculative_decode",
 ]
 

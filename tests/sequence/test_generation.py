@@ -13,7 +13,7 @@ from keras import layers, ops
 from keras_distill.sequence import Completions, generate, logits_of
 from keras_distill.sequence.cached import decoder_of
 from tests.backends import compiled, gradients, tensorflow_only
-from tests.sequence.models import (
+from tests.sequence.writers import (
     VOCABULARY,
     attending,
     bigram,

@@ -16,7 +16,7 @@ from keras_distill.sequence import (
 from keras_distill.sequence.blocks import NUMBERS
 from keras_distill.sequence.sampling import Sampling, choose, uniform
 from tests.backends import tensorflow_only
-from tests.sequence.models import (
+from tests.sequence.writers import (
     VOCABULARY,
     attending,
     bigram,
