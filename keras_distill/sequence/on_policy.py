@@ -1,5 +1,6 @@
 """On-policy distillation: the student writes, and the teacher corrects each token."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -191,7 +192,10 @@ class OnPolicyDistiller(TokenStep):
         if alpha is None:
             alpha = 1.0 if loss is None else 0.5
         ours = {"distillation_loss": distillation_loss, "alpha": alpha}
-        super().compile(optimizer, loss, **ours, **kwargs)
+        with warnings.catch_warnings():
+            # Those of keras-hub have methods that prepare texts. Here are token ids.
+            warnings.filterwarnings("ignore", "The student has its own")
+            super().compile(optimizer, loss, **ours, **kwargs)
 
     def write(self, prompts: Tensor, prompt_mask: Tensor) -> Completions:
         """Return the student's completions of prompts, in a step.

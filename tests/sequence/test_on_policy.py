@@ -338,6 +338,7 @@ def test_fit_with_validation_and_a_dataset_of_dicts() -> None:
     np.testing.assert_allclose(ours.predict(x, verbose=0), predicted, rtol=1e-5)
 
 
+@pytest.mark.slow("XLA compiles each length")
 @tensorflow_only("a `tf.data.Dataset` of which shapes aren't known")
 def test_batches_of_several_lengths() -> None:
     import tensorflow as tf

@@ -27,7 +27,8 @@ def recurrent(seed: int = 0, vocabulary: int = VOCABULARY) -> keras.Model:
                 layers.Dropout(0.5, seed=3),
                 layers.Dense(vocabulary),
             ]
-        )
+        ),
+        seed,
     )
 
 
@@ -87,7 +88,7 @@ def attending(seed: int = 0) -> keras.Model:
     keras.utils.set_random_seed(seed)
     model = Attending()
     model(ops.ones((1, 2), "int32"))
-    return sharpened(model)
+    return sharpened(model, seed)
 
 
 def gpt2(seed: int = 0) -> keras.Model:
@@ -104,7 +105,7 @@ def gpt2(seed: int = 0) -> keras.Model:
         max_sequence_length=16,
         dropout=0.5,
     )
-    return sharpened(keras_hub.models.GPT2CausalLM(backbone=backbone))
+    return sharpened(keras_hub.models.GPT2CausalLM(backbone=backbone), seed)
 
 
 def llama(seed: int = 0) -> keras.Model:
@@ -120,14 +121,14 @@ def llama(seed: int = 0) -> keras.Model:
         hidden_dim=8,
         intermediate_dim=16,
     )
-    return sharpened(keras_hub.models.LlamaCausalLM(backbone=backbone))
+    return sharpened(keras_hub.models.LlamaCausalLM(backbone=backbone), seed)
 
 
-def sharpened(model: keras.Model) -> keras.Model:
+def sharpened(model: keras.Model, seed: int = 0) -> keras.Model:
     """Return a model whose distributions aren't close to uniform."""
     for number, weight in enumerate(model.trainable_variables):
         if len(weight.shape) > 1:
-            noise = np.random.default_rng(number).normal(size=weight.shape)
+            noise = np.random.default_rng(100 * seed + number).normal(size=weight.shape)
             weight.assign(2.0 * noise / len(noise) ** 0.5)
     return model
 
