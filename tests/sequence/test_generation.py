@@ -41,11 +41,13 @@ def as_arrays(written: Completions) -> tuple[np.ndarray, np.ndarray]:
 
 
 def greedy(model: keras.Model, prompt: list[int], new: int) -> list[int]:
-    """Return the most probable completion of one prompt, without padding or cache."""
+    """Return the most probable completion of one prompt, without a cache."""
     row = list(prompt)
     while prompt and len(row) < len(prompt) + new:
-        logits = logits_of(model, ops.convert_to_tensor([row], "int32"))
-        row.append(int(ops.argmax(logits[0, -1])))
+        # All of one length, for each of which JAX compiles. What follows isn't read.
+        whole = row + [1] * (4 + new - len(row))
+        logits = ops.convert_to_numpy(logits_of(model, np.array([whole], "int32")))
+        row.append(int(logits[0, len(row) - 1].argmax()))
         if row[-1] == END:
             break
     return row[len(prompt) :]

@@ -170,10 +170,11 @@ def checked_one_by_one(
     """Return a completion by speculative KD of one prompt, and what is replaced."""
     row, replaced = list(prompt), []
     while prompt and len(row) < len(prompt) + NEW:
-        # A causal model doesn't read what follows.
-        tokens = ops.convert_to_tensor([[*row, 0]], "int32")
+        # All of one length, for each of which JAX compiles. What follows isn't read.
+        tokens = np.array([row + [1] * (3 + NEW - len(row))], "int32")
         q, p = (
-            ops.convert_to_numpy(model(tokens))[:, -2] for model in (student, teacher)
+            ops.convert_to_numpy(model(tokens))[:, len(row) - 1]
+            for model in (student, teacher)
         )
         number = numbers[len(row)][None]
         drawn = Sampling().choose(ops.convert_to_tensor(q), number[:, :2])
