@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill import backend
+from keras_distill.losses.checks import may_have_shape
 from keras_distill.sequence.models import check_length, vocabulary_size
 from keras_distill.sequence.sampling import check_count
 from keras_distill.types import Tensor
@@ -123,10 +124,12 @@ def checked_prompts(
     size = vocabulary_size(models[0])
     _check_token("end_token", end_token, size)
     _check_token("padding_token", padding_token, size)
-    if not hasattr(prompts, "shape"):
-        prompts = np.asarray(prompts)
+    prompts, mask = (
+        x if x is None or hasattr(x, "shape") else np.asarray(x)
+        for x in (prompts, mask)
+    )
     _check_ids(prompts, size)
-    if mask is not None and tuple(mask.shape) != tuple(prompts.shape):
+    if mask is not None and not may_have_shape(mask, prompts.shape):
         raise ValueError(
             "`prompt_mask` must have the shape of the prompts. Received: prompt_mask "
             f"of shape {tuple(mask.shape)}, prompts of shape {tuple(prompts.shape)}"
@@ -138,13 +141,18 @@ def checked_prompts(
     return ops.cast(prompts, "int32"), masks
 
 
-def _check_ids(prompts: Tensor, size: int) -> None:
+def check_shape(prompts: Tensor) -> None:
+    """Raise ValueError unless prompts are rows of tokens."""
     shape = tuple(prompts.shape)
     if len(shape) != 2 or 0 in shape:
         raise ValueError(
             "`prompts` must have the shape (batch, time), with at least one row and "
             f"one token. Received: prompts of shape {shape}"
         )
+
+
+def _check_ids(prompts: Tensor, size: int) -> None:
+    check_shape(prompts)
     dtype = keras.backend.standardize_dtype(prompts.dtype)
     if "int" not in dtype:
         raise TypeError(

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill.sequence.generation import generate
-from keras_distill.sequence.rows import token_mask
+from keras_distill.sequence.rows import check_shape, token_mask
 from keras_distill.sequence.sampling import check_count
 
 
@@ -75,10 +75,6 @@ def sample(
     """
     check_count("samples", samples)
     check_count("batch_size", batch_size)
-    prompts = np.asarray(prompts)
-    if prompt_mask is None:
-        prompt_mask = ops.convert_to_numpy(token_mask(prompts, padding_token))
-    mask = np.asarray(prompt_mask, "bool")
     options = {
         "max_new_tokens": max_new_tokens,
         "end_token": end_token,
@@ -88,6 +84,26 @@ def sample(
         "top_p": top_p,
         "use_cache": use_cache,
     }
+    return _texts(model, prompts, prompt_mask, samples, batch_size, seed, options)
+
+
+def _texts(
+    model: keras.Model,
+    prompts: Any,
+    prompt_mask: Any,
+    samples: int,
+    batch_size: int,
+    seed: int | None,
+    options: dict[str, Any],
+) -> dict[str, np.ndarray]:
+    """Return what `sample` returns, `options` being arguments of `generate`."""
+    prompts = np.asarray(prompts)
+    check_shape(prompts)
+    if prompt_mask is None:
+        prompt_mask = ops.convert_to_numpy(
+            token_mask(prompts, options["padding_token"])
+        )
+    mask = np.asarray(prompt_mask, "bool")
     generator = keras.random.SeedGenerator(seed)
     rows = np.repeat(np.arange(len(prompts)), samples)
     written = [

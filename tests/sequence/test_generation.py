@@ -41,11 +41,13 @@ def as_arrays(written: Completions) -> tuple[np.ndarray, np.ndarray]:
 
 
 def greedy(model: keras.Model, prompt: list[int], new: int) -> list[int]:
-    """Return the most probable completion of one prompt, without padding or cache."""
+    """Return the most probable completion of one prompt, without a cache."""
     row = list(prompt)
     while prompt and len(row) < len(prompt) + new:
-        logits = logits_of(model, ops.convert_to_tensor([row], "int32"))
-        row.append(int(ops.argmax(logits[0, -1])))
+        # All of one length, for each of which JAX compiles. What follows isn't read.
+        whole = row + [1] * (4 + new - len(row))
+        logits = ops.convert_to_numpy(logits_of(model, np.array([whole], "int32")))
+        row.append(int(logits[0, len(row) - 1].argmax()))
         if row[-1] == END:
             break
     return row[len(prompt) :]
@@ -96,7 +98,11 @@ def test_a_mask_keeps_padding_tokens_of_prompts_and_removes_holes() -> None:
     prompts = np.array([[0, 1, 0, 4], [1, 4, 2, 0]])
     mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0]])
     written = generate(
-        model, prompts, max_new_tokens=2, temperature=0, prompt_mask=mask
+        model,
+        prompts.tolist(),
+        max_new_tokens=2,
+        temperature=0,
+        prompt_mask=mask.tolist(),
     )
     tokens, is_completion = as_arrays(written)
     assert tokens.tolist() == [[0, 1, 0, 1, 2, 0], [1, 2, 3, 0, 0, 0]]
@@ -277,6 +283,24 @@ def test_a_tensorflow_step_writes_the_same(make: Any, jit_compile: bool) -> None
     written = Completions(*step(tf.convert_to_tensor(prompts)))
     for found, of_eager in zip(as_arrays(written), as_arrays(right), strict=True):
         np.testing.assert_array_equal(found, of_eager)
+
+
+@tensorflow_only("shapes are known on other backends")
+def test_a_mask_may_have_another_unknown_dimension_than_its_prompts() -> None:
+    import tensorflow as tf
+
+    model = bigram(10 * np.roll(np.eye(5), 1, axis=1))
+    specs = [tf.TensorSpec((None, 3), tf.int32), tf.TensorSpec((2, None), tf.bool)]
+
+    @tf.function(input_signature=specs)
+    def step(prompts: Any, mask: Any) -> Any:
+        return generate(
+            model, prompts, prompt_mask=mask, max_new_tokens=1, temperature=0
+        ).tokens
+
+    prompts = tf.constant([[1, 2, 0], [3, 0, 0]])
+    tokens = ops.convert_to_numpy(step(prompts, prompts > 0))
+    assert tokens.tolist() == [[1, 2, 3, 0], [3, 4, 0, 0]]
 
 
 def test_weights_are_read_at_each_call_and_exchanged_layers_are_seen() -> None:
