@@ -141,7 +141,7 @@ class _Stage:
             return given
 
         def attach(*parts: Any) -> Any:
-            batch = elements.of_arguments(parts)
+            batch = parts if isinstance(dataset.element_spec, tuple) else parts[0]
             x = elements.inputs_of(batch)
             tensors = tf.nest.flatten(x)
             flat = tf.numpy_function(checked, tensors, [tf.float32] * len(self.keys))

@@ -244,14 +244,15 @@ def _neighbours(points: Array, candidates: int, rng: np.random.Generator) -> Arr
     ones = np.ones((len(points), 1), points.dtype)
     left = np.concatenate([points, ones], axis=1)
     right = np.concatenate([-2 * points[among], squares[among, None]], axis=1).T
-    # What float32 leaves of the distance of equal points.
-    equal = 1e-5 * (1.0 + squares) - squares
+    # Equal rows have equal bytes; their distance in float32 needn't be 0.
+    as_bytes = np.ascontiguousarray(points).view(f"V{points[0].nbytes}")
+    _, same = np.unique(as_bytes.ravel(), return_inverse=True)
     size = max(1, _AT_ONCE // len(among))
     nearest = np.empty(len(points), int)
     for at in range(0, len(points), size):
         part = slice(at, at + size)
         distances = left[part] @ right
-        distances[distances <= equal[part, None]] = np.inf
+        distances[same[part, None] == same[among]] = np.inf
         best = distances.argmin(axis=1)
         if np.isinf(distances[np.arange(len(best)), best]).any():
             raise ValueError(
