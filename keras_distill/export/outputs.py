@@ -34,8 +34,8 @@ def chosen(
         return model, lambda batch: batch
     if not is_graph(model):
         raise ValueError(
-            "`outputs` must be of a Functional model, as the calls of the layers of any "
-            "other don't show. Export `keras.Model(x, model(x)['name'])` of a "
+            "`outputs` must be of a Functional model, as the calls of the layers of "
+            "any other don't show. Export `keras.Model(x, model(x)['name'])` of a "
             f"`keras.Input` `x`. Received: outputs={outputs!r}, a "
             f"{type(model).__name__}."
         )

@@ -440,6 +440,7 @@ def _is_sequential(model: keras.Model) -> bool:
 
 
 def named_inputs(model: keras.Model, names: list[str]) -> dict[str, Any]:
+    """Return the symbolic inputs of a graph by name, given the names in order."""
     if not _is_sequential(model) and isinstance(model.input, dict):
         return dict(model.input)
     return dict(zip(names, model.inputs, strict=True))

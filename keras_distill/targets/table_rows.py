@@ -9,8 +9,8 @@ import numpy as np
 from keras_distill.targets.checks import checked_count
 
 Array = np.ndarray
-# Categories of a column that get an axis each when distances are computed. Of more, each
-# gets a random code of as many signs, and two of them are nearly as far apart.
+# Categories of a column that get an axis each when distances are computed. Of more,
+# each gets a random code of as many signs, and two of them are nearly as far apart.
 _AXES = 64
 # How many distances are held in memory at once.
 _AT_ONCE = 2**24
@@ -168,8 +168,8 @@ def _columns(x: Any, categorical: set[Any], integer: set[Any]) -> dict[Any, _Col
             raise TypeError(
                 "`x` must be a dict of arrays, or an array of shape (rows, columns) of "
                 "one type. Of a DataFrame, pass `{name: frame[name].to_numpy() for "
-                f"name in frame}}`. Received: x of type {type(x).__name__}, as an array "
-                f"of {array.dtype} and shape {array.shape}"
+                f"name in frame}}`. Received: x of type {type(x).__name__}, as an "
+                f"array of {array.dtype} and shape {array.shape}"
             )
         given = dict(enumerate(array.T))
     sizes = {name: values.shape for name, values in given.items()}
@@ -214,7 +214,8 @@ def _column(name: Any, given: Array, is_categorical: bool, is_integer: bool) -> 
     wrong = values[np.isinf(values)]
     if wrong.size:
         raise ValueError(
-            f"A column of `x` must not hold infinity. Received: {name!r} with {wrong[0]}"
+            "A column of `x` must not hold infinity. Received: "
+            f"{name!r} with {wrong[0]}"
         )
     if not is_integer and flat.dtype.kind == "f":
         return _Column(given, values, "numeric")

@@ -19,7 +19,9 @@ ROWS = 6
 def batch():
     rng = np.random.default_rng(0)
     sizes = {"item": 3, "late": 2}
-    return {name: rng.random((ROWS, it)).astype("float32") for name, it in sizes.items()}
+    return {
+        name: rng.random((ROWS, it)).astype("float32") for name, it in sizes.items()
+    }
 
 
 def heads(inputs=dict, outputs=dict):
@@ -95,7 +97,8 @@ def test_a_sequential_model_has_one():
 
 
 @pytest.mark.parametrize(
-    "outputs", [[], "label", ["lable"], ["label", "label"], 3, {"label"}, [3], [["label"]]]
+    "outputs",
+    [[], "label", ["lable"], ["label", "label"], 3, {"label"}, [3], [["label"]]],
 )
 def test_names_that_are_none(outputs):
     message = r"some of the model's \['label', 'other'\]. Received: outputs="
