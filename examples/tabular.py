@@ -121,3 +121,25 @@ def split(task: Task, table: Arrays, seed: int) -> tuple[Arrays, np.ndarray, Arr
     x["labelled"] = np.arange(rows) < task.labelled
     test = {name: values[rows:] for name, values in {**inputs, "y": y}.items()}
     return x, np.where(x["labelled"][:, None], y[:rows], 0.0), test
+
+
+def deal(
+    task: Task, table: Arrays, seed: int, sizes: Sequence[int]
+) -> list[tuple[Arrays, np.ndarray]]:
+    """Deal the rows out at random, in parts of these sizes, with columns as they are.
+
+    Returns:
+        For each part the columns but the privileged ones, by name, and whether the
+        target is "yes", all of shape `(rows, 1)`. Text is of Python's `str`.
+    """
+    order = np.random.default_rng(seed).permutation(len(table[task.target]))
+    regular = {
+        name: values.astype(object) if values.dtype.kind == "U" else values
+        for name, values in table.items()
+        if name not in (task.target, *task.privileged)
+    }
+    y = (table[task.target] == "yes").astype("float32")
+    return [
+        ({name: it[rows, None] for name, it in regular.items()}, y[rows, None])
+        for rows in np.split(order, np.cumsum(sizes))[: len(sizes)]
+    ]

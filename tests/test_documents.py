@@ -120,6 +120,15 @@ def test_docs_privileged_features(folder):
     assert np.isfinite(names["recorded"]).all()
 
 
+def test_docs_any_teacher(folder):
+    names = run_python("docs/any_teacher.md", {})
+    assert (folder / "build/label/model.tflite").is_file()
+    example, student = names["example"], names["student"]
+    given, mean = student(example), names["averaged"](example)
+    expected = (given["label"] + given["trees"]) / 2
+    np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_docs_teachers_and_hints(folder):
     names = run_python("docs/teachers_and_hints.md", {})
     assert len(names["result"].students) == 3
@@ -192,6 +201,7 @@ def test_recipe_of_onnxruntime(folder, monkeypatch):
 def test_no_page_is_left_out():
     run = {
         "README.md",
+        "docs/any_teacher.md",
         "docs/export.md",
         "docs/extending.md",
         "docs/large_vocabulary.md",

@@ -138,6 +138,13 @@ def _add_kept(parser: argparse.ArgumentParser) -> None:
         help="the only one (default: any)",
     )
     parser.add_argument(
+        "--outputs",
+        nargs="+",
+        metavar="NAME",
+        help="those that the files have; what only others need is left out "
+        "(default: all)",
+    )
+    parser.add_argument(
         "--split-preprocessing",
         action="store_true",
         help="leave out the lookups, hashing and text that a format of --to lacks; the "
@@ -198,6 +205,7 @@ def _run(arguments: argparse.Namespace) -> None:
         else select(data.inputs(calibration, "calibration_data", arguments.labels)),
         evaluation=None if evaluation is None else evaluation.selecting(select),
         preprocessing=preprocessing,
+        outputs=arguments.outputs,
         batch_size=arguments.batch_size,
         tolerance=arguments.tolerance,
         version=arguments.version,

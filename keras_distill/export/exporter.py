@@ -33,6 +33,7 @@ from keras_distill.export.formats import (
 )
 from keras_distill.export.loading import load_served
 from keras_distill.export.manifest import Artefact, Manifest
+from keras_distill.export.outputs import chosen
 from keras_distill.export.parity import Difference, ParityError, Reference
 from keras_distill.export.publish import publishing
 from keras_distill.export.quiet import no_remarks
@@ -50,6 +51,7 @@ def export(
     calibration_data: Any = None,
     evaluation: Evaluation | None = None,
     preprocessing: keras.layers.Layer | None = None,
+    outputs: Sequence[str] | None = None,
     batch_size: int | None = None,
     tolerance: float | Mapping[str, float] | None = None,
     version: int | Literal["next"] | None = None,
@@ -115,6 +117,9 @@ def export(
             such as the first half of `split_preprocessing`. Then `example_batch`,
             `calibration_data` and `evaluation` are raw, and the SavedModel has a
             signature `serving_raw` that takes them so, with the preprocessing inside.
+        outputs: The names of the outputs that the artefacts have, by default all. Of
+            other outputs, the layers and inputs that only they need are left out, as
+            of a head that has served its purpose in training.
         batch_size: The only batch size that the artefacts take; None for any. LSTM and
             GRU layers become LiteRT's own with one.
         tolerance: The largest difference from Keras, relative to the scale of the
@@ -168,7 +173,7 @@ def export(
     arguments.check_data(order.targets, example_batch, calibration_data)
     for target in order.targets:
         target.format.require()
-    model, select = load_served(model)
+    model, select = _chosen(model, outputs, all_inputs=preprocessing is not None)
     example_batch = select(example_batch)
     with (
         no_remarks(),
@@ -186,6 +191,18 @@ def export(
         calibration = _calibration(served, select(calibration_data))
         number = None if version is None else int(goal.name)
         return _written(scratch, served, order, expected, judge, calibration, number)
+
+
+def _chosen(
+    model: keras.Model | str | os.PathLike[str],
+    outputs: Sequence[str] | None,
+    *,
+    all_inputs: bool,
+) -> tuple[keras.Model, Callable[[Any], Any]]:
+    """Return the served model with the chosen outputs, and what picks its inputs."""
+    served, of_serving = load_served(model)
+    part, of_part = chosen(served, outputs, all_inputs=all_inputs)
+    return part, lambda batch: of_part(of_serving(batch))
 
 
 def _written(

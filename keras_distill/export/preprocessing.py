@@ -95,7 +95,7 @@ def _split(
     structure = model.outputs[0] if _is_sequential(model) else model.output
     outputs = signature.name_outputs(model, structure, specs)
     nested = _Nested(tuple(formats))
-    cut = _cut(model, _named_inputs(model, list(specs)), {*specs, *outputs}, nested)
+    cut = _cut(model, named_inputs(model, list(specs)), {*specs, *outputs}, nested)
     if not cut.before:
         raise ValueError(
             f"`model` must hold layers that {_listed(formats)} lacks operators for; "
@@ -202,10 +202,10 @@ def _cut(
 
 
 def _calls(model: keras.Model, nested: _Nested) -> list[_Call]:
-    return [call for node in _nodes(model) for call in _calls_of(node, nested)]
+    return [call for node in nodes(model) for call in _calls_of(node, nested)]
 
 
-def _nodes(model: keras.Model) -> list[Any]:
+def nodes(model: keras.Model) -> list[Any]:
     """Return the nodes of a graph but its inputs, each after those that it depends on.
 
     Those of one layer stay in their order, of which `summary` shows the last.
@@ -439,7 +439,8 @@ def _is_sequential(model: keras.Model) -> bool:
     return isinstance(model, keras.Sequential)
 
 
-def _named_inputs(model: keras.Model, names: list[str]) -> dict[str, Any]:
+def named_inputs(model: keras.Model, names: list[str]) -> dict[str, Any]:
+    """Return the symbolic inputs of a graph by name, given the names in order."""
     if not _is_sequential(model) and isinstance(model.input, dict):
         return dict(model.input)
     return dict(zip(names, model.inputs, strict=True))

@@ -8,10 +8,12 @@ from keras_distill.targets.formats import (
     TopK,
     Values,
 )
+from keras_distill.targets.function_teacher import from_function
 from keras_distill.targets.joining import join
 from keras_distill.targets.manifest import Manifest
 from keras_distill.targets.recording import record
 from keras_distill.targets.remote_teacher import remote
+from keras_distill.targets.table_rows import augment_rows
 
 __all__ = [
     "Format",
@@ -20,7 +22,9 @@ __all__ = [
     "Sampled",
     "TopK",
     "Values",
+    "augment_rows",
     "beam",
+    "from_function",
     "join",
     "record",
     "remote",

@@ -1,5 +1,6 @@
 """The elements of data sets: inputs, labels, weights, and keys that are added."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,17 @@ def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
     import tensorflow as tf
 
     return tf.autograph.experimental.do_not_convert(function)  # type: ignore[no-any-return]
+
+
+def ahead(dataset: Any) -> Any:
+    """Return a data set whose next batch is made while a step trains."""
+    import tensorflow as tf
+
+    # Answers are awaited in a thread of its own. It isn't one of TensorFlow's threads,
+    # one a core, which the training needs.
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1 + (os.cpu_count() or 1)
+    return dataset.prefetch(1).with_options(options)
 
 
 def inputs_of(element: Any) -> Nested:

@@ -20,7 +20,7 @@ _FLOATS = ("float16", "float32")
 _LARGEST_ID = 2**24
 # How far the probabilities of a row may be from 1 together: those of a teacher that
 # computes in half precision are.
-_OFF_ONE = 1e-2
+OFF_ONE = 1e-2
 
 
 class Format(ABC):
@@ -342,7 +342,7 @@ def _log_probabilities(output: Tensor, from_logits: bool) -> tuple[Tensor, Tenso
     output = ops.cast(output, "float32")
     if not from_logits:
         total = ops.sum(output, axis=-1, keepdims=True)
-        are_probabilities = ops.abs(total - 1.0) < _OFF_ONE
+        are_probabilities = ops.abs(total - 1.0) < OFF_ONE
         are_probabilities &= ops.min(output, axis=-1, keepdims=True) >= 0.0
         # The smallest normal float32: a probability of 0 has no logarithm.
         output = ops.log(ops.maximum(output, np.finfo("float32").tiny))

@@ -2,13 +2,12 @@
 
 import collections
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from keras_distill.targets.calls import Call
-from keras_distill.targets.elements import as_dict, inputs_of, with_inputs
+from keras_distill.targets.elements import ahead, as_dict, inputs_of, with_inputs
 from keras_distill.targets.served import ServedModel, Tensor
 from keras_distill.targets.service import Service
 
@@ -117,11 +116,7 @@ class _Stage:
         )
         # The length, which `fit` shows in its progress bar.
         length = tf.data.experimental.assert_cardinality(dataset.cardinality())
-        # Answers are awaited in a thread of its own, while a step trains. It isn't one
-        # of TensorFlow's threads, one a core, which the training needs.
-        options = tf.data.Options()
-        options.threading.private_threadpool_size = 1 + (os.cpu_count() or 1)
-        return result.apply(length).prefetch(1).with_options(options)
+        return ahead(result.apply(length))
 
     def batches(self, dataset: "tf.data.Dataset") -> Iterator[Any]:
         """Yield the batches with the outputs, and send as many batches ahead."""
