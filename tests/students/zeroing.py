@@ -1,0 +1,50 @@
+"""Teachers of which the units that a width removes compute nothing."""
+
+import keras
+import numpy as np
+
+from keras_distill.students import WeightNorm
+from keras_distill.students.planning import Plan
+from keras_distill.students.rules import rule_of
+from keras_distill.students.tracing import Trace
+
+
+def randomize(model, seed=0):
+    """Give every weight, statistics and biases too, values that show mistakes."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        fan_in = max(int(np.prod(weight.shape[:-1])), 1) if len(weight.shape) > 1 else 1
+        value = rng.normal(0.0, fan_in**-0.5, weight.shape)
+        positive = weight.name in ("moving_variance", "gamma", "variance", "scale")
+        weight.assign(0.5 + np.abs(value) if positive else value)
+    return model
+
+
+def zero_removed(model, width, consumers=False):
+    """Zero what computes the units that the width removes, or also what reads them."""
+    trace = Trace(model, rule_of)
+    kept = Plan(trace, WeightNorm().scores(model, trace)).at(width)
+    for weight in trace.weights.values():
+        if weight.variable.name == "moving_variance":
+            continue
+        value = keras.ops.convert_to_numpy(weight.variable).copy()
+        vector = "kernel" not in weight.variable.name
+        for axis, labels in enumerate(weight.axes):
+            made = consumers or vector or axis == weight.maker
+            if labels is not None and made:
+                np.moveaxis(value, axis, 0)[~kept[labels]] = 0.0
+        weight.variable.assign(value)
+    return int((~kept).sum())
+
+
+def outputs(model, x):
+    """Return the outputs in one list of arrays."""
+    return [keras.ops.convert_to_numpy(y) for y in keras.tree.flatten(model(x))]
+
+
+def assert_same(student, teacher, x, tolerance=1e-5):
+    """Outputs agree, relative to the largest of them."""
+    for ours, theirs in zip(outputs(student, x), outputs(teacher, x), strict=True):
+        bound = tolerance * np.abs(theirs).max()
+        assert np.isfinite(ours).all() and np.abs(theirs).max() > 0
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
