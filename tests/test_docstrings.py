@@ -17,7 +17,16 @@ MODULES = [
 
 
 def public_classes():
-    rooms = ("hints", "losses", "metrics", "online", "schedules", "targets", "teachers")
+    rooms = (
+        "hints",
+        "losses",
+        "metrics",
+        "online",
+        "schedules",
+        "students",
+        "targets",
+        "teachers",
+    )
     namespaces = [getattr(keras_distill, name) for name in rooms]
     for namespace in (keras_distill, keras_distill.hints.losses, *namespaces):
         for name, value in vars(namespace).items():

@@ -7,7 +7,9 @@ import keras
 import numpy as np
 
 
-def keeps_units_apart(function: Callable[..., Any] | None, rank: int, axis: int) -> bool:
+def keeps_units_apart(
+    function: Callable[..., Any] | None, rank: int, axis: int
+) -> bool:
     """Return whether a function reads the units along an axis one by one.
 
     It is tried on numbers, so that functions of the user's own are known too.
@@ -25,7 +27,10 @@ def keeps_units_apart(function: Callable[..., Any] | None, rank: int, axis: int)
         except Exception:
             return False
         if all_at_once.shape != drawn.shape or not np.allclose(
-            all_at_once.take(chosen, axis), keras.ops.convert_to_numpy(alone), 1e-5, 1e-6
+            all_at_once.take(chosen, axis),
+            keras.ops.convert_to_numpy(alone),
+            1e-5,
+            1e-6,
         ):
             return False
     return True

@@ -1,7 +1,7 @@
 """The graph of a Functional or Sequential model: reading it and building another."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -44,7 +44,25 @@ def checked(teacher: Any, call: str) -> keras.Model:
             "in their order. Received: teacher={!r} of the class {}, which has a "
             "`call` of its own.".format(teacher.name, type(teacher).__name__)
         )
+    holders: dict[int, str] = {}
+    for layer in _leaves(teacher):
+        for weight in layer.weights:
+            other = holders.setdefault(id(weight), layer.name)
+            if other != layer.name:
+                raise ValueError(
+                    f"The layers {other!r} and {layer.name!r} share the weight "
+                    f"{weight.name!r}, which `{call}` can't copy to a student."
+                )
     return teacher
+
+
+def _leaves(model: keras.Model) -> Iterator[keras.Layer]:
+    """Yield the layers of a model and of its sub-models, without those."""
+    for node in nodes_of(graph_of(model)):
+        if graph_of(node.operation) is not None:
+            yield from _leaves(node.operation)
+        elif isinstance(node.operation, keras.Layer):
+            yield node.operation
 
 
 def times_called(model: keras.Model) -> dict[int, int]:

@@ -43,6 +43,19 @@ class Importance(ABC):
 class WeightNorm(Importance):
     """The L1 norm of the weights that compute a unit (Li et al. 2017).
 
+    Example:
+        >>> import keras
+        >>> import keras_distill as kd
+        >>> teacher = keras.Sequential(
+        ...     [keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)]
+        ... )
+        >>> teacher.layers[0].kernel.assign([[9.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+        >>> student = kd.students.slice_widths(
+        ...     teacher, width=0.5, importance=kd.students.WeightNorm()
+        ... )
+        >>> student.layers[0].kernel.numpy().ravel().tolist()
+        [9.0, 0.0, 0.0]
+
     Reference: "Pruning filters for efficient ConvNets", https://arxiv.org/abs/1608.08710
     """
 
@@ -52,19 +65,34 @@ class WeightNorm(Importance):
         """Yield the norms of each kernel along the axis of its units."""
         del teacher
         for weight in trace.weights.values():
-            if weight.maker is not None and weight.axes[weight.maker] is not None:
+            labels = None if weight.maker is None else weight.axes[weight.maker]
+            if labels is not None and weight.maker is not None:
                 value = keras.ops.convert_to_numpy(weight.variable)
-                yield weight.axes[weight.maker], _mean_size(value, weight.maker)
+                yield labels, _mean_size(value, weight.maker)
 
 
 class MeanActivation(Importance):
-    """The mean size of a unit's outputs on a batch of examples (Muralidharan et al. 2024).
+    """The mean size of a unit's outputs on a batch of examples (Minitron).
 
     Attention heads have no output of their own; their weights are read instead.
 
     Args:
         calibration_data: One batch of inputs as the teacher takes them: an array, a
             list of arrays or a dict by the names of the inputs.
+
+    Example:
+        >>> import keras
+        >>> import keras_distill as kd
+        >>> import numpy as np
+        >>> teacher = keras.Sequential(
+        ...     [keras.Input((3,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+        ... )
+        >>> examples = np.random.default_rng(0).random((32, 3))
+        >>> student = kd.students.slice_widths(
+        ...     teacher, width=0.5, importance=kd.students.MeanActivation(examples)
+        ... )
+        >>> student.layers[0].units
+        4
 
     Reference: "Compact language models via pruning and knowledge distillation",
         https://arxiv.org/abs/2407.14679

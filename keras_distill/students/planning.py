@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from keras_distill.students.importance import Scores
 from keras_distill.students.tracing import Size, Trace
-from keras_distill.students.units import Axes, Labels
+from keras_distill.students.units import Axes, Labels, Made
 
 Kept = npt.NDArray[np.bool_]
 _WHOLE = "To leave it whole, give `width` by layer, as in width={{{!r}: 0.5}}."
@@ -37,7 +37,9 @@ class Space:
 
     def called(self, pattern: str) -> bool:
         """Return whether the name of a layer or of a sub-model of it fits."""
-        return any(fnmatch.fnmatchcase(n, pattern) for path in self.makers for n in path)
+        return any(
+            fnmatch.fnmatchcase(n, pattern) for path in self.makers for n in path
+        )
 
     @property
     def name(self) -> str:
@@ -66,9 +68,8 @@ class Plan:
         if refused and width < 1.0:
             name, why = refused[0]
             example = next((s.name for s in self.spaces if not s.refused), "dense")
-            raise ValueError(
-                f"The layer {name!r} can't follow a cut: {why}. {_WHOLE.format(example)}"
-            )
+            remedy = _WHOLE.format(example)
+            raise ValueError(f"The layer {name!r} can't follow a cut: {why}. {remedy}")
         return self._kept([width] * len(self.spaces))
 
     def by_layer(self, widths: Mapping[str, float]) -> Kept:
@@ -147,7 +148,7 @@ def _spaces(trace: Trace, roots: Labels, scores: Scores) -> list[Space]:
     np.add.at(total, roots, scores)
     of_space = trace.units.space_roots()
     fixed = {int(roots[unit]) for unit in trace.units.fixed}
-    found = {}
+    found: dict[int, list[Made]] = {}
     for made in trace.units.made:
         if len(made.labels):
             found.setdefault(int(of_space[made.labels[0]]), []).append(made)
@@ -178,7 +179,9 @@ def length(size: Size, kept: Kept) -> int | None:
 
 def parameters(teacher: keras.Model, trace: Trace) -> Callable[[Kept], float]:
     """Return the function that counts the parameters of the student."""
-    plain = sum(math.prod(v.shape) for v in teacher.weights if id(v) not in trace.weights)
+    plain: int = sum(
+        math.prod(v.shape) for v in teacher.weights if id(v) not in trace.weights
+    )
     cut = [(weight.axes, weight.variable.shape) for weight in trace.weights.values()]
 
     def count(kept: Kept) -> float:

@@ -173,7 +173,11 @@ def _of_preprocessing(call: Call) -> Axes:
 
 def _rescaling(call: Call) -> Axes:
     numbers = (call.layer.scale, call.layer.offset)
-    return _same(call) if all(np.ndim(n) == 0 for n in numbers) else _of_preprocessing(call)
+    return (
+        _same(call)
+        if all(np.ndim(n) == 0 for n in numbers)
+        else _of_preprocessing(call)
+    )
 
 
 def _layer_scale(call: Call) -> Axes:
@@ -200,7 +204,7 @@ def _dropout(call: Call) -> Axes:
     noise = getattr(call.layer, "noise_shape", None)
     for labels, size in zip(axes, noise or (), strict=False):
         if labels is not None and size not in (1, None):
-            raise CannotFollow(f"its `noise_shape` is {tuple(noise)}")
+            raise CannotFollow(f"its `noise_shape` is {noise}")
     return axes
 
 
@@ -447,7 +451,9 @@ def _item(call: Call) -> Axes:
     keys += [slice(None)] * (len(axes) - len(keys))
     if len(keys) > len(axes) or not all(isinstance(k, (int, slice)) for k in keys):
         raise CannotFollow("it picks elements in a way that can't be followed")
-    if any(lab is not None and k != slice(None) for lab, k in zip(axes, keys, strict=True)):
+    if any(
+        lab is not None and k != slice(None) for lab, k in zip(axes, keys, strict=True)
+    ):
         raise CannotFollow("it picks some of the units")
     return tuple(
         labels for labels, k in zip(axes, keys, strict=True) if isinstance(k, slice)

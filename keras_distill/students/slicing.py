@@ -8,7 +8,8 @@ import numpy as np
 
 from keras_distill.students.graph import Rebuilding, checked
 from keras_distill.students.importance import Importance, WeightNorm
-from keras_distill.students.planning import Kept, Plan, flops, length
+from keras_distill.students.planning import Kept, Plan, length
+from keras_distill.students.planning import flops as flops_of
 from keras_distill.students.planning import parameters as parameters_of
 from keras_distill.students.rules import rule_of
 from keras_distill.students.tracing import Trace
@@ -49,7 +50,6 @@ def slice_widths(
         ValueError: A layer can't be followed: the error names it and says why.
 
     Example:
-
     >>> import keras
     >>> import keras_distill as kd
     >>> teacher = keras.Sequential(
@@ -71,12 +71,8 @@ def slice_widths(
         size = parameters_of(teacher, trace)
         kept = plan.of_size(size, parameters, "parameters")
     else:
-        assert flops is not None
-        kept = plan.of_size(_flops(trace), flops, "flops")
+        kept = plan.of_size(flops_of(trace), float(flops or 0), "flops")
     return _sliced(teacher, trace, kept, name or f"{teacher.name}_student")
-
-
-_flops = flops
 
 
 def _check_one(**given: Any) -> None:

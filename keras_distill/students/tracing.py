@@ -96,7 +96,9 @@ class Call:
         if isinstance(activation, keras.Layer) and activation.weights:
             raise CannotFollow("its activation has weights")
         for axis, labels in enumerate(axes):
-            if labels is not None and not keeps_units_apart(activation, len(axes), axis):
+            if labels is not None and not keeps_units_apart(
+                activation, len(axes), axis
+            ):
                 name = getattr(activation, "__name__", repr(activation))
                 why = f"its activation {name!r} reads several units at once"
                 self.units.refuse(labels, self.layer.name, why)
@@ -148,7 +150,9 @@ class Trace:
             layer = node.operation
             try:
                 if (times := self._times[id(layer)]) > 1:
-                    raise CannotFollow(f"it is shared: the model calls it {times} times")
+                    raise CannotFollow(
+                        f"it is shared: the model calls it {times} times"
+                    )
                 inner = graph_of(layer)
                 if inner is not None:
                     outputs = self._enter(inner, node, (*path, layer.name))

@@ -122,7 +122,9 @@ def replaced(axes: Axes, axis: int, labels: Labels | None) -> Axes:
     return tuple(result)
 
 
-def reshaped(axes: Axes, shape: Sequence[int | None], new: Sequence[int | None]) -> Axes:
+def reshaped(
+    axes: Axes, shape: Sequence[int | None], new: Sequence[int | None]
+) -> Axes:
     """Return the axes after a reshape that keeps the batch axis, C order.
 
     Raises:
@@ -130,15 +132,13 @@ def reshaped(axes: Axes, shape: Sequence[int | None], new: Sequence[int | None])
     """
     if not labelled(axes):
         return whole(len(new))
-    dims, new_dims = shape[1:], new[1:]
-    if axes[0] is not None or None in dims or None in new_dims:
+    dims = [size for size in shape[1:] if size is not None]
+    new_dims = [size for size in new[1:] if size is not None]
+    known = len(dims) == len(shape) - 1 and len(new_dims) == len(new) - 1
+    if axes[0] is not None or not known or len(labelled(axes)) > 1:
         raise LookupError
-    positions = [axis for axis, labels in enumerate(axes) if labels is not None]
-    if len(positions) > 1:
-        raise LookupError
-    labels = axes[positions[0]]
-    assert labels is not None
-    aligned = labels.reshape([-1 if a == positions[0] else 1 for a in range(1, len(shape))])
+    ((position, labels),) = ((p, a) for p, a in enumerate(axes) if a is not None)
+    aligned = labels.reshape([-1 if p == position else 1 for p in range(1, len(axes))])
     spread = np.broadcast_to(aligned, dims).reshape(new_dims)
     for axis in range(spread.ndim):
         line = np.moveaxis(spread, axis, -1).reshape(-1, spread.shape[axis])

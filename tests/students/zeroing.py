@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_distill.students import WeightNorm
+from keras_distill.students import Importance, WeightNorm
 from keras_distill.students.planning import Plan
 from keras_distill.students.rules import rule_of
 from keras_distill.students.tracing import Trace
@@ -35,6 +35,32 @@ def zero_removed(model, width, consumers=False):
                 np.moveaxis(value, axis, 0)[~kept[labels]] = 0.0
         weight.variable.assign(value)
     return int((~kept).sum())
+
+
+class FirstHalf(Importance):
+    """Keeps the units that come first."""
+
+    def lines(self, teacher, trace):
+        for made in trace.units.made:
+            yield made.labels, np.arange(len(made.labels), 0.0, -1.0)
+
+
+def repeat_first_half(model):
+    """Make the second half of each layer's units equal to the first, and unread.
+
+    A normalisation over units then has the same mean and variance without them.
+    """
+    trace = Trace(model, rule_of)
+    kept = Plan(trace, FirstHalf().scores(model, trace)).at(0.5)
+    for weight in trace.weights.values():
+        value = keras.ops.convert_to_numpy(weight.variable).copy()
+        vector = "kernel" not in weight.variable.name
+        for axis, labels in enumerate(weight.axes):
+            if labels is None or kept[labels].all():
+                continue
+            first, second = np.split(np.moveaxis(value, axis, 0), 2)
+            second[...] = first if vector or axis == weight.maker else 0.0
+        weight.variable.assign(value)
 
 
 def outputs(model, x):
