@@ -126,6 +126,13 @@ def test_docs_teachers_and_hints(folder):
     assert (folder / "small").is_dir() and (folder / "shared/run7").is_dir()
 
 
+def test_docs_compression(folder):
+    names = run_python("docs/compression.md", {})
+    teacher, shallow, narrow = (names[n] for n in ("teacher", "shallow", "narrow"))
+    assert narrow.get_layer("stem").filters == 8 and (folder / "narrow.keras").is_file()
+    assert len(shallow.layers) == len(teacher.layers) - 10
+
+
 def test_docs_extending(folder):
     names = run_python("docs/extending.md", {})
     loss, x = names["loaded"].get_compile_config()["distillation_loss"], names["x"]

@@ -129,6 +129,8 @@ class _Search:
         with an activation, for example.
         """
         places = [place for place, segment in enumerate(run) if segment.has_kernel]
+        if not places:
+            return
         for place, following in zip(places, [*places[1:], len(run)], strict=True):
             begun = type(run[place].entry._keras_history.operation)
             end = place + 1

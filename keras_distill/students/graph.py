@@ -1,6 +1,7 @@
 """The graph of a Functional or Sequential model: reading it and building another."""
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -111,7 +112,8 @@ class Rebuilding:
         for old, new in self._new.values():
             if isinstance(old, keras.Layer) and graph_of(old) is None:
                 self._copy(old, new)
-        built.trainable = True
+        for layer in built._flatten_layers():  # of a teacher that was frozen, too
+            layer.trainable = True
         return built
 
     def _graph(self, model: keras.Model, name: str) -> keras.Model:
@@ -169,8 +171,7 @@ class Rebuilding:
             if graph_of(old) is not None:
                 new = self._graph(old, old.name)
             else:
-                config = {**old.get_config(), **self.configs.get(id(old), {})}
-                new = type(old).from_config(config)
+                new = _remade(old, self.configs.get(id(old), {}))
             self._new[id(old)] = old, new
         return self._new[id(old)][1]
 
@@ -193,6 +194,22 @@ class Rebuilding:
             new.bin_boundaries = np.array(old.bin_boundaries).tolist()
         if hasattr(new, "finalize_state"):
             new.finalize_state()
+
+
+def _remade(old: Layer, changes: Mapping[str, Any]) -> Layer:
+    """Return a layer made from the config of another, with the functions of that."""
+    with warnings.catch_warnings():
+        # It warns of files with functions; here they stay within the process.
+        warnings.filterwarnings("ignore", "The object being serialized includes a `la")
+        config = {**old.get_config(), **changes}
+    if isinstance(old, keras.layers.Lambda):
+        named = {key: config[key] for key in ("name", "dtype", "output_shape")}
+        kept = {"mask": old.mask, "arguments": old.arguments}
+        return type(old)(old.function, **{**named, **kept})
+    for key in ("activation", "recurrent_activation"):
+        if key in config:
+            config[key] = getattr(old, key)
+    return type(old).from_config(config)
 
 
 def _not_rebuilt(name: str, error: Exception) -> ValueError:

@@ -162,6 +162,9 @@ def _spaces(trace: Trace, roots: Labels, scores: Scores) -> list[Space]:
         # Of equal units the first stays, whatever the order of sorting.
         free = free[np.argsort(-total[free], kind="stable")]
         refused = next((refusals[u] for u in free.tolist() if u in refusals), None)
+        tied = len(free) == 1 and max(len(made.labels) for made in makers) > 1
+        if tied and refused is None:
+            refused = makers[0].path[-1], "its units are tied to each other by groups"
         place = {unit: index for index, unit in enumerate(free.tolist())}
         needed = set()
         for made in makers:

@@ -47,8 +47,16 @@ class Call:
 
     @property
     def tensors(self) -> list[Any]:
-        """The input tensors."""
-        return list(self.node.input_tensors)
+        """The input tensors. Masks of time steps aren't among them."""
+        args, kwargs = self.node.arguments.args, dict(self.node.arguments.kwargs)
+        masks = keras.tree.flatten(kwargs.pop("mask", None))
+        for mask in masks:
+            if isinstance(mask, keras.KerasTensor) and labelled(
+                self.trace.axes_of(mask)
+            ):
+                raise CannotFollow("units lie along an axis of its mask")
+        given = keras.tree.flatten((args, kwargs))
+        return [tensor for tensor in given if isinstance(tensor, keras.KerasTensor)]
 
     @property
     def outputs(self) -> list[Any]:
@@ -58,13 +66,13 @@ class Call:
     @property
     def axes(self) -> list[Axes]:
         """The units of the inputs."""
-        return [self.trace.axes_of(tensor) for tensor in self.node.input_tensors]
+        return [self.trace.axes_of(tensor) for tensor in self.tensors]
 
     @property
     def single(self) -> Axes:
         """The units of the only input."""
-        if len(self.node.input_tensors) > 1:
-            raise CannotFollow("it is called with further tensors, as a mask")
+        if len(self.tensors) != 1:
+            raise CannotFollow(f"it is called with {len(self.tensors)} tensors")
         return self.axes[0]
 
     @property

@@ -108,7 +108,7 @@ def _recurrent(x):
 
 def _convolution_1d(x):
     x = layers.Conv1D(6, 3, padding="causal", activation="tanh")(x)
-    return layers.AveragePooling1D()(layers.DepthwiseConv1D(2)(x))
+    return layers.AveragePooling1D(2)(layers.DepthwiseConv1D(2)(x))
 
 
 def perceptron():
@@ -196,4 +196,6 @@ def batch(model, rows=3, seed=0):
             return rng.integers(1, WORDS, shape, dtype="int32")
         return rng.normal(size=shape).astype("float32")
 
+    if isinstance(model, keras.Sequential):
+        return drawn(model.inputs[0])
     return keras.tree.map_structure(drawn, model.input)

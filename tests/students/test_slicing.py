@@ -126,33 +126,34 @@ class TestImportance:
             slice_widths(perceptron(), 0.5, importance=kd.students.MeanActivation(data))
 
 
-class TestSizes:
-    @pytest.fixture(scope="class")
-    def teacher(self):
-        inputs = keras.Input((16, 16, 3))
-        x = layers.Conv2D(32, 3, activation="relu")(inputs)
-        for _ in range(2):
-            y = layers.Conv2D(64, 1, activation="relu")(x)
-            x = layers.Add()(
-                [x, layers.Conv2D(32, 1)(layers.DepthwiseConv2D(3, padding="same")(y))]
-            )
-        return keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
+@pytest.fixture(scope="module")
+def sizable():
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Conv2D(32, 3, activation="relu")(inputs)
+    for _ in range(2):
+        y = layers.Conv2D(64, 1, activation="relu")(x)
+        x = layers.Add()(
+            [x, layers.Conv2D(32, 1)(layers.DepthwiseConv2D(3, padding="same")(y))]
+        )
+    return keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
 
+
+class TestSizes:
     @pytest.mark.parametrize("share", [0.7, 0.25])
     @pytest.mark.parametrize("size", ["parameters", "flops"])
-    def test_a_size_is_met(self, teacher, size, share):
-        student = slice_widths(teacher, **{size: share})
+    def test_a_size_is_met(self, sizable, size, share):
+        student = slice_widths(sizable, **{size: share})
         # Multiplications, counted apart from the package.
         counts = [
             model.count_params() if size == "parameters" else multiplications(model)
-            for model in (student, teacher)
+            for model in (student, sizable)
         ]
         assert counts[0] == pytest.approx(share * counts[1], rel=0.05)
 
-    def test_a_size_out_of_reach(self, teacher):
+    def test_a_size_out_of_reach(self, sizable):
         message = r"nearest share is 0\.\d+. Received: parameters=0.001"
         with pytest.raises(ValueError, match=message):
-            slice_widths(teacher, parameters=0.001)
+            slice_widths(sizable, parameters=0.001)
 
     def test_multiplications_of_unknown_sizes(self):
         inputs = keras.Input((None, None, 3))
