@@ -68,57 +68,6 @@ _OF_LAYERS = _table(
         passing.concatenate: "Concatenate",
     }
 )
-_OF_APPLICATIONS.get(kind.__name__)
-        return _OF_LAYERS.get(kind)
-    if not type(layer).__module__.startswith("keras.src.ops."):
-        return None
-    return _OF_FUNCTIONS.get(type(layer).__name__, functions.function)
-
-
-def _table(groups: dict[Rule, str]) -> dict[type, Rule]:
-    return {
-        getattr(layers, name): rule
-        for rule, names in groups.items()
-        for name in names.split()
-    }
-
-
-_OF_LAYERS = _table(
-    {
-        making.dense: "Dense",
-        making.embedding: "Embedding",
-        making.convolution: "Conv1D Conv2D Conv3D "
-        "Conv1DTranspose Conv2DTranspose Conv3DTranspose",
-        making.depthwise: "DepthwiseConv1D DepthwiseConv2D",
-        making.separable: "SeparableConv1D SeparableConv2D",
-        passing.normalization: "BatchNormalization LayerNormalization RMSNormalization",
-        passing.group_normalization: "GroupNormalization",
-        passing.of_preprocessing: "Normalization CategoryEncoding Discretization "
-        "Hashing IntegerLookup StringLookup TextVectorization",
-        passing.rescaling: "Rescaling",
-        passing.prelu: "PReLU",
-        passing.same: "ReLU LeakyReLU ELU Identity UnitNormalization "
-        "ActivityRegularization GaussianNoise GaussianDropout AlphaDropout SpatialDropout1D SpatialDropout2D "
-        "SpatialDropout3D",
-        passing.dropout: "Dropout",
-        passing.activation: "Activation",
-        passing.softmax: "Softmax",
-        passing.pooling: "AveragePooling1D AveragePooling2D AveragePooling3D "
-        "MaxPooling1D MaxPooling2D MaxPooling3D GlobalAveragePooling1D GlobalAveragePooling2D "
-        "GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D "
-        "GlobalMaxPooling3D UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D "
-        "ZeroPadding2D ZeroPadding3D Cropping1D Cropping2D Cropping3D",
-        passing.flatten: "Flatten",
-        passing.reshape: "Reshape",
-        passing.permute: "Permute",
-        passing.repeat_vector: "RepeatVector",
-        passing.merge: "Add Subtract Multiply Average Maximum Minimum",
-        passing.concatenate: "Concatenate",
-        attention.multi_head_attention: "MultiHeadAttention",
-        attention.grouped_query_attention: "GroupQueryAttention",
-        making.recurrent: "LSTM GRU SimpleRNN",
-    }
-)
 _OF_APPLICATIONS: dict[str, Callable[[Call], Any]] = {
     "LayerScale": passing.layer_scale,
     "StochasticDepth": passing.same,
