@@ -78,6 +78,12 @@ class Plan:
         for pattern, width in widths.items():
             found = [i for i, space in enumerate(self.spaces) if space.called(pattern)]
             if not found:
+                for name, why in self.trace.refusals:
+                    if fnmatch.fnmatchcase(name, pattern):
+                        raise ValueError(
+                            f"The layer {name!r} can't be cut: {why}. "
+                            f"Received: width={dict(widths)}"
+                        )
                 names = sorted({path[-1] for s in self.spaces for path in s.makers})
                 raise ValueError(
                     f"`width` names {pattern!r}, which isn't a layer or sub-model that "

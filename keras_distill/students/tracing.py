@@ -156,6 +156,7 @@ class Trace:
     def _follow(self, graph: Any, path: tuple[str, ...]) -> None:
         for node in nodes_of(graph):
             layer = node.operation
+            made = len(self.units.made)
             try:
                 if (times := self._times[id(layer)]) > 1:
                     raise CannotFollow(
@@ -167,6 +168,7 @@ class Trace:
                 else:
                     outputs = self._rule(node, (*path, layer.name))
             except CannotFollow as error:
+                del self.units.made[made:]
                 outputs = self._refused(node, str(error))
             for tensor, axes in zip(node.outputs, outputs, strict=True):
                 self._axes[id(tensor)] = axes

@@ -245,7 +245,17 @@ class TestRefused:
         assert student.get_layer("first").units == 4
         assert np.isfinite(outputs(student, batch(whole))[0]).all()
         with pytest.raises(ValueError, match="can't be cut, as the layer 'own'"):
-            slice_widths(teacher, {"own" if "Dense" in why else "first": 0.5})
+            slice_widths(teacher, {"own" if "activation" in why else "first": 0.5})
+
+    def test_in_a_dict(self):
+        with pytest.raises(ValueError, match="'own' can't be cut: the class OwnDense"):
+            slice_widths(around(OwnDense(4, name="own")), {"own": 0.5})
+
+    def test_units_that_groups_tie(self):
+        tied = layers.Reshape((1, 8)), layers.Conv1D(2, 1, groups=2, name="tied")
+        teacher = around(*tied, layers.GroupNormalization(1), layers.Flatten())
+        with pytest.raises(ValueError, match="'tied' without a unit: it has 2"):
+            slice_widths(teacher, {"tied": 0.2})
 
     def test_shared_layers(self):
         inputs = keras.Input((8,))
