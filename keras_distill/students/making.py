@@ -48,9 +48,9 @@ def convolution(call: Call) -> Axes:
     transposed = "Transpose" in type(layer).__name__
     within = (out, given) if transposed else (given, out)
     counted = call.tensors[0] if transposed else call.outputs[0]
-    spatial = whole(len(axes) - 2)
-    maker = len(spatial) + (0 if transposed else 1)
-    call.cut(layer.kernel, *spatial, *within, maker=maker)
+    window = whole(len(axes) - 2)
+    maker = len(window) + (0 if transposed else 1)
+    call.cut(layer.kernel, *window, *within, maker=maker)
     call.multiplies(layer.kernel, spatial(counted.shape, channel))
     call.cut(layer.bias, out)
     call.config["filters"] = out
@@ -63,9 +63,9 @@ def depthwise(call: Call) -> Axes:
     channel = channel_axis(layer, len(axes))
     given = only(axes, channel)
     out = repeated(given, layer.depth_multiplier)
-    spatial = whole(len(axes) - 2)
-    maker = None if given is None else len(spatial)
-    call.cut(layer.kernel, *spatial, given, None, maker=maker)
+    window = whole(len(axes) - 2)
+    maker = None if given is None else len(window)
+    call.cut(layer.kernel, *window, given, None, maker=maker)
     call.multiplies(layer.kernel, spatial(call.outputs[0].shape, channel))
     call.cut(layer.bias, out)
     return call.activated(replaced(whole(len(axes)), channel, out))
@@ -77,12 +77,12 @@ def separable(call: Call) -> Axes:
     channel = channel_axis(layer, len(axes))
     given = only(axes, channel)
     out = call.new(layer.filters)
-    spatial = whole(len(axes) - 2)
-    call.cut(layer.depthwise_kernel, *spatial, given, None)
+    window = whole(len(axes) - 2)
+    call.cut(layer.depthwise_kernel, *window, given, None)
     between = repeated(given, layer.depth_multiplier)
-    maker = len(spatial) + 1
+    maker = len(window) + 1
     kernel = layer.pointwise_kernel
-    call.cut(kernel, *spatial, between, out, maker=maker)
+    call.cut(kernel, *window, between, out, maker=maker)
     for each in (layer.depthwise_kernel, kernel):
         call.multiplies(each, spatial(call.outputs[0].shape, channel))
     call.cut(layer.bias, out)

@@ -7,6 +7,7 @@ from keras import layers, ops
 
 import keras_distill as kd
 from keras_distill.students import slice_widths
+from tests.backends import tensorflow_only
 from tests.students.teachers import ALL, PLAIN, batch, encoder, perceptron
 from tests.students.zeroing import (
     FirstHalf,
@@ -309,6 +310,7 @@ class TestRefused:
             slice_widths(outputs, 0.5)
 
 
+@tensorflow_only("strings are of TensorFlow")
 def test_vocabularies_and_statistics_are_copied():
     words, number = keras.Input((2,), dtype="string"), keras.Input((3,))
     lookup = layers.StringLookup(max_tokens=10)
