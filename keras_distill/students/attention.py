@@ -45,7 +45,7 @@ def _projections(
     """Cut the projections of an attention layer."""
     layer, given = call.layer, _attended(call)[1]
     for name in ("query", "key", "value", "gate"):
-        dense = getattr(layer, f"_{name}dense", None)
+        dense = getattr(layer, f"_{name}_dense", None)
         if dense is None:
             continue
         source = "query" if name == "gate" else name

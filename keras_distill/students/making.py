@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_distill.students.axes import channel_axis, only, repeated, sizes
+from keras_distill.students.axes import channel_axis, only, repeated, sizes, spatial
 from keras_distill.students.elementwise import keeps_units_apart
 from keras_distill.students.tracing import Call, CannotFollow
 from keras_distill.students.units import Axes, labelled, replaced, whole
