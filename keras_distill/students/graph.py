@@ -192,7 +192,7 @@ class Rebuilding:
                 new.load_assets(folder)
         if isinstance(old, keras.layers.Discretization):
             new.bin_boundaries = np.array(old.bin_boundaries).tolist()
-        if hasattr(new, "finalize_state"):
+        if isinstance(old, keras.layers.Normalization):
             new.finalize_state()
 
 

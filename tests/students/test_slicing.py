@@ -101,9 +101,8 @@ class TestImportance:
         first.bias.assign(bias)
         x = 1.0 + np.arange(20, dtype="float32").reshape(4, 5)
         importance = kd.students.MeanActivation(x)
-        teacher.layers[1].set_weights([np.ones(16), np.zeros(16), bias, np.ones(16)])
         student = slice_widths(teacher, {"dense*": 0.5}, importance=importance)
-        assert student.layers[0].units == 8
+        np.testing.assert_array_equal(student.layers[0].bias, np.zeros(8))
 
     @pytest.mark.parametrize("kind", ["nested", "two outputs", "encoder"])
     def test_activations_of_any_graph(self, kind):
@@ -255,7 +254,7 @@ class TestRefused:
     def test_units_that_groups_tie(self):
         tied = layers.Reshape((1, 8)), layers.Conv1D(2, 1, groups=2, name="tied")
         teacher = around(*tied, layers.GroupNormalization(1), layers.Flatten())
-        with pytest.raises(ValueError, match="'tied' without a unit: it has 2"):
+        with pytest.raises(ValueError, match="'first' without a unit: it has 2"):
             slice_widths(teacher, {"tied": 0.2})
 
     def test_shared_layers(self):
@@ -269,8 +268,8 @@ class TestRefused:
     def test_shared_weights(self):
         teacher = around(layers.Dense(8, name="second"), layers.Dense(8, name="third"))
         third = teacher.get_layer("third")
+        third._tracker.unlock()
         third._kernel = teacher.get_layer("second").kernel
-        third._trainable_variables[0] = third._kernel
         with pytest.raises(ValueError, match="'second' and 'third' share the weight"):
             slice_widths(teacher, 0.5)
 
