@@ -30,7 +30,7 @@ if TYPE_CHECKING or not _is_the_command():
     from keras_distill.teachers import cross_fit
 
 if TYPE_CHECKING:
-    from keras_distill import export, targets
+    from keras_distill import export, students, targets
 
 __all__ = [
     "Distiller",
@@ -43,6 +43,7 @@ __all__ = [
     "online",
     "schedules",
     "sequence",
+    "students",
     "targets",
     "teachers",
 ]
@@ -52,8 +53,8 @@ _WITHIN = {"Distiller": "distiller", "cross_fit": "teachers"}
 
 
 def __getattr__(name: str) -> Any:
-    # `export` and `targets` have half of the package's modules and no class that is in
-    # a Keras file, so they are imported when they are first used.
+    # `export`, `targets` and `students` have half of the package's modules and no class
+    # that is in a Keras file, so they are imported when they are first used.
     if name in _WITHIN:
         return getattr(importlib.import_module(f"keras_distill.{_WITHIN[name]}"), name)
     if name in __all__:

@@ -24,6 +24,7 @@ def public_classes():
         "online",
         "schedules",
         "sequence",
+        "students",
         "targets",
         "teachers",
     )

@@ -1,0 +1,11 @@
+"""Students cut from their teacher."""
+
+from keras_distill.students.dropping import drop_layers
+from keras_distill.students.importance import Importance, MeanActivation, WeightNorm
+from keras_distill.students.slicing import slice_widths
+
+__all__ = ["Importance", "MeanActivation", "WeightNorm", "drop_layers", "slice_widths"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
