@@ -16,6 +16,7 @@ from keras_distill import standard_error
 from keras_distill.export import saved_model
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import Conversion, Format, Loaded, Refusal
+from keras_distill.export.litert_ranges import exact_ranges
 from keras_distill.export.portability import described
 from keras_distill.export.quiet import quiet
 
@@ -47,7 +48,7 @@ def write(conversion: Conversion, path: Path) -> None:
         _configure(converter, conversion)
         # Its errors hold the lines that the converter prints before it raises.
         silent = standard_error.without(_CHATTER, told_by=Exception)
-        with quiet("tensorflow", "absl"), silent:
+        with quiet("tensorflow", "absl"), silent, exact_ranges():
             path.write_bytes(converter.convert())
 
 
