@@ -17,7 +17,15 @@ def _is_the_command() -> bool:
 # imports all of them. That takes seconds. The command doesn't wait for it, so that it
 # reports mistakes in its arguments at once.
 if TYPE_CHECKING or not _is_the_command():
-    from keras_distill import hints, losses, metrics, online, schedules, teachers
+    from keras_distill import (
+        hints,
+        losses,
+        metrics,
+        online,
+        schedules,
+        students,
+        teachers,
+    )
     from keras_distill.distiller import Distiller
     from keras_distill.teachers import cross_fit
 
@@ -34,6 +42,7 @@ __all__ = [
     "metrics",
     "online",
     "schedules",
+    "students",
     "targets",
     "teachers",
 ]
