@@ -58,7 +58,7 @@ class FakeQuantizer(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
-        return super().get_config() | {"low": self.low, "high": self.high}
+        return {**super().get_config(), "low": self.low, "high": self.high}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -112,7 +112,7 @@ class QuantizedWeights(keras.layers.Wrapper):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
-        return super().get_config() | {"bits": self.bits}
+        return {**super().get_config(), "bits": self.bits}
 
 
 def _fake_quantized(value: Tensor, bits: int, axis: int | None) -> Tensor:

@@ -41,7 +41,7 @@ _PASSING = (
     layers.ZeroPadding2D,
 )
 # The ranges that LiteRT prescribes for outputs of these.
-_PRESCRIBED = {
+_PRESCRIBED: dict[str, tuple[float, ...]] = {
     "sigmoid": (0.0, 255 / 256),
     "softmax": (0.0, 255 / 256),
     "tanh": (-1.0, 127 / 128),
@@ -324,7 +324,7 @@ class _Copying:
                 copy.set_weights(operation.get_weights())
         if not rounds:
             return outputs
-        given = _PRESCRIBED.get(_function_name(operation), (None, None))
+        given = _PRESCRIBED.get(_function_name(operation), ())
         rounded = [
             FakeQuantizer(*given, name=f"{name}_{i}" if i else name)(tensor)
             for i, tensor in enumerate(keras.tree.flatten(outputs))
@@ -450,12 +450,12 @@ def _is_fused(operation: Any) -> bool:
     return _function_name(operation) in ("relu", "relu6")
 
 
-def _function_name(operation: Any) -> str | None:
+def _function_name(operation: Any) -> str:
     """Return the name of the function that an operation applies at last."""
     function = getattr(operation, "activation", None)
     if function in (None, keras.activations.linear):
         return type(operation).__name__.lower()
-    return getattr(function, "__name__", None)
+    return str(getattr(function, "__name__", function))
 
 
 def _fill(copy: Any, layer: Any, norm: Any) -> None:
