@@ -26,6 +26,7 @@ if TYPE_CHECKING or not _is_the_command():
         sequence,
         teachers,
     )
+    from keras_distill import fake_quantization as _of_quantized_students
     from keras_distill.distiller import Distiller
     from keras_distill.teachers import cross_fit
 

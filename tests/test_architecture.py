@@ -22,6 +22,7 @@ FLOORS = {
     "atomic": 1,
     "batch": 1,
     "building": 1,
+    "fake_quantization": 1,
     "guard": 1,
     "inputs": 1,
     "lending": 1,

@@ -140,6 +140,8 @@ def test_docs_token_models(folder):
     assert names["written"].tokens.shape == (4, 10)
     assert int(names["supervised"].optimizer.iterations) == 16  # The warmup has 32.
     assert np.isfinite(names["distiller"].history.history["loss"]).all()
+
+
 def test_docs_compression(folder):
     names = run_python("docs/compression.md", {})
     teacher, shallow, narrow = (names[n] for n in ("teacher", "shallow", "narrow"))

@@ -204,16 +204,62 @@ def _shown(value: Any) -> str:
     return f"{textwrap.shorten(repr(value), 80)} of type {type(value).__name__}"
 
 
+def of_own_ranges(order: Order) -> Order:
+    """Return what was asked for of a model whose layers round its activations.
+
+    Raises:
+        ValueError: A target can't take its ranges.
+    """
+    refused = [
+        target.name
+        for target in order.targets
+        if target.precision != FULL
+        and not (target.format is litert.FORMAT and target.precision in _CALIBRATED)
+    ]
+    if refused:
+        raise ValueError(
+            f"`quantize` must be of {list(_CALIBRATED)} for LiteRT, as `model` has "
+            f"ranges and weights made for it. Received: {refused}. Export LiteRT by "
+            "itself, and the float model to others."
+        )
+    if order.gives_full:
+        return order
+    # Where rounding meets rounding, a value may be off by a step.
+    full = max(order.tolerances[FULL], _TOLERANCES["int8"])
+    return dataclasses.replace(order, tolerances=order.tolerances | {FULL: full})
+
+
 def check_data(
-    targets: Sequence[Target], example_batch: Any, calibration_data: Any
+    targets: Sequence[Target],
+    example_batch: Any,
+    calibration_data: Any,
+    *,
+    has_ranges: bool = False,
 ) -> None:
-    """Raise where data is missing that the targets need, or given for nothing."""
+    """Raise where data is missing that the targets need, or given for nothing.
+
+    Args:
+        targets: The artefacts.
+        example_batch: As given by the caller.
+        calibration_data: As given by the caller.
+        has_ranges: Whether the model has the ranges of its activations in it.
+    """
     if example_batch is None:
         raise ValueError(
             "`example_batch` must be a batch of inputs as the model takes them; every "
             "artefact is compared with the model on it. Received: example_batch=None."
         )
-    calibrated = [target.name for target in targets if target.precision in _CALIBRATED]
+    if has_ranges and calibration_data is not None:
+        raise ValueError(
+            "`calibration_data` must be None, as `model` was calibrated when it became "
+            "quantisation-aware, and was trained with these ranges. "
+            "Received: calibration_data."
+        )
+    calibrated = [
+        target.name
+        for target in targets
+        if target.precision in _CALIBRATED and not has_ranges
+    ]
     if calibrated and calibration_data is None:
         raise ValueError(
             "`calibration_data` must hold a few hundred typical inputs for "

@@ -39,6 +39,7 @@ from keras_distill.export.publish import publishing
 from keras_distill.export.quiet import no_remarks
 from keras_distill.export.rows import Dependence
 from keras_distill.export.serving import Served, serve
+from keras_distill.fake_quantization import constant_weights, quantizers
 
 
 def export(
@@ -110,7 +111,8 @@ def export(
             - `"integer_only"` (LiteRT): the same with int8 inputs and outputs, for
               accelerators without floats; the manifest has their scales.
         calibration_data: Inputs as in `example_batch`, a few hundred typical ones, for
-            `"int8"` and `"integer_only"`.
+            `"int8"` and `"integer_only"`. None for a model of
+            `students.quantization_aware`, which has ranges of its own.
         evaluation: Held-out data with a metric and the most that an artefact may lose
             of it. It decides about int8 artefacts in place of `tolerance`.
         preprocessing: A layer or model that makes the model's inputs of raw features,
@@ -130,7 +132,8 @@ def export(
             and never more than 1e-4. 1e-2 for `"float16"`, and where a model that
             computes in 16 bits, as with `mixed_float16`, needs it; 0.2 for int8, which
             detects a broken file, but not a less accurate one. A number is meant for
-            `"full"`, and is kept to.
+            `"full"`, and is kept to. In a model of `students.quantization_aware`,
+            "full" rounds too, and its default is that of int8.
         version: Publish to `directory/3` rather than to `directory`, or to the number
             after the highest there with `"next"`. Earlier versions stay.
         provenance: What JSON can hold about how the model was made, kept in the
@@ -170,13 +173,19 @@ def export(
     arguments.check_backend()
     order = arguments.order(formats, quantize, batch_size, tolerance, provenance)
     arguments.check_types(directory, preprocessing, evaluation)
-    arguments.check_data(order.targets, example_batch, calibration_data)
     for target in order.targets:
         target.format.require()
     model, select = _chosen(model, outputs, all_inputs=preprocessing is not None)
+    has_ranges = bool(quantizers(model))
+    if has_ranges:
+        order = arguments.of_own_ranges(order)
+    arguments.check_data(
+        order.targets, example_batch, calibration_data, has_ranges=has_ranges
+    )
     example_batch = select(example_batch)
     with (
         no_remarks(),
+        constant_weights(model),
         state.untouched(model, preprocessing),
         publishing(Path(os.path.realpath(directory)), version) as (goal, scratch),
     ):

@@ -205,7 +205,8 @@ def quantized_weights(target: Target, path: Path) -> dict[str, int]:
         Refusal: None are of the type that was asked for.
     """
     counted = target.format.weights(path) if target.format.weights else {}
-    wanted = ("float16",) if target.precision == "float16" else ("int8", "uint8")
+    is_float = target.precision == "float16"
+    wanted = ("float16",) if is_float else ("int8", "uint8", "int4")
     if not any(counted.get(name) for name in wanted):
         reason = (
             "ONNX leaves convolutions and loops as they are, and LiteRT small weights"

@@ -1,5 +1,6 @@
 """LiteRT (TensorFlow Lite) from the SavedModel, read back by its interpreter."""
 
+import dataclasses
 import re
 import tempfile
 from collections.abc import Iterator
@@ -16,14 +17,17 @@ from keras_distill import standard_error
 from keras_distill.export import saved_model
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import Conversion, Format, Loaded, Refusal
+from keras_distill.export.litert_ranges import exact_ranges
 from keras_distill.export.portability import described
 from keras_distill.export.quiet import quiet
+from keras_distill.export.serving import trace
+from keras_distill.fake_quantization import own_weights, quantizers
 
 # What C++ prints of every good model.
 _CHATTER = re.compile(
     rb"fully_quantize: |INFO: (Created TensorFlow Lite|Initialized TensorFlow Lite)"
 )
-# By ranges of activations, which calibration data gives.
+# By ranges of activations, which calibration data or layers of the model give.
 _STATIC = ("int8", "integer_only")
 
 
@@ -37,7 +41,10 @@ def write(conversion: Conversion, path: Path) -> None:
         _refuse_loops(path.with_name(FORMAT.file), conversion.served.model)
     with tempfile.TemporaryDirectory() as scratch:
         source = path.with_name(saved_model.FORMAT.file)
-        if not source.exists():
+        if _has_own_ranges(conversion):
+            source = Path(scratch, saved_model.FORMAT.file)
+            _write_with_own_weights(conversion, source)
+        elif not source.exists():
             source = Path(scratch, saved_model.FORMAT.file)
             saved_model.write(conversion, source)
         # `from_concrete_functions` with a Keras 3 model writes a file that gives NaN.
@@ -47,8 +54,10 @@ def write(conversion: Conversion, path: Path) -> None:
         _configure(converter, conversion)
         # Its errors hold the lines that the converter prints before it raises.
         silent = standard_error.without(_CHATTER, told_by=Exception)
-        with quiet("tensorflow", "absl"), silent:
+        with quiet("tensorflow", "absl"), silent, exact_ranges():
             path.write_bytes(converter.convert())
+    if conversion.precision == "integer_only" and _has_own_ranges(conversion):
+        _refuse_floats(path)
 
 
 def load(path: Path, threads: int | None = None) -> Loaded:
@@ -125,6 +134,44 @@ def _refuse_loops(path: Path, model: keras.Model) -> None:
     )
 
 
+def _has_own_ranges(conversion: Conversion) -> bool:
+    """Return whether a file in integers gets its ranges from layers of the model."""
+    is_static = conversion.precision in _STATIC
+    return is_static and bool(quantizers(conversion.served.model))
+
+
+def _refuse_floats(path: Path) -> None:
+    """Raise where operators of a file compute on floats, for lack of ranges inside."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    file = _read(path)
+    graphs = map(file.Subgraphs, range(file.SubgraphsLength()))
+    tensors = (g.Tensors(i) for g in graphs for i in range(g.TensorsLength()))
+    floats = [
+        tensor.Name().decode()
+        for tensor in tensors
+        if tensor.Type() == schema.TensorType.FLOAT32
+    ]
+    if floats:
+        raise Refusal(
+            "it has layers without ranges inside, as LayerNormalization, which compute "
+            f"{floats[0]!r} in floats",
+            remedy="take 'int8', which may compute in floats inside",
+        )
+
+
+def _write_with_own_weights(conversion: Conversion, path: Path) -> None:
+    """Write a SavedModel in which the converter sees how weights are rounded.
+
+    Constants that are rounded already it would take for floats, and store in 8 bits.
+    """
+    served = conversion.served
+    function = trace(served.call, served.inputs)
+    served = dataclasses.replace(served, function=function, raw=None)
+    with own_weights():
+        saved_model.write(dataclasses.replace(conversion, served=served), path)
+
+
 def _configure(converter: Any, conversion: Conversion) -> None:
     precision = conversion.precision
     if precision not in FORMAT.precisions:
@@ -132,7 +179,7 @@ def _configure(converter: Any, conversion: Conversion) -> None:
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if precision == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if precision in _STATIC:
+    if precision in _STATIC and not _has_own_ranges(conversion):
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 
         def samples() -> Iterator[tuple[str, Arrays]]:

@@ -1,10 +1,18 @@
-"""Students cut from their teacher."""
+"""Students made from a model that has learned: cut from it, or quantised."""
 
 from keras_distill.students.dropping import drop_layers
 from keras_distill.students.importance import Importance, MeanActivation, WeightNorm
+from keras_distill.students.quantization_aware import quantization_aware
 from keras_distill.students.slicing import slice_widths
 
-__all__ = ["Importance", "MeanActivation", "WeightNorm", "drop_layers", "slice_widths"]
+__all__ = [
+    "Importance",
+    "MeanActivation",
+    "WeightNorm",
+    "drop_layers",
+    "quantization_aware",
+    "slice_widths",
+]
 
 
 def __dir__() -> list[str]:

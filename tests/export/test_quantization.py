@@ -7,6 +7,7 @@ import pytest
 from keras import layers
 
 from keras_distill.export import ParityError, export
+from tests.export.conftest import run_litert
 from tests.export.files import (
     litert_operators,
     litert_tensors,
@@ -308,6 +309,51 @@ def test_several_inputs_are_calibrated_each_by_its_own_data(
         for key, values in wanted.items():
             distance = np.abs(outputs[key] - values.numpy()).max()
             assert distance < 0.05 * np.abs(values).max(), (name, key)
+
+
+# What computes in place and makes one channel a hundred times larger. TensorFlow's
+# calibration takes the range of its output for that of its input.
+GROWTH = np.array([100.0, 1.0, 1.0, 1.0], "float32")
+GROWING = {
+    "rescaling": layers.Rescaling(GROWTH),
+    "multiplication": lambda x: x * GROWTH,
+    "two_operators": lambda x: (x + 0.5) * GROWTH,
+    "square": lambda x: keras.ops.square(10.0 * x),
+}
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """Return what the int8 file of all of these and Keras compute."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8, 8, 1), name="x")
+    outputs = {}
+    for name in ("batch_normalization", *GROWING):
+        hidden = layers.Conv2D(4, 3, activation="relu")(x)
+        normalise = layers.BatchNormalization()
+        hidden = GROWING.get(name, normalise)(hidden)
+        if normalise.built:
+            normalise.gamma.assign(GROWTH)
+        outputs[name] = layers.Conv2D(2, 3)(hidden)
+    model = keras.Model(x, outputs)
+    batch = np.random.default_rng(0).random((40, 8, 8, 1)).astype("float32")
+    directory = tmp_path_factory.mktemp("grown") / "out"
+    export(
+        model,
+        directory,
+        ["litert"],
+        example_batch=batch[:4],
+        quantize="int8",
+        calibration_data=batch,
+        tolerance={"int8": 10.0},
+    )
+    return run_litert(directory, {"x": batch}, "int8"), model(batch)
+
+
+@pytest.mark.parametrize("name", ["batch_normalization", *GROWING])
+def test_a_tensor_has_its_own_range_and_not_that_of_the_operator_after_it(grown, name):
+    given, wanted = (outputs[name] for outputs in grown)
+    assert np.abs(given - wanted).max() < 0.04 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("best", [keras.ops.argmax, keras.ops.argmin])
