@@ -33,7 +33,8 @@ def logits_of_probabilities(label: str, given: Array) -> Array:
         "scores of any size",
     )
     if given.shape[-1] == 1:
-        return _log(given) - _log(1.0 - given)
+        log_odds: Array = _log(given) - _log(1.0 - given)
+        return log_odds
     total = given.sum(axis=-1, keepdims=True)
     _check(
         label,
@@ -88,7 +89,8 @@ def converted(label: str, given: Any, outputs: str, rows: int) -> Array:
 
 
 def _log(p: Array) -> Array:
-    return np.log(np.maximum(p, _SMALLEST))
+    log_p: Array = np.log(np.maximum(p, _SMALLEST))
+    return log_p
 
 
 def _check(label: str, given: Array, right: Array, rule: str) -> None:

@@ -114,7 +114,8 @@ class _Column:
             codes = np.eye(count)
             if count > _AXES:
                 codes = rng.choice([-1.0, 1.0], (count, _AXES)) / np.sqrt(_AXES)
-            return (codes * np.sqrt(0.5))[self.values.astype(int)].astype("float32")
+            points: Array = (codes * np.sqrt(0.5))[self.values.astype(int)]
+            return points.astype("float32")
         missing = np.isnan(self.values)
         known = self.values[~missing]
         centred = self.values - (known.mean() if known.size else 0.0)
