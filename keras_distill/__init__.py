@@ -18,6 +18,7 @@ def _is_the_command() -> bool:
 # reports mistakes in its arguments at once.
 if TYPE_CHECKING or not _is_the_command():
     from keras_distill import (
+        fake_quantization,  # noqa: F401 (files hold its layers)
         hints,
         losses,
         metrics,
@@ -26,7 +27,6 @@ if TYPE_CHECKING or not _is_the_command():
         sequence,
         teachers,
     )
-    from keras_distill import fake_quantization as _of_quantized_students
     from keras_distill.distiller import Distiller
     from keras_distill.teachers import cross_fit
 
