@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
 import numpy as np
 from sklearn.compose import ColumnTransformer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -143,3 +144,28 @@ def deal(
         ({name: it[rows, None] for name, it in regular.items()}, y[rows, None])
         for rows in np.split(order, np.cumsum(sizes))[: len(sizes)]
     ]
+
+
+def network(x: Arrays, seed: int) -> keras.Model:
+    """Build a network that takes columns as `deal` returns them.
+
+    Its preprocessing is inside: `x` has the words and the scales. Numbers also come as
+    logarithms.
+    """
+    keras.utils.set_random_seed(seed)
+    inputs, seen = {}, []
+    for name, values in x.items():
+        kind = "string" if values.dtype == object else "float32"
+        column = inputs[name] = keras.Input((1,), dtype=kind, name=name)
+        if kind == "string":
+            words = {"vocabulary": sorted(set(values.flat)), "output_mode": "one_hot"}
+            seen.append(keras.layers.StringLookup(**words)(column))
+            continue
+        log = keras.ops.sign(column) * keras.ops.log1p(keras.ops.abs(column))
+        both = np.hstack([values, np.sign(values) * np.log1p(abs(values))])
+        scale = keras.layers.Normalization(mean=both.mean(0), variance=both.var(0))
+        seen.append(scale(keras.layers.Concatenate()([column, log])))
+    hidden = keras.layers.Concatenate()(seen)
+    for units in (64, 32):
+        hidden = keras.layers.Dense(units, "relu")(hidden)
+    return keras.Model(inputs, keras.layers.Dense(1, name="logit")(hidden))

@@ -57,27 +57,6 @@ def log_odds(trees: Pipeline, x: Arrays) -> np.ndarray:
     return trees.decision_function(np.hstack([it.astype(object) for it in x.values()]))
 
 
-def network(x: Arrays, seed: int) -> keras.Model:
-    """Build a network that takes raw columns; `x` has their words and scales."""
-    keras.utils.set_random_seed(seed)
-    inputs, seen = {}, []
-    for name, values in x.items():
-        kind = "string" if values.dtype == object else "float32"
-        column = inputs[name] = keras.Input((1,), dtype=kind, name=name)
-        if kind == "string":
-            words = {"vocabulary": sorted(set(values.flat)), "output_mode": "one_hot"}
-            seen.append(keras.layers.StringLookup(**words)(column))
-            continue
-        log = keras.ops.sign(column) * keras.ops.log1p(keras.ops.abs(column))
-        both = np.hstack([values, np.sign(values) * np.log1p(abs(values))])
-        scale = keras.layers.Normalization(mean=both.mean(0), variance=both.var(0))
-        seen.append(scale(keras.layers.Concatenate()([column, log])))
-    hidden = keras.layers.Concatenate()(seen)
-    for units in (64, 32):
-        hidden = keras.layers.Dense(units, "relu")(hidden)
-    return keras.Model(inputs, keras.layers.Dense(1, name="logit")(hidden))
-
-
 def train(trainer: Any, data: Any, valid: Any, steps: int) -> None:
     """Take the same steps whatever teaches, and keep the best weights."""
     best = keras.callbacks.EarlyStopping("val_loss", patience=CHECKS, mode="min")
@@ -106,7 +85,7 @@ def run(splits: Any, seed: int, copies: int, steps: int) -> dict[str, Any]:
         return tf.data.Dataset.from_tensor_slices(parts).batch(256)
 
     def teach(teacher: Any, data: tf.data.Dataset) -> keras.Model:
-        student = network(x, seed)
+        student = tabular.network(x, seed)
         distiller = kd.Distiller(student, teacher)
         soft = kd.losses.BinarySoftTargets()  # at temperature 1 it stays calibrated
         distiller.compile("adam", LOSS, distillation_loss=soft, alpha=1.0)
@@ -117,7 +96,7 @@ def run(splits: Any, seed: int, copies: int, steps: int) -> dict[str, Any]:
         kd.targets.from_function, partial(log_odds, trees), outputs="log_odds"
     )
     said = kd.teachers.Recorded("teacher")
-    alone = network(x, seed)
+    alone = tabular.network(x, seed)
     alone.compile("adam", LOSS)
     train(alone, batches(x, y), valid, steps)
     return {
@@ -158,10 +137,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="a size for CI")
     parser.add_argument("--seeds", type=int, default=3, help="how many splits")
-    parser.add_argument("--rows", type=int, default=8000, help="to fit models on")
     parser.add_argument("--data-dir", help="default: see tabular.py")
     arguments = parser.parse_args()
-    sizes, copies, steps = [arguments.rows, 2000, 20_000], 4, 1000
+    sizes, copies, steps = [8000, 2000, 20_000], 4, 1000
     if arguments.smoke:
         arguments.seeds, sizes, copies, steps = 2, [500, 200, 1000], 1, CHECKS
     task, scores = tabular.TASKS["bank"], {}
