@@ -209,6 +209,7 @@ def test_no_page_is_left_out():
     run = {
         "README.md",
         "docs/any_teacher.md",
+        "docs/compression.md",
         "docs/export.md",
         "docs/extending.md",
         "docs/large_vocabulary.md",

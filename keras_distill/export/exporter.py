@@ -176,12 +176,7 @@ def export(
     for target in order.targets:
         target.format.require()
     model, select = _chosen(model, outputs, all_inputs=preprocessing is not None)
-    has_ranges = bool(quantizers(model))
-    if has_ranges:
-        order = arguments.of_own_ranges(order)
-    arguments.check_data(
-        order.targets, example_batch, calibration_data, has_ranges=has_ranges
-    )
+    order = _with_own_ranges(order, model, example_batch, calibration_data)
     example_batch = select(example_batch)
     with (
         no_remarks(),
@@ -200,6 +195,22 @@ def export(
         calibration = _calibration(served, select(calibration_data))
         number = None if version is None else int(goal.name)
         return _written(scratch, served, order, expected, judge, calibration, number)
+
+
+def _with_own_ranges(
+    order: arguments.Order,
+    model: keras.Model,
+    example_batch: Any,
+    calibration_data: Any,
+) -> arguments.Order:
+    """Return the order, with int8 by the ranges of a model that has its own."""
+    has_ranges = bool(quantizers(model))
+    if has_ranges:
+        order = arguments.of_own_ranges(order)
+    arguments.check_data(
+        order.targets, example_batch, calibration_data, has_ranges=has_ranges
+    )
+    return order
 
 
 def _chosen(
