@@ -49,7 +49,7 @@ def two_heads() -> keras.Model:
         kd.teachers.Recorded({"label": "said", "teacher": "said"}),
         loss={"label": LOSS, "teacher": None},
         distillation_loss={"label": None, "teacher": SOFT},
-        alpha={"label": 0.0, "teacher": 1.0},
+        alpha={"teacher": 1.0},
     )
 
 
