@@ -56,6 +56,11 @@ class Order:
     gives_full: bool
     provenance: Any
 
+    def require(self) -> None:
+        """Raise ImportError if a package that a format needs isn't installed."""
+        for target in self.targets:
+            target.format.require()
+
 
 def order(
     formats: Sequence[str],

@@ -173,8 +173,7 @@ def export(
     arguments.check_backend()
     order = arguments.order(formats, quantize, batch_size, tolerance, provenance)
     arguments.check_types(directory, preprocessing, evaluation)
-    for target in order.targets:
-        target.format.require()
+    order.require()
     model, select = _chosen(model, outputs, all_inputs=preprocessing is not None)
     order = _with_own_ranges(order, model, example_batch, calibration_data)
     example_batch = select(example_batch)
