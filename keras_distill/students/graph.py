@@ -203,7 +203,8 @@ def _remade(old: Layer, changes: Mapping[str, Any]) -> Layer:
         warnings.filterwarnings("ignore", "The object being serialized includes a `la")
         config = {**old.get_config(), **changes}
     if isinstance(old, keras.layers.Lambda):
-        named = {key: config[key] for key in ("name", "dtype", "output_shape")}
+        keys = ("name", "dtype", "output_shape")  # the last only where it was given
+        named = {key: config[key] for key in keys if key in config}
         kept = {"mask": old.mask, "arguments": old.arguments}
         return type(old)(old.function, **{**named, **kept})
     for key in ("activation", "recurrent_activation"):

@@ -150,7 +150,14 @@ def encoder(blocks=2, width=8, norm=layers.LayerNormalization):
 
 def convnext():
     """A small ConvNeXt, in the way of `keras.applications`."""
-    return ConvNeXt([1, 1, 1, 1], [4, 8, 8, 12], input_shape=(32, 32, 3), classes=3)
+    return ConvNeXt(
+        [1, 1, 1, 1],
+        [4, 8, 8, 12],
+        input_shape=(32, 32, 3),
+        include_preprocessing=False,
+        classes=3,
+        classifier_activation=None,
+    )
 
 
 def _of(net, *args, **kwargs):
