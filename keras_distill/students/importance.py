@@ -49,11 +49,11 @@ class WeightNorm(Importance):
         >>> teacher = keras.Sequential(
         ...     [keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)]
         ... )
-        >>> teacher.layers[0].kernel.assign([[9.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+        >>> _ = teacher.layers[0].kernel.assign([[9.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
         >>> student = kd.students.slice_widths(
         ...     teacher, width=0.5, importance=kd.students.WeightNorm()
         ... )
-        >>> student.layers[0].kernel.numpy().ravel().tolist()
+        >>> student.get_weights()[0].ravel().tolist()
         [9.0, 0.0, 0.0]
 
     Reference: "Pruning filters for efficient ConvNets", https://arxiv.org/abs/1608.08710

@@ -13,8 +13,12 @@ def randomize(model, seed=0):
     """Give every weight, statistics and biases too, values that show mistakes."""
     rng = np.random.default_rng(seed)
     for weight in model.weights:
-        fan_in = max(int(np.prod(weight.shape[:-1])), 1) if len(weight.shape) > 1 else 1
-        value = rng.normal(0.0, fan_in**-0.5, weight.shape)
+        shape = tuple(weight.shape)
+        # The last axis of a depthwise kernel is 1, and each channel is read alone.
+        inputs = shape[:-2] if shape[-1:] == (1,) else shape[:-1]
+        value = rng.normal(0.0, (2.0 / max(np.prod(inputs), 1.0)) ** 0.5, shape)
+        if len(shape) < 2:
+            value = 0.1 * value
         positive = weight.name in ("moving_variance", "gamma", "variance", "scale")
         weight.assign(0.5 + np.abs(value) if positive else value)
     return model
