@@ -113,7 +113,8 @@ def measured(model: Any, x: Arrays, y: np.ndarray) -> tuple[float, float]:
     if isinstance(model, Pipeline):
         logits = log_odds(model, x)
     else:
-        logits = model.predict(x, batch_size=2000, verbose=0)[:, 0].astype("float64")
+        rows = tf.data.Dataset.from_tensor_slices(x).batch(2000)
+        logits = model.predict(rows, verbose=0)[:, 0].astype("float64")
     return roc_auc_score(y, logits), log_loss(y, 1 / (1 + np.exp(-logits)))
 
 
