@@ -36,7 +36,7 @@ class TokenAccumulation:
                 f"gradient_accumulation_steps={steps(optimizer)}"
             )
         begins = ops.equal(backend.accumulated_batches(optimizer), 0)
-        before = ops.where(begins, 0.0, self.tokens)
+        before = ops.where(begins, 0.0, ops.add(self.tokens, 0.0))
         total = before + ops.cast(loss.count(weight), "float32")
         self.tokens.assign(total)
         backend.scale_accumulated(optimizer, before / ops.maximum(total, 1.0))
@@ -46,7 +46,8 @@ class TokenAccumulation:
     ) -> Tensor:
         """Return a batch's loss with its value, and the gradient that is added."""
         count = ops.cast(loss.count(weight), "float32")
-        share = steps(optimizer) * count / ops.maximum(self.tokens, 1.0)
+        total_count = ops.maximum(ops.add(self.tokens, 0.0), 1.0)
+        share = steps(optimizer) * count / total_count
         scaled = total * ops.cast(share, total.dtype)
         return ops.stop_gradient(total - scaled) + scaled
 

@@ -130,18 +130,9 @@ class OnPolicyDistiller(TokenStep):
         arguments.check_known(
             type(self).__name__, kwargs, arguments.parameters(keras.Layer.__init__)
         )
-        fraction = Value(
-            "student_fraction",
-            student_fraction,
-            requirement="in [0, 1]",
-            accepts=lambda number: 0.0 <= number <= 1.0,
-        )
+        fraction = _fraction(student_fraction)
         super().__init__(student, teacher, name=name, **kwargs)
-        if not student.built:
-            raise ValueError(
-                f"The student '{student.name}' must be built: call it on token ids "
-                f"first. Received: a model of type {type(student).__name__}"
-            )
+        _check_built(student)
         self._begin(student_fraction=fraction)
         self.max_new_tokens = max_new_tokens
         self.end_token = end_token
@@ -334,6 +325,23 @@ class OnPolicyDistiller(TokenStep):
         )
         config = {**config, "student_fraction": fraction}
         return super().from_config(config, custom_objects)
+
+
+def _fraction(value: float | LearningRateSchedule) -> Value:
+    return Value(
+        "student_fraction",
+        value,
+        requirement="in [0, 1]",
+        accepts=lambda number: 0.0 <= number <= 1.0,
+    )
+
+
+def _check_built(student: keras.Model) -> None:
+    if not student.built:
+        raise ValueError(
+            f"The student '{student.name}' must be built: call it on token ids first. "
+            f"Received: a model of type {type(student).__name__}"
+        )
 
 
 def _check_context(name: Any) -> None:
