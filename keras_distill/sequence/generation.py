@@ -20,6 +20,12 @@ class Completions(NamedTuple):
             row is its prompt, then its completion, then padding.
         is_completion: True at the tokens of completions, end tokens included, of the
             same shape.
+
+    Example:
+        >>> is_completion = ops.array([[False, True, False]])
+        >>> rows = Completions(ops.array([[3, 4, 0]]), is_completion)
+        >>> int(ops.sum(rows.is_completion))
+        1
     """
 
     tokens: Tensor

@@ -22,6 +22,12 @@ class Proposals(NamedTuple):
             row is its prompt, then its completion, then padding.
         is_completion: True at the tokens of completions, end tokens included.
         is_replaced: True at the tokens that the teacher wrote in place of the student.
+
+    Example:
+        >>> is_completion = ops.array([[False, True, True]])
+        >>> rows = Proposals(ops.array([[3, 4, 1]]), is_completion, ~is_completion)
+        >>> int(ops.sum(rows.is_replaced))
+        1
     """
 
     tokens: Tensor
@@ -39,6 +45,12 @@ class Decoded(NamedTuple):
         acceptance_rate: The share of the drafted tokens that the target kept, of those
             that it checked. NaN where it has checked none.
         target_calls: The number of calls of the target.
+
+    Example:
+        >>> rows = Decoded(
+        ...     ops.array([[3, 4]]), ops.array([[False, True]]), ops.array(0.5), 2)
+        >>> float(rows.acceptance_rate)
+        0.5
     """
 
     tokens: Tensor
