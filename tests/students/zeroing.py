@@ -9,7 +9,7 @@ from keras_distill.students.rules import rule_of
 from keras_distill.students.tracing import Trace
 
 
-def randomize(model, seed=0):
+def randomize(model, seed=0, offsets=0.1):
     """Give every weight, statistics and biases too, values that show mistakes."""
     rng = np.random.default_rng(seed)
     for weight in model.weights:
@@ -18,7 +18,7 @@ def randomize(model, seed=0):
         inputs = shape[:-2] if shape[-1:] == (1,) else shape[:-1]
         value = rng.normal(0.0, (2.0 / max(np.prod(inputs), 1.0)) ** 0.5, shape)
         if len(shape) < 2:
-            value = 0.1 * value
+            value = offsets * value
         positive = weight.name in ("moving_variance", "gamma", "variance", "scale")
         weight.assign(0.5 + np.abs(value) if positive else value)
     return model
