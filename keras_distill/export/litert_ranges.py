@@ -49,7 +49,9 @@ def corrected(file: bytes, samples: Samples) -> bytes:
 
     model = flatbuffer_utils.convert_bytearray_to_object(file)
     graph = model.subgraphs[0]
-    computed = {*graph.inputs}.union(*(node.outputs for node in graph.operators))
+    computed = set(_indices(graph.inputs))
+    for node in graph.operators:
+        computed.update(_indices(node.outputs))
     calibrated = {
         index: tensor.quantization
         for index, tensor in enumerate(graph.tensors)
@@ -58,6 +60,11 @@ def corrected(file: bytes, samples: Samples) -> bytes:
     for index, (low, high) in _ranges(file, samples, list(calibrated)).items():
         calibrated[index].min, calibrated[index].max = [low], [high]
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _indices(tensors: Any) -> Iterable[int]:
+    """Return the tensors of an operator or a graph; the file has None for no tensor."""
+    return () if tensors is None else tensors
 
 
 def _has_range(tensor: Any) -> bool:
