@@ -19,7 +19,6 @@ likeliest characters, "sampled" where it samples. The reverse KL is that of answ
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -45,7 +44,6 @@ WAYS = [
     "reads the answer, JSD",
     "control, JSD",
 ]
-SMOKE = ["sequence-level", "on-policy, JSD", "speculative, JSD", "control, JSD"]
 COLUMNS = ("greedy, %", "sampled, %", "reverse KL, nats")
 Rows = dict[str, list[float]]
 
@@ -74,9 +72,11 @@ def train(way: str, student: keras.Model, teacher: keras.Model, texts: Texts) ->
     distiller.fit(texts, batch_size=BATCH, shuffle=False, verbose=0)
 
 
-def run(teacher: keras.Model, test: Texts, updates: int, ways: Sequence[str]) -> Rows:
+def run(
+    teacher: keras.Model, test: Texts, before: int, updates: int, ways: list[str]
+) -> Rows:
     """Train a student in each way from the same weights, and measure it."""
-    student = learn(build(*STUDENT), RATE, draw(START_UPDATES * BATCH))
+    student = learn(build(*STUDENT), RATE, draw(before * BATCH))
     start, texts = student.get_weights(), draw(updates * BATCH)
     rows = {"start": measure(student, teacher, test)}
     for way in ways:
@@ -123,17 +123,17 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=300, help="of each student")
     parser.add_argument("--plot", type=Path, help="a file to write a plot to")
     arguments = parser.parse_args()
-    updates, ways, seeds = arguments.updates, WAYS, arguments.seeds
+    ways, seeds, updates = WAYS, arguments.seeds, arguments.updates
+    of_teacher, before = TEACHER_UPDATES, START_UPDATES
     if arguments.smoke:
-        updates, ways, seeds = 10, SMOKE, 1
+        ways, seeds, updates, of_teacher, before = WAYS[-3::2], 1, 10, 10, 10
     keras.utils.set_random_seed(0)
     test = draw(2_000)
-    texts = draw((updates if arguments.smoke else TEACHER_UPDATES) * BATCH)
-    teacher = learn(build(*TEACHER), TEACHER_RATE, texts)
+    teacher = learn(build(*TEACHER), TEACHER_RATE, draw(of_teacher * BATCH))
     runs = []
     for seed in range(1, seeds + 1):
         keras.utils.set_random_seed(seed)
-        runs.append(run(teacher, test, updates, ways))
+        runs.append(run(teacher, test, before, updates, ways))
     rows = summed_up(runs)
     print(f"\n{'mean ± standard error':36}" + "".join(f"{x:>17}" for x in COLUMNS))
     for name, values in rows.items():
