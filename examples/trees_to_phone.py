@@ -137,7 +137,7 @@ def main() -> None:
     """Train everything for each seed, and print means and paired tests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="a size for CI")
-    parser.add_argument("--seeds", type=int, default=3, help="how many splits")
+    parser.add_argument("--seeds", type=int, default=5, help="how many splits")
     parser.add_argument("--data-dir", help="default: see tabular.py")
     arguments = parser.parse_args()
     sizes, copies, steps = [8000, 2000, 20_000], 4, 1000
