@@ -70,7 +70,7 @@ class Transformer(keras.Model):
         places = index + ops.arange(ops.shape(tokens)[1], dtype="int32")
         x, kept = self.tokens(tokens) + self.positions(places)[None], []
         for block, cache in zip(self.blocks, caches, strict=True):
-            x, cache = block(x, cache, index)
+            x, cache = block(x, cache=cache, index=index)
             kept.append(cache)
         return x, kept
 
