@@ -12,7 +12,10 @@ from keras_distill.sequence.sampling import check_count
 from keras_distill.sequence.speculative import propose_and_check
 from keras_distill.sequence.token_batch import Texts
 from keras_distill.teachers.base import TeacherLike
-from keras_distill.types import Nested, Tensor
+from keras_distill.types import Tensor
+
+# The log of the share of tokens that the teacher wrote.
+_REPLACED = "replaced_fraction"
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -114,7 +117,7 @@ class SpeculativeDistiller(OnPolicyDistiller):
             name=name,
             **kwargs,
         )
-        self._own.replaced = keras.metrics.Mean("replaced_fraction")
+        self._own.of_making[_REPLACED] = keras.metrics.Mean(_REPLACED)
         self.teacher_top_k = teacher_top_k
         self.block = block
 
@@ -141,7 +144,7 @@ class SpeculativeDistiller(OnPolicyDistiller):
             top_p=self.top_p,
             seed=self.seed_generator,
         )
-        self._own.replaced.update_state(
+        self._own.of_making[_REPLACED].update_state(
             written.is_replaced, sample_weight=written.is_completion
         )
         return Completions(written.tokens, written.is_completion)
@@ -151,24 +154,6 @@ class SpeculativeDistiller(OnPolicyDistiller):
             # What is evaluated is the student's alone.
             return super().write(texts.prompts, texts.prompt_mask)
         return super()._evaluated_rows(texts)
-
-    @property
-    def _logs(self) -> dict[str, keras.metrics.Metric]:
-        return {**super()._logs, "replaced_fraction": self._own.replaced}
-
-    def losses_of_step(
-        self,
-        x: Nested,
-        y: Nested,
-        y_pred: Nested,
-        sample_weight: Nested,
-        training: bool = True,
-    ) -> list[Tensor]:
-        """Return the student's loss, and log the share of replaced tokens."""
-        losses = super().losses_of_step(x, y, y_pred, sample_weight, training)
-        if training:
-            self._log_of_step = {*(self._log_of_step or ()), "replaced_fraction"}
-        return losses
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, with a teacher only where it changes."""
