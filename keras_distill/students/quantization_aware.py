@@ -14,6 +14,7 @@ from keras_distill.fake_quantization import (
     Scale,
     quantizers,
 )
+from keras_distill.students.graph import graph_of, nodes_of
 from keras_distill.types import Nested, Tensor
 
 _BITS = {"int8": 8, "int4": 4}
@@ -128,7 +129,7 @@ def _checked(student: Any) -> Any:
             "`student` must be built: begin it with `keras.Input(shape)`. "
             f"Received: student={student.name!r}, which isn't built."
         )
-    graph = _graph_of(student)
+    graph = graph_of(student)
     if graph is None:
         raise ValueError(
             "`student` must be a Functional or Sequential model, whose layers Keras "
@@ -204,26 +205,10 @@ def _shown(data: Any) -> str:
     return f"a {type(data).__name__}" + (f" of shape {shape}" if shape else "")
 
 
-def _graph_of(layer: Any) -> Any:
-    """Return the graph of a Functional or Sequential model, None for other layers."""
-    if isinstance(layer, keras.Sequential):
-        return layer._functional
-    own = getattr(type(layer), "call", None)
-    is_graph = getattr(own, "__qualname__", "") == "Functional.call"
-    return layer if is_graph and hasattr(layer, "_nodes_by_depth") else None
-
-
-def _nodes(graph: Any) -> list[Any]:
-    """Return the calls of a graph, in an order in which they can be computed."""
-    depths = sorted(graph._nodes_by_depth, reverse=True)
-    nodes = [node for depth in depths for node in graph._nodes_by_depth[depth]]
-    return [node for node in nodes if node.operation and not node.is_input]
-
-
 def _operations(graph: Any) -> Iterator[Any]:
     """Yield the operation of each call, those of nested models in place of these."""
-    for node in _nodes(graph):
-        inner = _graph_of(node.operation)
+    for node in nodes_of(graph):
+        inner = graph_of(node.operation)
         if inner is None:
             yield node.operation
         else:
@@ -283,7 +268,7 @@ class _Copying:
             for old, new in pairs
         }
         readers = _readers(graph)
-        for node in _nodes(graph):
+        for node in nodes_of(graph):
             args, kwargs = node.arguments.fill_in(copies)
             outputs = self._called(node, args, kwargs, readers)
             for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True):
@@ -301,7 +286,7 @@ class _Copying:
         The last layer of the copy has the name of the operation.
         """
         operation = node.operation
-        inner = _graph_of(operation)
+        inner = graph_of(operation)
         if inner is not None:
             return self.model(inner, operation.name)(*args, **kwargs)
         if _is_folded(node, readers):
@@ -396,7 +381,7 @@ def _input_like(tensor: Any) -> Any:
 def _readers(graph: Any) -> dict[int, list[Any]]:
     """Return the calls that read each tensor, by its id; None stands for outputs."""
     readers: dict[int, list[Any]] = {}
-    for node in _nodes(graph):
+    for node in nodes_of(graph):
         for tensor in node.input_tensors:
             readers.setdefault(id(tensor), []).append(node)
     for tensor in graph.outputs:
