@@ -1,4 +1,4 @@
-"""Does an artefact compute what its model computes?"""
+"""Comparisons of artefacts with the model that they were made from."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

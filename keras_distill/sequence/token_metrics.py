@@ -1,4 +1,4 @@
-"""What is logged of the distributions of a teacher and a student over tokens."""
+"""Metrics of the distributions of a teacher and a student over tokens."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How much each unit matters: what is cut first."""
+"""Measures of how much each unit matters, which decide what is cut first."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Which units a student keeps, by widths or by its size."""
+"""Plans of the units that a student keeps, by widths or by its size."""
 
 import fnmatch
 import math

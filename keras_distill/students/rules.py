@@ -1,4 +1,4 @@
-"""Which rule follows the units through a layer or a function."""
+"""The rules that follow units through layers and functions, by their class."""
 
 from collections.abc import Callable
 from typing import Any
