@@ -92,6 +92,19 @@ def check_classes(output: Tensor, axis: int) -> None:
         )
 
 
+def other_vocabulary(received: str) -> ValueError:
+    """Return the error of models whose outputs are over different tokens.
+
+    Args:
+        received: The sentence with both sizes.
+    """
+    return ValueError(
+        "Teacher and student must have one vocabulary: token 17 of one tokenizer isn't "
+        "token 17 of another, so that distributions over them can't be compared. Use "
+        f"models of the same tokenizer, or train on the teacher's texts. {received}"
+    )
+
+
 def check_probabilities(
     output: Tensor, whose: str, loss_name: str, argument: str = "from_logits"
 ) -> None:

@@ -105,10 +105,8 @@ def check_widths(
                 f"shape {tuple(head.kernel.shape)}"
             )
     if teacher_head.kernel.shape[1] != student_head.kernel.shape[1]:
-        raise ValueError(
-            "Teacher and student must have one vocabulary: token 17 of one tokenizer "
-            "isn't token 17 of another, so that distributions over them can't be "
-            "compared. Received: a teacher's kernel of shape "
+        raise checks.other_vocabulary(
+            "Received: a teacher's kernel of shape "
             f"{tuple(teacher_head.kernel.shape)}, a student's of shape "
             f"{tuple(student_head.kernel.shape)}"
         )

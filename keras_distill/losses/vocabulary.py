@@ -12,7 +12,7 @@ from keras_distill.losses import hidden
 from keras_distill.losses.base import DistillationLoss
 from keras_distill.losses.heads import Head, HeadLike, check_head, variables
 from keras_distill.losses.softmax import SoftmaxDivergence
-from keras_distill.per_output import of_rank
+from keras_distill.losses.weighting import are_valid, token_weights
 from keras_distill.types import Tensor
 
 __all__ = ["Head", "VocabularyLoss", "per_token", "weighted_sum"]
@@ -221,15 +221,11 @@ class VocabularyLoss(DistillationLoss):
         if self.reduction is None:
             return super().with_mask(y_true, y_pred, sample_weight, mask)
         y_pred = ops.convert_to_tensor(y_pred)
-        weight = ops.ones(ops.shape(y_pred)[:-1], self.dtype)
-        if sample_weight is not None:
-            weight = weight * ops.cast(of_rank(sample_weight, weight), weight.dtype)
-        if mask is not None:
-            valid = ops.cast(of_rank(mask, weight), "bool")
-            weight = ops.where(valid, weight, ops.zeros_like(weight))
+        tokens = ops.ones(ops.shape(y_pred)[:-1], self.dtype)
+        weight = token_weights(tokens, sample_weight, mask)
         total = weighted_sum(self.loss, y_true, y_pred, weight=weight, **self._options)
         if self.reduction == "token":
-            counted = ops.cast(ops.not_equal(weight, 0.0), total.dtype)
+            counted = ops.cast(are_valid(weight), total.dtype)
             count = backend.sum_over_replicas(ops.sum(counted))
             total = total / ops.maximum(count, 1.0)
         return ops.cast(total, self.dtype)

@@ -9,6 +9,7 @@ from typing import Any
 from keras import ops
 
 from keras_distill.losses.ranks import of_one_rank
+from keras_distill.per_output import of_rank
 from keras_distill.types import Tensor
 
 _MEANS = ("mean", "sum_over_batch_size")
@@ -55,3 +56,25 @@ def both(mask: Tensor | None, other: Tensor | None) -> Tensor | None:
         return other if mask is None else mask
     mask, other = (ops.cast(each, "bool") for each in (mask, other))
     return ops.logical_and(*of_one_rank(mask, other))
+
+
+def token_weights(values: Tensor, sample_weight: Any, valid: Tensor | None) -> Tensor:
+    """Return the weight of each token, 0 where it isn't valid.
+
+    Args:
+        values: A tensor of the tokens' shape, as `(batch, time)`, and of the weights'
+            dtype.
+        sample_weight: Of shape `(batch,)`, `(batch, 1)` or `(batch, time)`, or None.
+        valid: Boolean, of shape `(batch, time)`, or None.
+    """
+    weight = ops.ones_like(values)
+    if sample_weight is not None:
+        weight = weight * ops.cast(of_rank(sample_weight, values), weight.dtype)
+    if valid is not None:
+        weight = ops.where(ops.cast(of_rank(valid, values), "bool"), weight, 0.0)
+    return weight
+
+
+def are_valid(weight: Tensor) -> Tensor:
+    """Return 1 for the tokens of a weight other than 0, else 0, in its dtype."""
+    return ops.cast(ops.not_equal(weight, 0.0), weight.dtype)

@@ -6,10 +6,9 @@ import keras
 from keras import ops
 
 from keras_distill import backend
-from keras_distill.losses import DistillationLoss, ForwardKL
+from keras_distill.losses import DistillationLoss, ForwardKL, checks
 from keras_distill.losses.around import LossAround
-from keras_distill.losses.weighting import both
-from keras_distill.per_output import of_rank
+from keras_distill.losses.weighting import are_valid, both, token_weights
 from keras_distill.types import Tensor
 
 REDUCTIONS = ("token", "sequence")
@@ -114,13 +113,13 @@ class TokenLoss(LossAround):
         """
         weighted = ops.where(ops.equal(weight, 0.0), 0.0, values) * weight
         if self.reduction == "sequence":
-            tokens = ops.sum(_valid(weight), axis=-1)
+            tokens = ops.sum(are_valid(weight), axis=-1)
             weighted = ops.sum(weighted, axis=-1) / ops.maximum(tokens, 1.0)
         return ops.sum(weighted) / ops.maximum(self.count(weight), 1.0)
 
     def count(self, weight: Tensor) -> Tensor:
         """Return the number of tokens, or of sequences, that the mean is taken over."""
-        valid = _valid(weight)
+        valid = are_valid(weight)
         if self.reduction == "sequence":
             valid = ops.max(valid, axis=-1, initial=0.0)
         return backend.sum_over_replicas(ops.sum(valid))
@@ -140,35 +139,9 @@ class TokenLoss(LossAround):
         if self.reads_packed:
             return
         if None not in (sizes := (shapes[0][-1], shapes[1][-1])) and len({*sizes}) > 1:
-            raise ValueError(
-                "Teacher and student must have one vocabulary: token 17 of one "
-                "tokenizer isn't token 17 of another, so that distributions over them "
-                "can't be compared. Use models of the same tokenizer, or train on the "
-                f"teacher's texts. {received}"
-            )
+            raise checks.other_vocabulary(received)
         self.loss.check_outputs(teacher_output, student_output)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return {**super().get_config(), "reduction": self.reduction}
-
-
-def token_weights(values: Tensor, sample_weight: Any, valid: Tensor | None) -> Tensor:
-    """Return the weight of each token, 0 where it isn't valid.
-
-    Args:
-        values: A tensor of the tokens' shape, `(batch, time)`, and of the dtype of the
-            weights.
-        sample_weight: Of shape `(batch,)`, `(batch, 1)` or `(batch, time)`, or None.
-        valid: Boolean, of shape `(batch, time)`, or None.
-    """
-    weight = ops.ones_like(values)
-    if sample_weight is not None:
-        weight = weight * ops.cast(of_rank(sample_weight, values), weight.dtype)
-    if valid is not None:
-        weight = ops.where(ops.cast(of_rank(valid, values), "bool"), weight, 0.0)
-    return weight
-
-
-def _valid(weight: Tensor) -> Tensor:
-    return ops.cast(ops.not_equal(weight, 0.0), weight.dtype)

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_distill.losses.base import DistillationLoss, computable
 from keras_distill.losses.divergences import log_probabilities
-from keras_distill.sequence.token_loss import token_weights
+from keras_distill.losses.weighting import token_weights
 from keras_distill.types import Tensor
 
 NAMES = (
