@@ -44,8 +44,9 @@ def forward_pass(model: keras.Model, x: np.ndarray, jit_compile: bool) -> Callab
     if keras.backend.backend() == "jax":
         import jax
 
+        # Steps of a model that holds this one use up its weights' memory.
         weights = [
-            [variable.value for variable in variables]
+            [keras.ops.copy(variable.value) for variable in variables]
             for variables in (model.trainable_variables, model.non_trainable_variables)
         ]
         call = jax.jit(lambda *given: model.stateless_call(*given, training=False)[0])

@@ -165,7 +165,7 @@ def broken_after(steps: int, value: float) -> Any:
         (np.nan, {}),
         (np.inf, {"run_eagerly": True}),
         (np.nan, {"steps_per_execution": 2}),
-        (np.nan, {"jit_compile": True}),
+        pytest.param(np.nan, {"jit_compile": True}, marks=pytest.mark.slow("XLA")),
     ],
     ids=str,
 )

@@ -805,8 +805,22 @@ def test_an_output_that_a_dict_of_masks_leaves_out_is_labelled() -> None:
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("bad", [2.0, -1.0, np.nan])
-@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize(
+    ("trains", "bad"),
+    [
+        (False, 2.0),
+        (True, np.nan),
+        *(
+            pytest.param(trains, bad, marks=pytest.mark.slow("XLA"))
+            for trains, bad in [
+                (True, 2.0),
+                (False, -1.0),
+                (True, -1.0),
+                (False, np.nan),
+            ]
+        ),
+    ],
+)
 def test_xla_too_stops_at_labels_that_are_none(bad: float, trains: bool) -> None:
     labels = CLICK.copy()
     labels[9] = bad

@@ -393,7 +393,13 @@ def test_without_mlserver(exports, monkeypatch):
             pass
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow("starts servers")),
+    ],
+)
 def test_a_signal_ends_it_and_nothing_is_left(exports, tmp_path, sent):
     port, grpc_port = free_ports(2)
     log = tmp_path / "serve.log"

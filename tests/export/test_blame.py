@@ -145,9 +145,13 @@ LITERT_TOO = {
     "in a block of a subclassed model",
     "a wrapped layer",
 }
+SLOW = pytest.mark.slow("exports")
+FURTHER = {"a lambda", "in a nested model", "in a subclassed model", "a wrapped layer"}
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [pytest.param(p, marks=SLOW if p in FURTHER else ()) for p in PLACES]
+)
 def test_where_the_converter_names_a_node(place, floats, tmp_path):
     make, name = PLACES[place]
     keras.utils.clear_session()
@@ -410,7 +414,9 @@ class TestAdvice:
         message = str(caught.value)
         return message[message.index("Leave ") :]
 
-    @pytest.mark.parametrize("mode", ["int8", "float8", "lora and int8"])
+    @pytest.mark.parametrize(
+        "mode", ["int8", "float8", pytest.param("lora and int8", marks=SLOW)]
+    )
     def test_of_models_that_keras_quantised(self, mode, floats, tmp_path):
         model = quantize(two_layers(), mode)
         advice = self.advice(model, "litert", floats(3, 4), tmp_path)
@@ -419,7 +425,14 @@ class TestAdvice:
         for word in ("float32", "unroll", "preprocessing"):
             assert word not in advice
 
-    @pytest.mark.parametrize("mode", ["int8", "lora and int8", "int4"])
+    @pytest.mark.parametrize(
+        "mode",
+        [
+            "int8",
+            pytest.param("lora and int8", marks=SLOW),
+            pytest.param("int4", marks=SLOW),
+        ],
+    )
     def test_quantised_models_that_onnx_holds(self, mode, floats, tmp_path, runtimes):
         model, batch = quantize(two_layers(), mode), floats(5, 4)
         targets = ["onnx", "litert"] if mode == "int4" else ["onnx"]

@@ -71,7 +71,13 @@ def check(model, given, directory, runtimes, formats, exact=False):
 
 
 @pytest.mark.parametrize(
-    ("axes", "is_open"), [(1, False), (2, False), (2, True), (3, True)]
+    ("axes", "is_open"),
+    [
+        pytest.param(1, False, marks=pytest.mark.slow("exports")),
+        pytest.param(2, False, marks=pytest.mark.slow("exports")),
+        (2, True),
+        (3, True),
+    ],
 )
 def test_convolutions_in_onnx(axes, is_open, tmp_path, runtimes):
     shape = SHAPES[axes]

@@ -132,6 +132,7 @@ HELD = {
     "Dicts": (dicts, named(z=numbers(3), a=numbers())),
 }
 # Layers with a loop over time.
+LOOP = pytest.mark.slow("exports loops")
 LOOPS = {
     "LSTM": (lambda: sequential((5, 3), layers.LSTM(4)), numbers(5, 3)),
     "GRU": (
@@ -209,9 +210,9 @@ def test_litert_has_no_loops_of_any_batch_size(case, tmp_path):
     ("case", "batch_size"),
     [
         ("LSTM", 1),
-        ("GRU", 1),
+        pytest.param("GRU", 1, marks=LOOP),
         ("Bidirectional LSTM", 3),
-        ("LSTM with mask", 1),
+        pytest.param("LSTM with mask", 1, marks=LOOP),
         ("GRU with mask", 1),
     ],
 )

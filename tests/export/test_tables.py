@@ -30,6 +30,17 @@ from tests.export.tables.page import BEGIN, END, tables
 REFUSALS = (RuntimeError, ValueError)
 FORMATS = ("saved_model", "onnx", "litert")
 ALL = [(name, table) for name in FORMATS for table in TABLES]
+# In every run: the usual layers have tests of their own in test_layers.py.
+QUICK = "activations"
+
+
+def marked(tables):
+    """Mark all tables but one as slow."""
+    slow = pytest.mark.slow("exports each layer and operation of Keras")
+    return [
+        pytest.param(name, table, marks=() if table == QUICK else slow)
+        for name, table in tables
+    ]
 
 
 def base(name):
@@ -98,7 +109,7 @@ def compare(given, want, label):
         np.testing.assert_array_equal(given, want, err_msg=label)
 
 
-@pytest.mark.parametrize(("name", "table"), ALL)
+@pytest.mark.parametrize(("name", "table"), marked(ALL))
 def test_agrees(name, table, tmp_path, runtimes):
     cases = held(name, table)
     # LiteRT is converted from the SavedModel: both of one export are compared.
@@ -136,7 +147,7 @@ def refusal(cases, name, directory):
     return message, found
 
 
-@pytest.mark.parametrize(("name", "table"), [x for x in ALL if refused(*x)])
+@pytest.mark.parametrize(("name", "table"), marked(x for x in ALL if refused(*x)))
 def test_refused_by_name(name, table, tmp_path):
     left = {key: TABLES[table][key] for key in refused(name, table)}
     while left:

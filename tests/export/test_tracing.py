@@ -97,7 +97,13 @@ def path_of_a_new_weight():
 NAMES = [("my model", "a layer"), ("модель", "层#1"), ("_model", "a\\b'>c%")]
 
 
-@pytest.mark.parametrize("of_model, of_layer", NAMES)
+@pytest.mark.parametrize(
+    "of_model, of_layer",
+    [
+        NAMES[1],
+        *(pytest.param(*n, marks=pytest.mark.slow("exports")) for n in NAMES[::2]),
+    ],
+)
 def test_models_and_layers_may_have_any_name(
     of_model, of_layer, tmp_path, runtimes, floats
 ):

@@ -65,8 +65,17 @@ def plain(loss: Any = None, policy: str = "float32") -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize("how", ["eager", "compiled", "by XLA"])
-@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["", "weights"])
+@pytest.mark.parametrize(
+    ("how", "weight"),
+    [
+        ("eager", None),
+        ("compiled", None),
+        pytest.param("by XLA", None, marks=pytest.mark.slow("XLA")),
+        ("eager", WEIGHT),
+        ("compiled", WEIGHT),
+        ("by XLA", WEIGHT),
+    ],
+)
 def test_it_trains_on_the_labelled_rows_alone(how: str, weight: Any) -> None:
     around, alone = compiled(weighted_metrics=["mae"]), plain()
     around.run_eagerly = alone.run_eagerly = how == "eager"

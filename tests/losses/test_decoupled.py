@@ -376,8 +376,17 @@ def of_rows(labels=Y):
 
 
 class TestInFit:
-    @pytest.mark.parametrize("jit_compile", [False, True])
-    @pytest.mark.parametrize("form", ["ids", "column", "one-hot"])
+    @pytest.mark.parametrize(
+        ("form", "jit_compile"),
+        [
+            ("ids", False),
+            ("column", False),
+            ("one-hot", False),
+            ("one-hot", True),
+            pytest.param("ids", True, marks=pytest.mark.slow("XLA")),
+            pytest.param("column", True, marks=pytest.mark.slow("XLA")),
+        ],
+    )
     def test_values_and_one_update(self, form, jit_compile):
         labels = {"ids": Y, "column": Y[:, None], "one-hot": np.eye(CLASSES)[Y]}[form]
         loss = crossentropy()

@@ -386,8 +386,15 @@ class TestArguments:
 X, Y = data()
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("inside", [ForwardKL(HEATING), DecoupledKD(HEATING)])
+@pytest.mark.parametrize(
+    ("inside", "jit_compile"),
+    [
+        (ForwardKL(HEATING), False),
+        (DecoupledKD(HEATING), False),
+        (ForwardKL(HEATING), True),
+        pytest.param(DecoupledKD(HEATING), True, marks=pytest.mark.slow("XLA")),
+    ],
+)
 def test_in_fit(inside, jit_compile, tmp_path):
     distiller = kd.Distiller(mlp(0), mlp(1))
     distiller.compile(

@@ -151,7 +151,12 @@ def eventful(seed: int, name: str | None = None) -> keras.Model:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "jit_compile"), [("sgd", False), ("adam", False), ("sgd", True)]
+    ("optimizer", "jit_compile"),
+    [
+        ("sgd", False),
+        pytest.param("adam", False, marks=pytest.mark.slow("traces four steps")),
+        pytest.param("sgd", True, marks=pytest.mark.slow("XLA")),
+    ],
 )
 def test_without_the_others_each_is_trained_alone(
     optimizer: str, jit_compile: bool

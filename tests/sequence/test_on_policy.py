@@ -255,7 +255,10 @@ def test_appended_padding_changes_nothing(reduction: str) -> None:
     assert_same_weights(student, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("reduction", ["token", "sequence"])
+@pytest.mark.parametrize(
+    "reduction",
+    ["token", pytest.param("sequence", marks=pytest.mark.slow("traces two steps"))],
+)
 def test_accumulated_batches_are_one_batch(reduction: str) -> None:
     """They have 4, 3 and 2 tokens, and one has a row without a completion."""
     rows = [ROWS[2], ROWS[0], ([2, 2], []), ROWS[1]]

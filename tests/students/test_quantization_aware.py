@@ -149,7 +149,12 @@ def test_a_distiller_trains_it_through_the_quantiser():
 @pytest.mark.tensorflow_only("exports are made by TensorFlow")
 @pytest.mark.parametrize(
     ("make", "weights"),
-    [(folded, "int4"), (unfolded, "int4"), (unfolded, "int8"), (nested, "int8")],
+    [
+        (folded, "int4"),
+        pytest.param(unfolded, "int4", marks=pytest.mark.slow("exports")),
+        (unfolded, "int8"),
+        pytest.param(nested, "int8", marks=pytest.mark.slow("exports")),
+    ],
 )
 def test_litert_files_compute_what_it_computes(make, weights, tmp_path):
     from tests.export.conftest import run_litert
