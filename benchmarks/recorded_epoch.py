@@ -24,13 +24,14 @@ from timing import interleaved, ratio, show
 
 import keras_distill as kd
 
-CLASSES, SIZE, BATCH = 10, 16, 128
+CLASSES, BATCH = 10, 128
+SMALL, USUAL = 16, 28  # pixels
 
 
-def convnet(filters: int, depth: int, seed: int) -> keras.Model:
-    """A conv net on 16x16 images that ends in logits."""
+def convnet(filters: int, depth: int, seed: int, size: int = SMALL) -> keras.Model:
+    """A conv net on square images that ends in logits."""
     keras.utils.set_random_seed(seed)
-    model = keras.Sequential([keras.Input((SIZE, SIZE, 1))])
+    model = keras.Sequential([keras.Input((size, size, 1))])
     for _ in range(depth):
         model.add(keras.layers.Conv2D(filters, 3, padding="same", activation="relu"))
     model.add(keras.layers.GlobalAveragePooling2D())
@@ -43,21 +44,21 @@ def label_loss() -> keras.losses.Loss:
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def student() -> keras.Model:
+def student(size: int = SMALL) -> keras.Model:
     """Return the student of every side."""
-    return convnet(16, 3, seed=1)
+    return convnet(16, 3, seed=1, size=size)
 
 
-def plain() -> keras.Model:
+def plain(size: int = SMALL) -> keras.Model:
     """Return the student alone."""
-    model = student()
+    model = student(size)
     model.compile("adam", label_loss())
     return model
 
 
-def recorded() -> kd.Distiller:
+def recorded(size: int = SMALL) -> kd.Distiller:
     """Return a distiller that reads recorded outputs."""
-    distiller = kd.Distiller(student(), kd.teachers.Recorded("teacher"))
+    distiller = kd.Distiller(student(size), kd.teachers.Recorded("teacher"))
     distiller.compile("adam", label_loss())
     return distiller
 
@@ -118,46 +119,61 @@ def against_keras(
     )
 
 
+def images(rows: int, size: int) -> tf.data.Dataset:
+    """Return batches of random images and labels."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(rows, size, size, 1)).astype("float32")
+    y = generator.integers(CLASSES, size=rows)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+    return data.prefetch(tf.data.AUTOTUNE)
+
+
+def against_plain(
+    data: tf.data.Dataset, path: pathlib.Path, size: int, rounds: int
+) -> None:
+    """Record a teacher, time an epoch of each way to read it, and print the ratios."""
+    kd.targets.record(convnet(32, 3, 0, size), data, path, progress=False)
+    times = interleaved(
+        {
+            "student alone": epoch(plain(size), data),
+            "recorded, in order": epoch(recorded(size), kd.targets.join(data, path)),
+            "recorded, by content": epoch(
+                recorded(size), kd.targets.join(data, path, by="content")
+            ),
+        },
+        rounds,
+        1,
+    )
+    alone = times["student alone"]
+    show(
+        f"an epoch of {len(data)} steps of {BATCH}, images of {size} x {size}",
+        times,
+        {
+            f"{name} / student alone   (<= 1.05)": ratio(times[name], alone)
+            for name in list(times)[1:]
+        },
+    )
+
+
 def main() -> None:
     """Time all sides and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows", type=int, default=12_800)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=(options.rows, SIZE, SIZE, 1)).astype("float32")
-    y = generator.integers(CLASSES, size=options.rows)
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
-    data = data.prefetch(tf.data.AUTOTUNE)
-    steps = options.rows // BATCH
     with tempfile.TemporaryDirectory() as directory:
-        path = pathlib.Path(directory) / "recorded"
-        kd.targets.record(convnet(32, 3, seed=0), data, path, progress=False)
-        sides = {
-            "student alone": epoch(plain(), data),
-            "recorded, in order": epoch(recorded(), kd.targets.join(data, path)),
-            "recorded, by content": epoch(
-                recorded(), kd.targets.join(data, path, by="content")
-            ),
-        }
-        times = interleaved(sides, options.rounds, 1)
-        alone = times.pop("student alone")
-        show(
-            f"an epoch of {steps} steps of {BATCH}",
-            {"student alone": alone, **times},
-            {
-                f"{name} / student alone   (<= 1.05)": ratio(of_side, alone)
-                for name, of_side in times.items()
-            },
-        )
+        for size in (USUAL, SMALL):
+            data = images(options.rows, size)
+            path = pathlib.Path(directory) / str(size)
+            against_plain(data, path, size, options.rounds)
         # About 2, 10 and 50 x the student's step in operations.
         for filters, depth, share in ((32, 8, 1), (64, 14, 4), (128, 20, 10)):
             against_keras(
                 convnet(filters, depth, seed=0),
-                data.take(max(2, steps // share)),
+                data.take(max(2, len(data) // share)),
                 path,
-                max(3, options.rounds // 2),
+                max(3, options.rounds // 4),
             )
 
 
