@@ -379,7 +379,9 @@ def test_the_head_may_give_labels(best, tmp_path, runtimes):
         np.testing.assert_array_equal(got, model(data[16:])["y"])
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "masked", [pytest.param(False, marks=pytest.mark.slow("exports")), True]
+)
 def test_tokens(tmp_path, runtimes, masked):
     model = keras.Sequential(
         [

@@ -284,6 +284,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow("kills many exports; test_publish.py always runs")
 def test_sigkill_at_any_moment_leaves_no_half_version(fake, tmp_path):
     moments = ("copying", "renaming", "configuring")
     for moment in moments:

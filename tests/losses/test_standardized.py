@@ -391,7 +391,7 @@ X, Y = data()
     [
         (ForwardKL(HEATING), False),
         (DecoupledKD(HEATING), False),
-        (ForwardKL(HEATING), True),
+        pytest.param(ForwardKL(HEATING), True, marks=pytest.mark.slow("XLA")),
         pytest.param(DecoupledKD(HEATING), True, marks=pytest.mark.slow("XLA")),
     ],
 )

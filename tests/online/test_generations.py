@@ -103,6 +103,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow("trains each run again")
 def test_stopped_around_the_backup_of_the_last_epoch(
     tmp_path: Path, whole: kd.online.Generations
 ) -> None:
