@@ -1,15 +1,23 @@
 """A data set whose batches hold the outputs of a teacher that a server runs."""
 
-import collections
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from keras_distill.targets.calls import Call
-from keras_distill.targets.elements import ahead, as_dict, inputs_of, with_inputs
+from keras_distill.targets.elements import (
+    ahead,
+    as_dict,
+    inputs_of,
+    mapped,
+    with_inputs,
+)
 from keras_distill.targets.served import ServedModel, Tensor
-from keras_distill.targets.service import Service
+from keras_distill.targets.service import Array, Service
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -77,7 +85,7 @@ def remote(
         ```
     """
     _check(url, in_flight=in_flight, timeout=timeout, retries=retries)
-    connect = partial(
+    connect = functools.partial(
         Service,
         url,
         model_name,
@@ -94,49 +102,81 @@ def remote(
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:
-    """The stage of the data that asks the server; the arguments are `remote`'s."""
+    """The stage of the data that asks the server; the arguments are `remote`'s.
+
+    Batches pass through in TensorFlow. Python sees the server's inputs and outputs
+    alone: a generator that yielded whole batches would cost twice as much time.
+    """
 
     connect: Callable[[], Service]
     model: ServedModel
     outputs: Mapping[str, Tensor]
     key: str
     in_flight: int
+    # What each iteration has sent, by the number of the iteration.
+    iterations: dict[int, "_Iteration"] = dataclasses.field(default_factory=dict)
+    numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
     def applied(self, dataset: "tf.data.Dataset") -> "tf.data.Dataset":
         """Return the data set with the outputs."""
         import tensorflow as tf
 
-        spec = dataset.element_spec
-        read = self.model.inputs_of(inputs_of(spec))
-        rows = next(iter(read.values())).shape[:1]
-        targets = {name: it.spec(rows) for name, it in self.outputs.items()}
-        result = tf.data.Dataset.from_generator(
-            partial(self.batches, dataset),
-            output_signature=self.joined(spec, targets),
+        begun = tf.data.Dataset.from_generator(
+            self.begin, output_signature=tf.TensorSpec((), "int64")
         )
+        taught = mapped(lambda number: self._taught(dataset, number))
+        result = begun.flat_map(taught)
         # The length, which `fit` shows in its progress bar.
         length = tf.data.experimental.assert_cardinality(dataset.cardinality())
         return ahead(result.apply(length))
 
-    def batches(self, dataset: "tf.data.Dataset") -> Iterator[Any]:
-        """Yield the batches with the outputs, and send as many batches ahead."""
-        window: collections.deque[tuple[Any, Call]] = collections.deque()
+    def begin(self) -> Iterator[int]:
+        """Connect, and yield the number of an iteration; it ends with the generator."""
+        number = next(self.numbers)
         # Where the iteration ends early, leaving the block ends the requests too.
         with self.connect() as service:
             service.expect(self.model)
-            for batch in dataset:
-                window.append((batch, self.sent(service, batch)))
-                if len(window) == self.in_flight:
-                    batch, call = window.popleft()
-                    yield self.joined(batch, call.answer())
-            for batch, call in window:
-                yield self.joined(batch, call.answer())
+            self.iterations[number] = _Iteration(service, self.model, self.outputs)
+            try:
+                yield number
+            finally:
+                del self.iterations[number]
 
-    def sent(self, service: Service, batch: Any) -> Call:
-        """Send a batch to the server, and don't wait."""
-        read = self.model.inputs_of(inputs_of(batch))
-        arrays = {name: tensor.numpy() for name, tensor in read.items()}
-        return Call(service, self.model, arrays, self.outputs)
+    def _taught(self, dataset: "tf.data.Dataset", number: Any) -> "tf.data.Dataset":
+        """Return the batches with the outputs, for the number of an iteration."""
+        import tensorflow as tf
+
+        spec = dataset.element_spec
+        read = self.model.inputs_of(inputs_of(spec))
+        names, rows = list(read), next(iter(read.values())).shape[:1]
+        specs = {name: it.spec(rows) for name, it in self.outputs.items()}
+
+        def send(*parts: Any) -> tuple[Any, Any]:
+            batch = parts if isinstance(spec, tuple) else parts[0]
+            asked = self.model.inputs_of(inputs_of(batch))
+
+            def sent(number: Any, *arrays: Array) -> Any:
+                given = dict(zip(names, arrays, strict=True))
+                return self.iterations[int(number)].send(given)
+
+            arguments = [number, *asked.values()]
+            return batch, tf.numpy_function(sent, arguments, tf.int64)
+
+        def answer(batch: Any, ticket: Any) -> Any:
+            def answered(number: Any, ticket: Any) -> list[Array]:
+                return self.iterations[int(number)].answer(int(ticket))
+
+            types = [it.dtype for it in specs.values()]
+            found = tf.numpy_function(answered, [number, ticket], types)
+            targets = dict(zip(specs, found, strict=True))
+            for name, target in targets.items():
+                target.set_shape(specs[name].shape)
+            return self.joined(batch, targets)
+
+        # One more is being answered.
+        window = self.in_flight - 1
+        sent = dataset.map(mapped(send))
+        return (sent.prefetch(window) if window else sent).map(mapped(answer))
 
     def joined(self, batch: Any, targets: Mapping[str, Any]) -> Any:
         """Return a batch, or its spec, with the outputs, or theirs, in `x`."""
@@ -152,6 +192,36 @@ class _Stage:
                 f"Received: keys {taken} for the teacher beside {sorted(named)}"
             )
         return with_inputs(batch, named | keys)
+
+
+class _Iteration:
+    """The batches that an iteration has sent.
+
+    Args:
+        service: Its connection.
+        model: The model on the server.
+        outputs: The outputs that the server should return.
+    """
+
+    def __init__(
+        self, service: Service, model: ServedModel, outputs: Mapping[str, Tensor]
+    ) -> None:
+        self._service = service
+        self._model = model
+        self._outputs = outputs
+        self._calls: dict[int, Call] = {}
+        self._tickets = itertools.count()
+
+    def send(self, arrays: dict[str, Array]) -> Any:
+        """Send a batch to the server, don't wait, and return the batch's number."""
+        self._model.check(arrays)
+        ticket = next(self._tickets)
+        self._calls[ticket] = Call(self._service, self._model, arrays, self._outputs)
+        return np.int64(ticket)
+
+    def answer(self, ticket: int) -> list[Array]:
+        """Wait for the outputs of the batch of a number."""
+        return list(self._calls.pop(ticket).answer().values())
 
 
 def _check(url: Any, *, in_flight: Any, timeout: Any, retries: Any) -> None:

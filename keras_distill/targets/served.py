@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -76,6 +77,14 @@ class ServedModel:
         for name, tensor in self.inputs.items():
             self._check_input(tensor, x[name])
         return {name: x[name] for name in self.inputs}
+
+    def check(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Raise ValueError if the inputs of a request have other dtypes or shapes."""
+        import tensorflow as tf
+
+        for name, array in arrays.items():
+            dtype = tf.as_dtype(array.dtype)
+            self._check_input(self.inputs[name], tf.TensorSpec(array.shape, dtype))
 
     def outputs_of(self, names: str | Sequence[str] | None) -> dict[str, Tensor]:
         """Return outputs by name, all for None.
