@@ -180,7 +180,12 @@ class Service:
 
     def _may_pass(self, error: Exception) -> bool:
         """Return whether the request may succeed later."""
-        return _code(error) in _TEMPORARY or (self._known and not self._ready())
+        code = _code(error)
+        if code in _TEMPORARY:
+            return True
+        # A server that starts again is there before its models. Such a model may have
+        # become ready since the answer.
+        return self._known and (code == "NOT_FOUND" or not self._ready())
 
     def _ready(self) -> bool:
         """Return whether the model is ready: a server begins without its models."""
