@@ -62,6 +62,9 @@ def test_added_losses_count_once(shares: bool, eager: bool) -> None:
     model = mutual(peers, alpha=0.0, run_eagerly=eager)
     history = fit(model, x, y, epochs=2, validation_data=(x, y))
     total, of_validation = np.zeros(2), np.zeros(2)
+    # On JAX, Keras' own eager `fit` with validation leaves out an activity regulariser
+    # in some epochs.
+    eager = eager and keras.backend.backend() == "tensorflow"
     for seed, (name, peer) in enumerate(zip(names, peers, strict=True)):
         alone = penalised(seed, name, *([frozen()] if shares else []))
         alone.compile(keras.optimizers.SGD(RATE), crossentropy(), run_eagerly=eager)
