@@ -5,8 +5,8 @@ server waits instead of computing, as a teacher on another machine does for this
 The second is MLServer, which competes with the student for the same cores, so that its
 bound is the sum of both.
 
-The client's own work, about 5 ms a batch of 400 kB, isn't in the bound: it counts where
-steps are short. `--scale 2` doubles the student's widths.
+The client's own work isn't in the bound: it counts where steps are short. `--scale 2`
+doubles the student's widths.
 
     python benchmarks/remote_teacher.py [--steps 200] [--rounds 5] [--scale 1]
 """

@@ -179,7 +179,7 @@ class _Stage:
         return (sent.prefetch(window) if window else sent).map(mapped(answer))
 
     def joined(self, batch: Any, targets: Mapping[str, Any]) -> Any:
-        """Return a batch, or its spec, with the outputs, or theirs, in `x`."""
+        """Return a batch with the outputs in `x`."""
         named = as_dict(inputs_of(batch))
         keys = {
             self.key if len(targets) == 1 else f"{self.key}_{name}": value

@@ -10,7 +10,7 @@ from keras_distill.export import export, manifest, verify
 from tests.export.exporting import exporting
 
 # In every run of the tests, and in the slow ones.
-FEW, MANY = 2, 20
+FEW, MANY = 4, 20
 
 
 @pytest.fixture(scope="module")

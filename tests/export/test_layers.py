@@ -132,7 +132,6 @@ HELD = {
     "Dicts": (dicts, named(z=numbers(3), a=numbers())),
 }
 # Layers with a loop over time.
-LOOP = pytest.mark.slow("exports loops")
 LOOPS = {
     "LSTM": (lambda: sequential((5, 3), layers.LSTM(4)), numbers(5, 3)),
     "GRU": (
@@ -204,6 +203,9 @@ def test_litert_has_no_loops_of_any_batch_size(case, tmp_path):
     with pytest.raises(RuntimeError, match=message):
         export(model, tmp_path / "lite", ["litert"], example_batch=draw(4))
     assert not (tmp_path / "lite").exists()
+
+
+LOOP = pytest.mark.slow("exports loops")
 
 
 @pytest.mark.parametrize(
