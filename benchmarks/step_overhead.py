@@ -5,10 +5,15 @@ a step of `keras.distillation.Distiller`, with and without XLA; `evaluate` at mo
 1.05 x the student's own. All sides run in one process, interleaved; the medians'
 ratios are printed. With KERAS_BACKEND=jax, the same on JAX.
 
-    python benchmarks/step_overhead.py [--rounds 30] [--steps 20]
+The same model compiled twice differs by 1 % and more in the time of a step, so each
+side is built several times. What is timed is the step of a training that goes on: the
+looks at the values of the first batches have ended.
+
+    python benchmarks/step_overhead.py [--builds 4] [--rounds 10] [--steps 20]
 """
 
 import argparse
+import functools
 from collections.abc import Callable
 
 import keras
@@ -18,6 +23,8 @@ from timing import forward_pass, interleaved, ratio, show, training_step
 import keras_distill as kd
 
 CLASSES, SIZE, BATCH = 10, 16, 128
+# After these, a distiller has seen enough rows to judge its teacher.
+FIRST_BATCHES = 16
 
 
 def convnet(filters: int, seed: int) -> keras.Model:
@@ -59,7 +66,8 @@ def sides(jit_compile: bool, data: tuple) -> dict[str, Callable[[], object]]:
     )
     rival.compile("adam", **compiled)
     for model in (plain, ours[True], ours[False], rival):
-        model.train_on_batch(*data)  # builds the optimiser
+        for _ in range(FIRST_BATCHES):
+            model.train_on_batch(*data)
     return {
         "student": training_step(plain, data),
         "teacher forward": forward_pass(teacher, data[0], jit_compile),
@@ -82,10 +90,25 @@ def evaluations(data: tuple) -> dict[str, Callable[[], object]]:
     }
 
 
+def timed(
+    build: Callable[[], dict[str, Callable[[], object]]],
+    builds: int,
+    rounds: int,
+    n: int,
+) -> dict[str, list[float]]:
+    """Return the rounds of all builds of the sides, `n` calls a round."""
+    times: dict[str, list[float]] = {}
+    for _ in range(builds):
+        for name, values in interleaved(build(), rounds, n).items():
+            times.setdefault(name, []).extend(values)
+    return times
+
+
 def main() -> None:
     """Time all sides and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--builds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     generator = np.random.default_rng(0)
@@ -95,7 +118,8 @@ def main() -> None:
     )
     on_jax = keras.backend.backend() == "jax"
     for jit_compile in (True,) if on_jax else (False, True):
-        times = interleaved(sides(jit_compile, data), options.rounds, options.steps)
+        build = functools.partial(sides, jit_compile, data)
+        times = timed(build, options.builds, options.rounds, options.steps)
         must = (times["student"], times["teacher forward"])
         unchecked = times["ours, check_teacher=False"]
         show(
@@ -111,7 +135,8 @@ def main() -> None:
                 "ours / ours without check_teacher": ratio(times["ours"], unchecked),
             },
         )
-    times = interleaved(evaluations(data), options.rounds, 1)
+    build = functools.partial(evaluations, data)
+    times = timed(build, options.builds, options.rounds, 1)
     show(
         "evaluate, 20 batches",
         times,

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from keras_distill.lending import Borrower
 
 # Other objects and functions of these packages hold no variables, but a lot else.
 _OTHERS = ("builtins", "numpy", "tensorflow", "jax", "jaxlib", "torch", "keras")
+
+_FUNCTIONS = (types.FunctionType, functools.partial)
 
 
 def reached_variables(*objects: Any) -> list[keras.Variable]:
@@ -51,7 +54,8 @@ def _parts(each: Any) -> Iterator[Any]:
         # Keras doesn't list what functions read, as those of `Lambda` layers.
         parts = each._flatten_layers() if isinstance(each, keras.Layer) else [each]
         for part in parts:
-            yield from (value for value in vars(part).values() if _is_function(value))
+            values = vars(part).values()
+            yield from (value for value in values if isinstance(value, _FUNCTIONS))
     elif isinstance(each, Mapping):
         yield from each.values()
     elif isinstance(each, list | tuple | set | frozenset):
@@ -68,10 +72,6 @@ def _parts(each: Any) -> Iterator[Any]:
         yield from each.state  # Another teacher knows its own.
     elif hasattr(each, "__dict__") and not inspect.isclass(each):
         yield from vars(each).values()
-
-
-def _is_function(value: Any) -> bool:
-    return inspect.isfunction(value) or isinstance(value, functools.partial)
 
 
 def _referred(function: Callable[..., Any]) -> Iterator[Any]:
