@@ -8,6 +8,7 @@ import keras
 
 from keras_distill import backend, own_training
 from keras_distill.guard import BAD_TEACHER, Guard
+from keras_distill.guards.heads import linear_outputs
 from keras_distill.guards.look import Look
 from keras_distill.guards.teacher_loss import TeacherLabelLoss
 from keras_distill.inputs import check_not_declared
@@ -121,6 +122,10 @@ class Setup:
             teacher_loss=self.config["teacher_loss"],
             output_names=self.output_names,
             judges_teacher=self.joint is None and not teacher.changes,
+            linear={
+                "student": linear_outputs(self._distiller.student),
+                "teacher": linear_outputs(self._distiller.teacher),
+            },
             # Sizes are known once both models are built; sums, once JAX's trainer has
             # given the variables their values.
             afterwards=self._distiller.compare_sizes,

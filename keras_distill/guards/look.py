@@ -1,6 +1,7 @@
 """A look at the values of the first batches: summed in the step, read after it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -52,6 +53,7 @@ class Look:
             have looks of their own.
         takers: What takes the student's outputs besides the losses, and the kind of
             values that it takes.
+        linear: As for `Subjects`.
         sync: Called before the sums are read, e.g. `model.jax_state_sync`: while `fit`
             runs on JAX, variables have no values of their own. Defaults to nothing.
         afterwards: Called once, after the first step, when all models are built.
@@ -67,6 +69,7 @@ class Look:
         judges_teacher: bool = True,
         peer: str | None = None,
         takers: Sequence[Taker] = (),
+        linear: Mapping[str, Nested] = MappingProxyType({}),
         sync: Callable[[], Any] = lambda: None,
         afterwards: Callable[[], Any] | None = None,
     ) -> None:
@@ -77,6 +80,7 @@ class Look:
             judges_teacher=self._judges_teacher,
             peer=peer,
             takers=takers,
+            linear=linear,
         )
         self._sync, self._afterwards = sync, afterwards
         # Each device sums its own rows, as in a metric. Autocast would round the sums
@@ -94,8 +98,7 @@ class Look:
         self._closed = keras.Variable(
             0.0, dtype="float32", trainable=False, autocast=False, name="look_closed"
         )
-        self._is_closed = False
-        self._executions = 0
+        self._is_closed, self._executions = False, 0
         # The checks with the index of their sums. They are noted while the step is
         # traced, when the structure of the outputs is known.
         self._checks: dict[Any, tuple[int, Check]] = {}

@@ -62,6 +62,8 @@ class Subjects:
         peer: The name of the peer that is the student here; None for a student with a
             teacher. A peer's teachers are peers too, so only its own output is read.
         takers: What takes the student's outputs besides the losses.
+        linear: The outputs of `"student"` and `"teacher"` that are known to be logits,
+            as `linear_outputs` returns them.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class Subjects:
         judges_teacher: bool,
         peer: str | None,
         takers: Sequence[Taker],
+        linear: Mapping[str, Nested],
     ) -> None:
         self._losses, self._names = losses, output_names
+        self._linear = linear
         self._judges_teacher = judges_teacher
         self._peer, self._takers = peer, takers
 
@@ -108,6 +112,10 @@ class Subjects:
         """Return the sums that tell logits from probabilities."""
         found = []
         for (whose, path, axis), takers in self._takers_of(losses, batch, raw).items():
+            if per_output.found(path, self._linear.get(whose)):
+                takers = [taker for taker in takers if taker[1].values != "logits"]
+            if not takers:
+                continue
             student = per_output.found(path, batch.output)
             is_teacher = whose == "teacher"
             output = per_output.found(path, targets) if is_teacher else student

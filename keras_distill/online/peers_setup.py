@@ -7,6 +7,7 @@ import keras
 
 from keras_distill import backend
 from keras_distill.guard import Guard
+from keras_distill.guards.heads import linear_outputs
 from keras_distill.guards.look import Look
 from keras_distill.guards.subjects import Taker
 from keras_distill.labels import LabelMask
@@ -64,6 +65,7 @@ class PeersSetup:
                     judges_teacher=False,
                     peer=name,
                     takers=takers,
+                    linear={"student": linear_outputs(model)},
                     sync=sync,
                 )
             )

@@ -112,6 +112,20 @@ def weak_and_logits_between_0_and_1() -> None:
     of_clicks(teacher=teacher, x=x, y=clicks(teacher(x)))
 
 
+def fresh_and_logits_between_0_and_1(nested: bool = False) -> None:
+    """Their distribution is far from the normal one, as after a ReLU."""
+    x, pupil = inputs(2000) ** 2, student(1)
+    pupil.set_weights([np.full((FEATURES, 1), 0.01), np.full(1, 0.01)])
+    logits = pupil(x).numpy()
+    assert logits.min() > 0.0 and logits.max() < 1.0
+    teacher = linear(1)
+    y = clicks(teacher(x))
+    models = [named(model) if nested else model for model in (pupil, teacher)]
+    loss = kd.losses.BinarySoftTargets()
+    given = {"x": x} if nested else x
+    fitted(*models, given, y, loss=binary(), distillation_loss=loss)
+
+
 def regression(noise: float) -> None:
     labels = CLICK_LOGITS + noise * np.random.default_rng(0).normal(size=(640, 1))
     teacher = linear(1, scale=1.5)
@@ -312,6 +326,8 @@ SOUND: dict[str, Callable[[], None]] = {
     "few rows": lambda: of_classes(x=X[:20], y=Y[:20], fit={"epochs": 3}),
     "weak": weak,
     "weak, logits between 0 and 1": weak_and_logits_between_0_and_1,
+    "fresh, logits between 0 and 1": fresh_and_logits_between_0_and_1,
+    "fresh, in a sub-model": lambda: fresh_and_logits_between_0_and_1(True),
     "regression": lambda: regression(0.5),
     "weak regression": lambda: regression(4.0),
     "multi-label": multi_label,
