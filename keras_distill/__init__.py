@@ -31,7 +31,7 @@ if TYPE_CHECKING or not _is_the_command():
     from keras_distill.teachers import cross_fit
 
 if TYPE_CHECKING:
-    from keras_distill import export, students, targets
+    from keras_distill import export, report, students, targets
 
 __all__ = [
     "Distiller",
@@ -42,6 +42,7 @@ __all__ = [
     "losses",
     "metrics",
     "online",
+    "report",
     "schedules",
     "sequence",
     "students",
@@ -54,8 +55,8 @@ _WITHIN = {"Distiller": "distiller", "cross_fit": "teachers"}
 
 
 def __getattr__(name: str) -> Any:
-    # `export`, `targets` and `students` have half of the package's modules and no class
-    # that is in a Keras file, so they are imported when they are first used.
+    # `export`, `report`, `targets` and `students` have half of the package's modules
+    # and no class that is in a Keras file: they are imported when they are first used.
     if name in _WITHIN:
         return getattr(importlib.import_module(f"keras_distill.{_WITHIN[name]}"), name)
     if name in __all__:

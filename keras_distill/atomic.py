@@ -48,6 +48,15 @@ def replace_text(path: Path, text: str) -> None:
     replace(path, write)
 
 
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Replace a file as a whole, as `replace` does."""
+
+    def write(scratch: Path) -> None:
+        scratch.write_bytes(content)
+
+    replace(path, write)
+
+
 @contextmanager
 def replacing(
     directory: Path,

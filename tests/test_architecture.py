@@ -73,6 +73,7 @@ ON_THE_SAME_FLOOR = {
 OPTIONAL = {
     "ai_edge_litert",
     "apache_beam",
+    "jinja2",
     "keras_rs",
     "matplotlib",
     "onnx",

@@ -149,6 +149,13 @@ def test_docs_compression(folder):
     assert len(shallow.layers) == len(teacher.layers) - 10
 
 
+def test_docs_comparing(folder):
+    report = run_python("docs/comparing.md", {})["report"]
+    assert report.verdict("distilled") in ("better", "no difference shown", "worse")
+    assert (folder / "report" / "report.html").stat().st_size < 2_000_000
+    assert report.files["distilled"]["litert"] > 0
+
+
 def test_docs_extending(folder):
     names = run_python("docs/extending.md", {})
     loss, x = names["loaded"].get_compile_config()["distillation_loss"], names["x"]
@@ -209,6 +216,7 @@ def test_no_page_is_left_out():
     run = {
         "README.md",
         "docs/any_teacher.md",
+        "docs/comparing.md",
         "docs/compression.md",
         "docs/export.md",
         "docs/extending.md",

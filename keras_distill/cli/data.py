@@ -93,24 +93,38 @@ def check_evaluation(arguments: argparse.Namespace) -> None:
 def evaluation(arguments: argparse.Namespace) -> "Evaluation | None":
     """Return the evaluation that the options describe; None without `--evaluate`."""
     from keras_distill.export import Evaluation
-    from keras_distill.export.loading import load_arrays
 
     if arguments.evaluate is None:
         return None
-    arrays = load_arrays(arguments.evaluate, "evaluation")
-    if arguments.labels not in arrays:
-        arguments.parser.error(
-            f"`--labels` must name an array of {arguments.evaluate}, which has "
-            f"{sorted(arrays)}. Received: {arguments.labels}."
-        )
-    labels = arrays.pop(arguments.labels)
     return Evaluation(
-        (inputs_of(arrays), labels),
+        labelled(arguments.evaluate, arguments.labels, arguments.parser),
         _metric(arguments.metric, arguments.metric_config, arguments.parser),
         max_drop=arguments.max_drop,
         mode=arguments.mode,
         output=arguments.output,
     )
+
+
+def labelled(
+    path: str, labels: str, parser: argparse.ArgumentParser
+) -> tuple[Any, Any]:
+    """Read inputs and labels from an `.npz` file.
+
+    Args:
+        path: The file.
+        labels: The name of the array of labels.
+        parser: Reports that the file has no such array.
+    """
+    from keras_distill.export.loading import load_arrays
+
+    arrays = load_arrays(path, "evaluation")
+    if labels not in arrays:
+        parser.error(
+            f"`--labels` must name an array of {path}, which has {sorted(arrays)}. "
+            f"Received: {labels}."
+        )
+    found = arrays.pop(labels)
+    return inputs_of(arrays), found
 
 
 def inputs(path: str, argument: str, labels: str) -> Any:

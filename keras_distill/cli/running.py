@@ -8,13 +8,22 @@ from importlib import import_module
 from typing import NoReturn
 
 from keras_distill import standard_error
-from keras_distill.cli import bench, demo, export, record, repository, serve, verify
+from keras_distill.cli import (
+    bench,
+    compare,
+    demo,
+    export,
+    record,
+    repository,
+    serve,
+    verify,
+)
 from keras_distill.cli.interrupts import INTERRUPTED, Interrupts
 from keras_distill.cli.parsing import Parser, WrongArguments, print_json
 from keras_distill.cli.wording import explained
 from keras_distill.version import __version__
 
-_COMMANDS = (demo, record, export, verify, bench, repository, serve)
+_COMMANDS = (demo, record, compare, export, verify, bench, repository, serve)
 # The modules whose classes a Keras file may contain, and which subcommands call.
 _ROOMS = (
     "distiller",

@@ -52,6 +52,11 @@ WRONG = {
     f"{RECORD} --sample-seed 1": "--sample-seed needs --samples",
     f"{RECORD} --values --probabilities": "--probabilities is not for --values",
     "record m.keras --data export --labels y --out o": "--labels is for --data FILE",
+    "compare a=m.keras --data d.npz --out o": "at least two models are compared",
+    "compare m.keras --data d.npz --out o": "must be NAME=PATH, not 'm.keras'",
+    "compare a=m.keras a=m.keras --data d.npz --out o": "a name of its own",
+    "compare a=m.keras b=m.keras --data d.npz --out o --teacher c": "--teacher must be",
+    "compare a=m.keras b=m.keras --data d.npz --out o --export c=export": "one of ['a'",
     "verify export --max-drop 0.1": "--max-drop needs --evaluate",
     "verify export --files-only --evaluate d.npz": "which --files-only doesn't",
     # values

@@ -1,0 +1,95 @@
+"""What models cost: parameters, operations, sizes of files, time and memory."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_distill.export.cost import flops
+from keras_distill.export.latency import measure
+from keras_distill.export.manifest import require
+from keras_distill.export.quiet import no_remarks
+from keras_distill.report.reading import Read
+from keras_distill.types import Nested
+
+tree = keras.tree
+
+KERAS = "keras"
+# How often the model is called for each batch size, at most, and for how long.
+_CALLS, _SECONDS, _ROUNDS = 100, 1.0, 5
+
+
+def of_model(read: Read) -> dict[str, Any]:
+    """Return the number of parameters, and of operations for one row."""
+    operations = flops(read.model, tree.map_structure(lambda x: x[:1], read.inputs))
+    return {
+        "parameters": int(read.model.count_params()),
+        "flops": operations,
+        "predict_s": read.seconds,
+    }
+
+
+def of_exports(directory: str | os.PathLike[str]) -> dict[str, int]:
+    """Return the bytes of each artefact of an export."""
+    described = require(Path(directory), to_run=True)
+    return {name: it["bytes"] for name, it in described["artefacts"].items()}
+
+
+def latencies(
+    models: Mapping[str, Read],
+    exports: Mapping[str, str | os.PathLike[str]],
+    batch_sizes: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Time the Keras models and all exported files.
+
+    Returns:
+        Rows with the keys `model`, `side`, `batch_size`, `p50_ms` and `p95_ms`.
+    """
+    rows = []
+    for batch_size in batch_sizes:
+        batches = {
+            name: _of_size(read.inputs, batch_size) for name, read in models.items()
+        }
+        with no_remarks():
+            timed = _in_turn(models, batches)
+        for name, times in timed.items():
+            p50, p95 = (float(p) for p in np.percentile(times, [50, 95]))
+            row = {"model": name, "side": KERAS, "batch_size": batch_size}
+            rows.append(row | {"p50_ms": p50, "p95_ms": p95})
+    for name, directory in exports.items():
+        measured = measure(
+            directory, batch_sizes=batch_sizes, calls=_CALLS, seconds=_SECONDS
+        )
+        keys = ("side", "batch_size", "p50_ms", "p95_ms")
+        rows += [{"model": name} | {key: row[key] for key in keys} for row in measured]
+    return rows
+
+
+def _of_size(x: Nested, rows: int) -> Nested:
+    """Return inputs that are cut or repeated to a number of rows."""
+    return tree.map_structure(
+        lambda array: np.resize(array, (rows, *array.shape[1:])), x
+    )
+
+
+def _in_turn(
+    models: Mapping[str, Read], batches: Mapping[str, Nested]
+) -> dict[str, list[float]]:
+    """Call each model in turn; return the milliseconds of each call."""
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for name, read in models.items():
+        read.model.predict_on_batch(batches[name])
+    for _ in range(_ROUNDS):
+        for name, read in models.items():
+            end = time.perf_counter() + _SECONDS / _ROUNDS
+            for number in range(_CALLS // _ROUNDS):
+                begin = time.perf_counter()
+                if begin > end and number >= 2:
+                    break
+                read.model.predict_on_batch(batches[name])
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return times
