@@ -65,6 +65,7 @@ PARTS = {
 }
 ON_THE_SAME_FLOOR = {
     ("backend", "types"),
+    ("demo", "report"),  # The demo ends with a report.
     ("batch", "per_output"),  # The record of one output is found by the output's path.
     ("labels", "losses"),  # A label mask acts as the sample weights of a loss.
     ("targets", "teachers"),  # What is recorded is a teacher's answer to a batch.

@@ -13,7 +13,14 @@ from pathlib import Path
 
 from keras_distill.atomic import replacing
 from keras_distill.demo import data, measuring, pictures, results, serving, tables
-from keras_distill.demo.results import ALONE, DISTILLED, MODELS, TEACHER, Results
+from keras_distill.demo.results import (
+    ALONE,
+    DISTILLED,
+    FOLDERS,
+    MODELS,
+    TEACHER,
+    Results,
+)
 from keras_distill.demo.training import (
     FULL,
     SMOKE,
@@ -25,10 +32,20 @@ from keras_distill.demo.training import (
 )
 from keras_distill.export.quiet import quiet
 from keras_distill.installing import advice
+from keras_distill.report import compare
+from keras_distill.report.comparing import PAGE_FILE
 
 __all__ = ["run"]
 
-_NEEDED = ("sklearn", "matplotlib", "tf2onnx", "onnxruntime", "ai_edge_litert")
+_NEEDED = (
+    "sklearn",
+    "matplotlib",
+    "jinja2",
+    "scipy",
+    "tf2onnx",
+    "onnxruntime",
+    "ai_edge_litert",
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +66,9 @@ def run(
     """Train a teacher, a student alone and a student distilled; compare and export.
 
     Prints what is going on and two tables. `out` then holds `demo.png`,
-    `results.json`, and the teacher and the distilled student of the first seed as
-    SavedModel, ONNX and LiteRT in `teacher/` and `student/`.
+    `results.json`, the comparison of the first seed's models as a page in `report/`,
+    and its teacher and distilled student as SavedModel, ONNX and LiteRT in `teacher/`
+    and `student/`.
 
     Args:
         out: Where the files go: absent, empty, or an earlier demo, which is replaced.
@@ -93,8 +111,10 @@ def run(
         results.write(found, scratch)
         teacher, test = runs[0].trained[TEACHER].model, runs[0].split.test
         pictures.draw(found, teacher, test, scratch)
+        _report(runs[0], scratch)
     print(f"\n{tables.quality(found)}\n\n{tables.serving(found)}")
-    print(f"\nFiles, a picture ({results.PICTURE}) and all numbers are in {out}.")
+    print(f"\nA page to show is {results.REPORT}/{PAGE_FILE} in {out}.")
+    print(f"Files, a picture ({results.PICTURE}) and all numbers are beside it.")
     if smoke:
         print("A smoke run: its numbers mean nothing.")
     return found
@@ -138,6 +158,19 @@ def _say(name: str, train: Callable[[], Trained]) -> Trained:
     return trained
 
 
+def _report(run: _Run, directory: Path) -> None:
+    """Write the comparison of a seed's models."""
+    test = run.split.test
+    compare(
+        {name: it.model for name, it in run.trained.items()},
+        (test.images, test.labels),
+        teacher=TEACHER,
+        baseline=ALONE,
+        exports={name: directory / folder for name, folder in FOLDERS.items()},
+        batch_sizes=(1, 64),
+    ).write(directory / results.REPORT)
+
+
 def _export(run: _Run, directory: Path) -> dict[str, serving.Served]:
     """Export and time the teacher and the distilled student."""
     print("\nExporting teacher and student, checking and timing the files", flush=True)
@@ -145,5 +178,5 @@ def _export(run: _Run, directory: Path) -> dict[str, serving.Served]:
         name: serving.serve(
             run.trained[name].model, directory / folder, run.split.test.images
         )
-        for name, folder in results.FOLDERS.items()
+        for name, folder in FOLDERS.items()
     }

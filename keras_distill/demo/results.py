@@ -24,9 +24,10 @@ ALONE = "student alone"
 DISTILLED = "student distilled"
 MODELS = (TEACHER, ALONE, DISTILLED)
 
-# Where the exports of these models go, and so all that a demo writes.
+# Where the exports of these models go, and the page; so all that a demo writes.
 FOLDERS = {TEACHER: "teacher", DISTILLED: "student"}
-WRITTEN = {FILE, PICTURE, *FOLDERS.values()}
+REPORT = "report"
+WRITTEN = {FILE, PICTURE, REPORT, *FOLDERS.values()}
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ def test_demo_leaves_nothing_but_its_directory(smoke):
     assert [path.name for path in directory.parent.iterdir()] == ["demo-output"]
     assert {path.name for path in directory.iterdir()} == {
         "demo.png",
+        "report",
         "results.json",
         "student",
         "teacher",
