@@ -31,7 +31,7 @@ if TYPE_CHECKING or not _is_the_command():
     from keras_distill.teachers import cross_fit
 
 if TYPE_CHECKING:
-    from keras_distill import export, students, targets
+    from keras_distill import export, students, targets, tuning
 
 __all__ = [
     "Distiller",
@@ -47,6 +47,7 @@ __all__ = [
     "students",
     "targets",
     "teachers",
+    "tuning",
 ]
 
 # Public names that are not modules, with the module of each.
@@ -54,7 +55,7 @@ _WITHIN = {"Distiller": "distiller", "cross_fit": "teachers"}
 
 
 def __getattr__(name: str) -> Any:
-    # `export`, `targets` and `students` have half of the package's modules and no class
+    # `export`, `targets`, `students` and `tuning` have half of the package's modules and no class
     # that is in a Keras file, so they are imported when they are first used.
     if name in _WITHIN:
         return getattr(importlib.import_module(f"keras_distill.{_WITHIN[name]}"), name)

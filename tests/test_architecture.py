@@ -74,6 +74,7 @@ OPTIONAL = {
     "ai_edge_litert",
     "apache_beam",
     "keras_rs",
+    "keras_tuner",
     "matplotlib",
     "onnx",
     "onnxruntime",
