@@ -55,8 +55,8 @@ _WITHIN = {"Distiller": "distiller", "cross_fit": "teachers"}
 
 
 def __getattr__(name: str) -> Any:
-    # `export`, `targets`, `students` and `tuning` have half of the package's modules and no class
-    # that is in a Keras file, so they are imported when they are first used.
+    # `export`, `targets`, `students` and `tuning` have half of the package's modules
+    # and no class that is in a Keras file, so they are imported when they are used.
     if name in _WITHIN:
         return getattr(importlib.import_module(f"keras_distill.{_WITHIN[name]}"), name)
     if name in __all__:

@@ -24,7 +24,8 @@ class Answer:
 
     Example:
         >>> best = Setting(0.5, "ForwardKL", 4.0)
-        >>> answer = Answer(best, Gain(-0.01, -0.02, 0.002, 5), "accuracy", "max", {}, 11)
+        >>> gain = Gain(-0.01, -0.02, 0.002, 5)
+        >>> answer = Answer(best, gain, "accuracy", "max", {}, 11)
         >>> answer.verdict, str(answer.setting)
         ('no gain shown', 'alone (alpha 0)')
         >>> answer.compile_arguments()
