@@ -16,6 +16,7 @@ from keras_distill.tuning.settings import Setting, Space
 from keras_distill.types import Nested
 
 Rows = tuple[Any, ...]
+BLOCKS = 10  # of the rows that confirm a gain
 _NAMES = "x", "y", "sample_weight"
 
 
@@ -134,8 +135,8 @@ def _check_compile(given: Any) -> None:
     both = sorted({"alpha", "distillation_loss"} & set(given))
     if both:
         raise ValueError(
-            f"`compile` must not return {both}, which the search chooses. Pass `alphas` "
-            f"and `losses` instead. Received: {dict(given)}"
+            f"`compile` must not return {both}, which the search chooses. Pass "
+            f"`alphas` and `losses` instead. Received: {dict(given)}"
         )
 
 

@@ -11,7 +11,6 @@ from keras_distill.tuning.fits import Fits, is_finite
 from keras_distill.tuning.settings import Setting, Space
 
 PROJECT = "keras_tuner"
-BLOCKS = 10
 
 
 def keras_tuner() -> Any:
@@ -34,8 +33,8 @@ def direction_of(objective: str, direction: str | None) -> str:
             oracle = package.oracles.RandomSearchOracle(objective)
         except ValueError as error:
             raise ValueError(
-                "`direction` must be 'max' or 'min' for an objective that isn't a Keras "
-                f"metric. Received: objective={objective!r}, direction=None"
+                "`direction` must be 'max' or 'min' for an objective that isn't a "
+                f"Keras metric. Received: objective={objective!r}, direction=None"
             ) from error
         direction = str(oracle.objective.direction)
     if direction not in ("max", "min"):
@@ -82,7 +81,7 @@ def tried(
     """Run the trials that the oracle chooses, and return the score of each setting."""
     package = keras_tuner()
 
-    class Tuner(package.engine.base_tuner.BaseTuner):  # type: ignore[name-defined,misc]
+    class Tuner(package.engine.base_tuner.BaseTuner):  # type: ignore[name-defined]
         """Fits one setting a trial."""
 
         def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:

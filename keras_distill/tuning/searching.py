@@ -8,18 +8,31 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_distill import atomic
-from keras_distill.tuning import oracles
+from keras_distill.tuning import checks, oracles
 from keras_distill.tuning.answer import Answer
-from keras_distill.tuning.fits import Fits, Record, Rows, is_finite, take
+from keras_distill.tuning.fits import BLOCKS, Fits, Record, Rows, is_finite
 from keras_distill.tuning.interval import Gain, gain, looks
 from keras_distill.tuning.settings import ALONE, Losses, Setting, Space
 
 # The seeds of the confirmation are none of those of the search.
 _FRESH = 10_000
+_FUNCTIONS = "build_student", "teacher", "compile"
+# The arguments that a search in the same directory must have again.
+_PLAN = (
+    "objective",
+    "epochs",
+    "batch_size",
+    "max_trials",
+    "fits_per_trial",
+    "seeds",
+    "max_seeds",
+    "smallest_gain",
+    "seed",
+)
+_OF_FITS = (*_FUNCTIONS, "train", "callbacks", "objective", "verbose", "seed")
 
 
 def search(
@@ -115,6 +128,7 @@ def search(
             score of a setting with alpha above 0 is finite.
 
     Example:
+        >>> import keras
         >>> x = np.random.default_rng(0).normal(size=(96, 4)).astype("float32")
         >>> y = x.argmax(axis=1)
         >>> def student():
@@ -129,35 +143,49 @@ def search(
         >>> answer.fits, answer.verdict in ("helps", "no gain shown", "hurts")
         (6, True)
     """
-    functions = {"build_student": build_student, "teacher": teacher, "compile": compile}
-    _check_callable(functions, callbacks, oracle)
+    given = dict(locals())
+    checks.check_callable({name: given[name] for name in _FUNCTIONS}, callbacks, oracle)
     numbers = {"epochs": epochs, "fits_per_trial": fits_per_trial}
-    _check_numbers(numbers, seeds, max_seeds, max_trials, smallest_gain)
-    parts = _split(held_out, seed)
+    checks.check_numbers(numbers, seeds, max_seeds, max_trials, smallest_gain)
     space = Space(losses, temperatures, alphas)
-    aim = objective, oracles.direction_of(objective, direction)
-    plan = {
-        "losses": list(space.losses), "temperatures": space.temperatures,
-        "alphas": space.alphas, "objective": aim, "epochs": epochs,
-        "batch_size": batch_size, "max_trials": max_trials,
-        "fits_per_trial": fits_per_trial, "seeds": seeds, "max_seeds": max_seeds,
-        "smallest_gain": smallest_gain, "seed": seed,
-        "held_out": [_count(part) for part in parts.values()],
-    }  # fmt: skip
-    fit = {"epochs": epochs, "batch_size": batch_size}
+    parts = checks.split(held_out, seed)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = _prepared(Path(directory or scratch), plan, overwrite)
-        record = Record(folder / "fits.jsonl")
-        fits = Fits(
-            build_student, teacher, train, parts, compile, callbacks, fit, space,
-            objective, record, verbose, seed,
-        )  # fmt: skip
-        chooser = oracles.made(oracle, space, aim, max_trials, seed)
-        trial_seeds = [seed + i for i in range(fits_per_trial)]
-        scores = {ALONE: oracles.score(fits, ALONE, trial_seeds)}
-        scores |= oracles.tried(fits, chooser, trial_seeds, folder)
-        best = _best(scores, aim[1])
-        found = _confirmed(fits, best, aim[1], looks(seeds, max_seeds), smallest_gain)
+        return _answer(given, space, parts, Path(directory or scratch))
+
+
+def _answer(
+    given: Mapping[str, Any], space: Space, parts: Mapping[str, Rows], directory: Path
+) -> Answer:
+    """Search, confirm, and return the answer."""
+    aim = (
+        given["objective"],
+        oracles.direction_of(given["objective"], given["direction"]),
+    )
+    plan = {name: given[name] for name in _PLAN} | {
+        "losses": list(space.losses),
+        "temperatures": space.temperatures,
+        "alphas": space.alphas,
+        "direction": aim[1],
+        "held_out": [checks.count(part) for part in parts.values()],
+    }
+    folder = _prepared(directory, plan, given["overwrite"])
+    record = Record(folder / "fits.jsonl")
+    fits = Fits(
+        fit={name: given[name] for name in ("epochs", "batch_size")},
+        parts=parts,
+        space=space,
+        record=record,
+        **{name: given[name] for name in _OF_FITS},
+    )
+    chooser = oracles.made(
+        given["oracle"], space, aim, given["max_trials"], given["seed"]
+    )
+    seeds = [given["seed"] + i for i in range(given["fits_per_trial"])]
+    scores = {ALONE: oracles.score(fits, ALONE, seeds)}
+    scores |= oracles.tried(fits, chooser, seeds, folder)
+    best = _best(scores, aim[1])
+    planned = looks(given["seeds"], given["max_seeds"])
+    found = _confirmed(fits, best, aim[1], planned, given["smallest_gain"])
     loss = space.distillation_loss(best)
     return Answer(best, found, *aim, scores, len(record.scores), loss)
 
@@ -176,7 +204,7 @@ def _confirmed(
     for count, share in planned:
         for i in range(len(differences), count):
             pair = [
-                fits.scores(setting, first + i, "confirm", oracles.BLOCKS)
+                fits.scores(setting, first + i, "confirm", BLOCKS)
                 for setting in (best, ALONE)
             ]
             if not all(map(is_finite, pair)):
@@ -184,7 +212,7 @@ def _confirmed(
                     f"A score of {best} or of the student alone isn't finite with seed "
                     f"{first + i}. Use a smaller learning rate. Received: {pair}"
                 )
-            differences.append(sign * np.subtract(*pair))
+            differences.append(sign * np.subtract(pair[0], pair[1]))
         found = gain(differences, error=0.05 * share)
         narrow = (found.high - found.low) / 2 < smallest_gain
         if narrow or found.verdict != "no gain shown":
@@ -219,66 +247,3 @@ def _prepared(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> Path:
         )
     atomic.replace_text(path, text)
     return folder
-
-
-def _count(rows: Rows) -> int:
-    return len(keras.tree.flatten(rows)[0])
-
-
-def _split(held_out: Any, seed: int) -> dict[str, Rows]:
-    """Return half of the rows for the search, and the other half to confirm."""
-    given = isinstance(held_out, (tuple, list)) and len(held_out) in (2, 3)
-    if not given or any(part is None for part in held_out):
-        raise ValueError(
-            "`held_out` must be (x, y) or (x, y, sample_weight), arrays that aren't in "
-            f"`train`, with labels. Received: held_out of {type(held_out).__name__}"
-            + (f" with {[type(it).__name__ for it in held_out]}" if given else "")
-        )
-    rows = keras.tree.map_structure(np.asarray, tuple(held_out))
-    counts = {len(array) for array in keras.tree.flatten(rows)}
-    if len(counts) != 1 or min(counts) < 2 * oracles.BLOCKS:
-        raise ValueError(
-            f"`held_out` must have {2 * oracles.BLOCKS} rows or more, as many labels as "
-            f"inputs. Received: arrays of {sorted(counts)} rows"
-        )
-    order = np.random.default_rng(seed).permutation(counts.pop())
-    half = len(order) // 2
-    return {"search": take(rows, order[:half]), "confirm": take(rows, order[half:])}
-
-
-def _check_callable(functions: Mapping[str, Any], *optional: Any) -> None:
-    names = ("callbacks", "oracle")
-    given = {k: v for k, v in zip(names, optional, strict=True) if v is not None}
-    for name, value in {**functions, **given}.items():
-        if not callable(value):
-            raise TypeError(
-                f"`{name}` must be a function, or for a teacher also a model. Objects "
-                "such as optimisers serve one fit, so that each fit makes its own. "
-                f"Received: {name}={value!r}"
-            )
-
-
-def _check_numbers(
-    counts: Mapping[str, int],
-    seeds: int,
-    max_seeds: int,
-    max_trials: int | None,
-    smallest_gain: float,
-) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be 1 or more. Received: {name}={value}")
-    if not 2 <= seeds <= max_seeds:
-        raise ValueError(
-            "`seeds` must be 2 or more, and at most `max_seeds`. Received: "
-            f"seeds={seeds}, max_seeds={max_seeds}"
-        )
-    if max_trials is not None and max_trials < 2:
-        raise ValueError(
-            "`max_trials` must be 2 or more: the student alone and one setting. "
-            f"Received: max_trials={max_trials}"
-        )
-    if not smallest_gain >= 0:
-        raise ValueError(
-            f"`smallest_gain` must be 0 or more. Received: {smallest_gain=}"
-        )

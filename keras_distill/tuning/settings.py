@@ -78,8 +78,8 @@ class Space:
             )
         if not all(0 <= it <= 1 for it in self.alphas) or len(self.alphas) < 2:
             raise ValueError(
-                "`alphas` must be in [0, 1], and one of them above 0. (0 is added where "
-                f"it is missing.) Received: alphas={self.alphas}"
+                "`alphas` must be in [0, 1], and one of them above 0. (0 is added "
+                f"where it is missing.) Received: alphas={self.alphas}"
             )
 
     def tempered(self) -> list[str]:
