@@ -105,6 +105,9 @@ def tried(
         for trial in oracle.trials.values()
         if trial.status == "COMPLETED"
     ]
+    # KerasTuner reads trials in another order than it ran them. A tie of the best
+    # must be broken alike in a search that goes on.
+    settings.sort(key=lambda item: str(item[0]))
     return {setting: float(value) for setting, value in settings}
 
 

@@ -157,10 +157,8 @@ def _answer(
     given: Mapping[str, Any], space: Space, parts: Mapping[str, Rows], directory: Path
 ) -> Answer:
     """Search, confirm, and return the answer."""
-    aim = (
-        given["objective"],
-        oracles.direction_of(given["objective"], given["direction"]),
-    )
+    objective = given["objective"]
+    aim = objective, oracles.direction_of(objective, given["direction"])
     plan = {name: given[name] for name in _PLAN} | {
         "losses": list(space.losses),
         "temperatures": space.temperatures,
