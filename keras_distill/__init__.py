@@ -31,7 +31,7 @@ if TYPE_CHECKING or not _is_the_command():
     from keras_distill.teachers import cross_fit
 
 if TYPE_CHECKING:
-    from keras_distill import export, report, students, targets
+    from keras_distill import export, report, students, targets, tuning
 
 __all__ = [
     "Distiller",
@@ -48,6 +48,7 @@ __all__ = [
     "students",
     "targets",
     "teachers",
+    "tuning",
 ]
 
 # Public names that are not modules, with the module of each.
@@ -55,8 +56,8 @@ _WITHIN = {"Distiller": "distiller", "cross_fit": "teachers"}
 
 
 def __getattr__(name: str) -> Any:
-    # `export`, `report`, `targets` and `students` have half of the package's modules
-    # and no class that is in a Keras file: they are imported when they are first used.
+    # `export`, `report`, `targets`, `students` and `tuning` have half of the package's
+    # modules and no class that is in a Keras file: they are imported when first used.
     if name in _WITHIN:
         return getattr(importlib.import_module(f"keras_distill.{_WITHIN[name]}"), name)
     if name in __all__:

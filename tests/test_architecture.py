@@ -76,6 +76,7 @@ OPTIONAL = {
     "apache_beam",
     "jinja2",
     "keras_rs",
+    "keras_tuner",
     "matplotlib",
     "onnx",
     "onnxruntime",

@@ -27,6 +27,7 @@ def public_classes():
         "students",
         "targets",
         "teachers",
+        "tuning",
     )
     namespaces = [getattr(keras_distill, name) for name in rooms]
     namespaces += [keras_distill.hints.losses, keras_distill.losses.vocabulary]

@@ -168,6 +168,11 @@ def test_docs_extending(folder):
     assert np.array_equal(ends[1], now) and not np.array_equal(ends[0], now)
 
 
+def test_docs_does_it_pay(folder):
+    names = run_python("docs/does_it_pay.md", {})
+    assert names["answer"].fits == 2 + 4
+
+
 def test_docs_large_vocabulary(folder):
     names = run_python("docs/large_vocabulary.md", {})
     assert int(names["distiller"].optimizer.iterations) == 4
@@ -218,6 +223,7 @@ def test_no_page_is_left_out():
         "docs/any_teacher.md",
         "docs/comparing.md",
         "docs/compression.md",
+        "docs/does_it_pay.md",
         "docs/export.md",
         "docs/extending.md",
         "docs/large_vocabulary.md",

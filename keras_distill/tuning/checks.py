@@ -1,0 +1,75 @@
+"""Checks of the arguments of a search, with the split of its held-out rows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_distill.tuning.fits import BLOCKS, Rows, take
+
+
+def count(rows: Rows) -> int:
+    """Return the number of rows."""
+    return len(keras.tree.flatten(rows)[0])
+
+
+def split(held_out: Any, seed: int) -> dict[str, Rows]:
+    """Return half of the rows for the search, and the other half to confirm."""
+    given = isinstance(held_out, (tuple, list)) and len(held_out) in (2, 3)
+    if not given or any(part is None for part in held_out):
+        raise ValueError(
+            "`held_out` must be (x, y) or (x, y, sample_weight), arrays that aren't in "
+            f"`train`, with labels. Received: held_out of {type(held_out).__name__}"
+            + (f" with {[type(it).__name__ for it in held_out]}" if given else "")
+        )
+    rows = keras.tree.map_structure(np.asarray, tuple(held_out))
+    counts = {len(array) for array in keras.tree.flatten(rows)}
+    if len(counts) != 1 or min(counts) < 2 * BLOCKS:
+        raise ValueError(
+            f"`held_out` must have {2 * BLOCKS} rows or more, as many labels "
+            f"as inputs. Received: arrays of {sorted(counts)} rows"
+        )
+    order = np.random.default_rng(seed).permutation(counts.pop())
+    half = len(order) // 2
+    return {"search": take(rows, order[:half]), "confirm": take(rows, order[half:])}
+
+
+def check_callable(functions: Mapping[str, Any], *optional: Any) -> None:
+    """Raise TypeError for an argument that isn't a function."""
+    names = ("callbacks", "oracle")
+    given = {k: v for k, v in zip(names, optional, strict=True) if v is not None}
+    for name, value in {**functions, **given}.items():
+        if not callable(value):
+            raise TypeError(
+                f"`{name}` must be a function, or for a teacher also a model. Objects "
+                "such as optimisers serve one fit, so that each fit makes its own. "
+                f"Received: {name}={value!r}"
+            )
+
+
+def check_numbers(
+    counts: Mapping[str, int],
+    seeds: int,
+    max_seeds: int,
+    max_trials: int | None,
+    smallest_gain: float,
+) -> None:
+    """Raise ValueError for a number out of its range."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be 1 or more. Received: {name}={value}")
+    if not 2 <= seeds <= max_seeds:
+        raise ValueError(
+            "`seeds` must be 2 or more, and at most `max_seeds`. Received: "
+            f"seeds={seeds}, max_seeds={max_seeds}"
+        )
+    if max_trials is not None and max_trials < 2:
+        raise ValueError(
+            "`max_trials` must be 2 or more: the student alone and one setting. "
+            f"Received: max_trials={max_trials}"
+        )
+    if not smallest_gain >= 0:
+        raise ValueError(
+            f"`smallest_gain` must be 0 or more. Received: {smallest_gain=}"
+        )
