@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from keras_distill.export import (
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import FULL, Conversion, Format, Loaded, Refusal
 from keras_distill.export.onnx_padding import keep_padding
+from keras_distill.export.patching import replaced
 from keras_distill.export.portability import described, unportable_layers
 from keras_distill.export.quiet import quiet
 from keras_distill.export.serving import Served, Tensors, trace
@@ -81,7 +83,7 @@ def _write_full(served: Served, path: Path) -> None:
     weights = _large_weights(served)
     function, specs = _with_weights_as_inputs(served, weights)
     # The tf2onnx module loggers hand their records up to this one.
-    with quiet("tf2onnx", "tensorflow", "absl") as errors:
+    with quiet("tf2onnx", "tensorflow", "absl") as errors, _transposes_kept():
         converted = _without_captures(function, specs, served.outputs)
         proto, _ = onnx_memory.convert(
             lambda: tf2onnx.convert.from_function(
@@ -104,6 +106,19 @@ def _write_full(served: Served, path: Path) -> None:
     keep_padding(proto)
     onnx.checker.check_model(proto, full_check=True)
     _write_with_weights(proto, weights, path)
+
+
+def _transposes_kept() -> AbstractContextManager[None]:
+    """Keep transposes of maps of one pixel.
+
+    tf2onnx replaces them by reshapes, to shapes that it may have noted before it moved
+    other transposes. A LayerNormalization over one pixel then reads units as rows.
+    """
+    from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
+
+    return replaced(
+        TransposeOptimizer, {"post_optimize_action": lambda _: lambda self: None}
+    )
 
 
 def _refuse_unportable(model: keras.Model) -> None:

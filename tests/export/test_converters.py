@@ -86,6 +86,35 @@ def test_convolutions_in_onnx(axes, is_open, tmp_path, runtimes):
     check(model, {"x": batch_of(shape)}, tmp_path / "out", runtimes, ["onnx"])
 
 
+ONE_PIXEL = {
+    "layer": layers.LayerNormalization,
+    "rms": layers.RMSNormalization,
+    "groups": lambda: layers.GroupNormalization(2),
+    "units": layers.UnitNormalization,
+    "batches": layers.BatchNormalization,
+    "softmax": layers.Softmax,
+    "mean": lambda: layers.Lambda(lambda x: x - ops.mean(x, axis=-1, keepdims=True)),
+    "largest": lambda: layers.Lambda(lambda x: x / ops.max(x, axis=-1, keepdims=True)),
+}
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_maps_of_one_pixel_in_onnx(axes, tmp_path, runtimes):
+    """Transposed or reshaped, they are the same numbers; so shapes get mixed up."""
+    shape = (4,) * axes + (3,)
+    conv = getattr(layers, f"Conv{axes}D")
+
+    def after(make):
+        def branch(x):
+            x = layers.Dense(5)(make()(conv(6, 4)(x)))
+            return layers.Flatten()(conv(4, 1)(x))
+
+        return branch
+
+    model = branches(shape, {name: after(make) for name, make in ONE_PIXEL.items()})
+    check(model, {"x": batch_of(shape)}, tmp_path / "out", runtimes, ["onnx"])
+
+
 def test_channels_first_in_onnx(tmp_path, runtimes):
     first = {"data_format": "channels_first"}
     cases = {
