@@ -1,5 +1,7 @@
 """KerasTuner's part of a search: its oracles choose what is tried next."""
 
+import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,7 +97,9 @@ def tried(
                 raise package.errors.FailedTrialError(f"The score is {value}.")
             return {oracle.objective.name: value}
 
-    tuner = Tuner(oracle, fits.space.setting, str(directory), PROJECT)
+    # It prints that it goes on with an earlier search.
+    with contextlib.redirect_stdout(io.StringIO()):
+        tuner = Tuner(oracle, fits.space.setting, str(directory), PROJECT)
     try:
         tuner.search(verbose=0)
     except package.errors.FatalError as error:

@@ -71,8 +71,9 @@ def search(
     the gain excludes 0, or is narrower than `smallest_gain` on either side, or
     `max_seeds` is reached. The intervals of all looks hold at once with 95 %.
 
-    The cost in fits: at most `max_trials * fits_per_trial + 2 * max_seeds`. With the
-    defaults, 10 for the search and 10 or 20 for the confirmation.
+    The cost in fits: at most `(max_trials + 1) * fits_per_trial + 2 * max_seeds`, as
+    an oracle may leave out the student alone. With the defaults, 10 for the search and
+    10 or 20 for the confirmation.
 
     Args:
         build_student: A function that returns a fresh, untrained student.

@@ -62,13 +62,16 @@ def test_recommends_alone_where_distillation_hurts(fitted: list[Setting]) -> Non
     assert answer.compile_arguments() == {"alpha": 0.0}
 
 
-def test_a_stopped_search_goes_on(fitted: list[Setting], tmp_path: Path) -> None:
+def test_a_stopped_search_goes_on(
+    fitted: list[Setting], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = run(directory=tmp_path)
     path = tmp_path / "fits.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-2]) + lines[-2][:20])  # a line that was cut
     fitted.clear()
     assert run(directory=tmp_path).gain == whole.gain
+    assert capsys.readouterr().out == ""
     assert len(fitted) == 2 and all(map(json.loads, path.read_text().splitlines()))
     with pytest.raises(ValueError, match="overwrite=True"):
         run(directory=tmp_path, epochs=2)
