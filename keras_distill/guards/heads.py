@@ -1,4 +1,4 @@
-"""Which outputs of a model are logits, as its graph shows."""
+"""Outputs of a model that are logits, as its graph shows."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What models cost: parameters, operations, sizes of files, time and memory."""
+"""Costs of models: parameters, operations, sizes of files and time."""
 
 import os
 import time

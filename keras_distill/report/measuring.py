@@ -167,7 +167,7 @@ def _of_sets(
 ) -> dict[str, tuple[float, Array]]:
     """Return the measures that aren't means over rows, with their resamples."""
     predicted, came_true = tasks.confidence(kind, labels, log_probs)
-    bins = np.clip(np.ceil(predicted * _BINS).astype(int) - 1, 0, _BINS - 1)
+    bins = _bins(predicted)
     gaps = np.zeros((len(predicted), _BINS))
     rows = np.arange(len(predicted))
     for unit in range(predicted.shape[1]):
@@ -191,6 +191,12 @@ def _of_sets(
             of_all = float(whole["predicted"] / whole["observed"])
         found["predicted_to_observed"] = (of_all, ratio)
     return found
+
+
+def _bins(predicted: Array) -> Array:
+    """Return the bins of probabilities; the first one includes 0."""
+    bins: Array = np.clip(np.ceil(predicted * _BINS).astype(int) - 1, 0, _BINS - 1)
+    return bins
 
 
 class _Auc:
@@ -231,7 +237,7 @@ def _reliability(
     predicted, came_true = (
         values.ravel() for values in tasks.confidence(kind, labels, log_probs)
     )
-    bins = np.clip(np.ceil(predicted * _BINS).astype(int) - 1, 0, _BINS - 1)
+    bins = _bins(predicted)
     counts, of_predicted, of_true = (
         np.bincount(bins, weights, _BINS) for weights in (None, predicted, came_true)
     )

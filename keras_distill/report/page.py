@@ -4,7 +4,6 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from keras_distill.installing import advice
 from keras_distill.report import pictures, wording
 from keras_distill.report.measuring import OutputReport
 from keras_distill.report.resampling import BETTER, WORSE, Difference, Interval
@@ -28,10 +27,7 @@ def render(report: Findings, drawn: Mapping[str, bytes]) -> str:
     try:
         import jinja2
     except ImportError as error:
-        raise ImportError(
-            "A report's page needs Matplotlib and Jinja. Install them with "
-            f"{advice('report')}."
-        ) from error
+        raise ImportError(wording.NEEDED) from error
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("keras_distill.report"),
         autoescape=True,
@@ -42,18 +38,10 @@ def render(report: Findings, drawn: Mapping[str, bytes]) -> str:
     return environment.get_template("report.html").render(
         report=report,
         names=list(report.models),
-        verdicts=[_verdict(report, *of) for of in _judged(report)],
+        verdicts=[_verdict(report, *of) for of in wording.judged(report)],
         outputs=[_output(report, *of, drawn) for of in report.outputs.items()],
         costs=wording.costs(report),
     )
-
-
-def _judged(report: Findings) -> list[tuple[str, str]]:
-    return [
-        (name, output)
-        for output, found in report.outputs.items()
-        for name in found.differences
-    ]
 
 
 def _verdict(report: Findings, name: str, output: str) -> dict[str, str]:

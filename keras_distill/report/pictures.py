@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill.installing import advice
 from keras_distill.report import wording
 from keras_distill.report.measuring import SOFT, OutputReport
 from keras_distill.report.results import Findings
@@ -29,10 +28,7 @@ def draw(report: Findings) -> dict[str, bytes]:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            "A report's page needs Matplotlib and Jinja. Install them with "
-            f"{advice('report')}."
-        ) from error
+        raise ImportError(wording.NEEDED) from error
     return {name: _png(drawing, report) for name, drawing in _drawings(report)}
 
 
@@ -185,7 +181,7 @@ def _similarity(figure: Any, report: Findings, found: OutputReport) -> None:
 
 
 def _two(report: Findings, found: OutputReport) -> Sequence[str]:
-    """Return the models whose classes are shown: the teacher and the best student."""
+    """Return the models whose classes are shown: the teacher and a student."""
     names = list(found.similarity)
     students = [n for n in names if n not in (report.teacher, report.baseline)]
     first = report.teacher or report.baseline

@@ -2,12 +2,17 @@
 
 import numpy as np
 
+from keras_distill.installing import advice
 from keras_distill.report.measuring import OutputReport
 from keras_distill.report.resampling import NO_DIFFERENCE, Interval
 from keras_distill.report.results import Findings
 from keras_distill.report.tasks import MEASURES, Measure
 
 MISSING = "–"
+# The error where a page can't be made.
+NEEDED = (
+    f"A report's page needs Matplotlib and Jinja. Install them with {advice('report')}."
+)
 
 
 def number(value: float | None, measure: Measure, *, signed: bool = False) -> str:
@@ -34,8 +39,13 @@ def unit(measure: Measure) -> str:
 
 def verdicts(report: Findings) -> list[str]:
     """Return one sentence for each model and output."""
+    return [verdict(report, name, output) for name, output in judged(report)]
+
+
+def judged(report: Findings) -> list[tuple[str, str]]:
+    """Return the models that are compared with the baseline, with each output."""
     return [
-        verdict(report, name, output)
+        (name, output)
         for output, found in report.outputs.items()
         for name in found.differences
     ]
@@ -44,10 +54,8 @@ def verdicts(report: Findings) -> list[str]:
 def verdict(report: Findings, name: str, output: str) -> str:
     """Return the verdict on a model's output as a sentence."""
     found = report.outputs[output]
-    measure, difference = (
-        MEASURES[found.primary],
-        found.differences[name][found.primary],
-    )
+    measure = MEASURES[found.primary]
+    difference = found.differences[name][found.primary]
     where = f" in {output!r}" if output else ""
     low, high = (
         number(end, measure, signed=True)

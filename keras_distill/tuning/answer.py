@@ -1,4 +1,4 @@
-"""What a search found: the setting to use, and whether distillation helps."""
+"""The answer of a search: the setting to use, and whether distillation helps."""
 
 import dataclasses
 from collections.abc import Mapping
