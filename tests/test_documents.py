@@ -135,6 +135,7 @@ def test_docs_teachers_and_hints(folder):
     assert (folder / "small").is_dir() and (folder / "shared/run7").is_dir()
 
 
+@pytest.mark.slow("samples, and trains ten times")
 def test_docs_token_models(folder):
     names = run_python("docs/token_models.md", {})
     assert names["written"].tokens.shape == (4, 10)

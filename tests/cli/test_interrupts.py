@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from keras_distill.cli.interrupts import Interrupts
+from tests import slow
 
 COMMAND = str(Path(sys.executable).with_name("keras-distill"))
 ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -73,7 +74,9 @@ MOMENTS = {
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", slow.but(["importing", "converting"], MOMENTS, "starts the demo")
+)
 @pytest.mark.parametrize("presses", [2])
 def test_no_traceback_and_nothing_half_written(folder, moment, presses):
     line, begun = MOMENTS[moment]

@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 import keras_distill as kd
+from tests import slow
 from tests.distiller.models import (
     CLASSES,
     FEATURES,
@@ -142,7 +143,11 @@ def fit_plain_and_at_zero(
     return plain, student, *histories
 
 
-@pytest.mark.parametrize("case", CASES)
+# In every run.
+USUAL = ["eventful", "mean_with_sample_weight", "two_outputs", "masked_and_weighted"]
+
+
+@pytest.mark.parametrize("case", slow.but(USUAL, CASES, "fits twice"))
 def test_alpha_0_is_plain_training_to_the_last_bit(case: str) -> None:
     plain, student, history, distilled = fit_plain_and_at_zero(case)
     assert_same_weights(student, plain)

@@ -10,6 +10,7 @@ from keras import layers
 
 import keras_distill as kd
 from keras_distill.inputs import select
+from tests import slow
 from tests.distiller.models import (
     CLASSES,
     Subclassed,
@@ -378,7 +379,7 @@ def reader(make: Any, seed: int) -> keras.Model:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("privileged", [True, False])
+@pytest.mark.parametrize("privileged", slow.but([True], [True, False], "fits"))
 def test_features_of_any_kind_train(kind: str, privileged: bool) -> None:
     make, history = KINDS[kind]
     student, teacher = reader(None if privileged else make, 0), reader(make, 1)

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_distill as kd
+from tests import slow
 from tests.distiller.models import (
     CLASSES,
     FEATURES,
@@ -118,7 +119,7 @@ def relative_error(y: Any, p: Any) -> Any:
     return keras.ops.mean(keras.ops.abs(y - p) / y, axis=-1)
 
 
-@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize("column", slow.but([True], [False, True], "fits"))
 @pytest.mark.parametrize(
     "metric",
     [

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import keras_distill as kd
+from tests import slow
 from tests.distiller.models import assert_same_weights
 from tests.distiller.resumable import EPOCHS, STEPS_PER_EPOCH, At, train
 
@@ -17,7 +18,11 @@ HALFWAY = 2 * STEPS_PER_EPOCH + 1  # in the third epoch, past alpha's start
 Uninterrupted = tuple[str, kd.Distiller, dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=["fixed", "trained", "following"])  # the teacher
+# What the teacher does.
+KINDS = slow.but(["following"], ["fixed", "trained", "following"], "kills a process")
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def uninterrupted(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Uninterrupted:

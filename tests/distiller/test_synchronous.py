@@ -78,8 +78,10 @@ def alone() -> list[list[Weights]]:
     "alpha, steps",
     [
         (0.0, STEPS),
-        (0.7, 0),
-        (kd.schedules.LateStart(3, value=0.9), 3),
+        pytest.param(0.7, 0, marks=pytest.mark.slow("fits")),
+        pytest.param(
+            kd.schedules.LateStart(3, value=0.9), 3, marks=pytest.mark.slow("fits")
+        ),
         (kd.schedules.LinearWarmup(4, value=0.9), 1),
     ],
     ids=["0", "constant", "late start", "warm-up"],

@@ -11,6 +11,7 @@ import pytest
 from keras import layers
 
 import keras_distill as kd
+from tests import slow
 from tests.distiller.models import (
     CLASSES,
     Subclassed,
@@ -100,7 +101,11 @@ def one_graph() -> Pair:
 
 @pytest.mark.parametrize(
     "build, run_eagerly",
-    [(functional, True), (functional_shared, False), (one_graph, True)],
+    [
+        pytest.param(functional, True, marks=pytest.mark.slow("fits")),
+        (functional_shared, False),
+        (one_graph, True),
+    ],
 )
 def test_a_loaded_distiller_goes_on_as_if_nothing_had_happened(
     build: Callable[[], Pair], run_eagerly: bool, tmp_path: Path
@@ -265,7 +270,9 @@ def built_like(shared: tuple[str, ...]) -> kd.Distiller:
     )
 
 
-@pytest.mark.parametrize("shared", [(), ("items",)], ids=str)
+@pytest.mark.parametrize(
+    "shared", slow.but([("items",)], [(), ("items",)], "fits"), ids=str
+)
 def test_save_weights_and_load_weights_into_models_just_built(
     shared: tuple[str, ...], tmp_path: Path
 ) -> None:

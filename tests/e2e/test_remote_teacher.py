@@ -74,6 +74,7 @@ def assert_close(student, expected):
         np.testing.assert_allclose(weight, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow("test_documents.py serves and trains so in every run")
 def test_keras_distill_serve_at_the_other_end(exported, expected, tmp_path):
     port, grpc_port = free_ports(2)
     log = tmp_path / "serve.log"

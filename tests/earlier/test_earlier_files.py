@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import keras_distill as kd
+from tests import slow
 from tests.earlier.trainers import (
     CASES,
     WITH_RANDOM_NUMBERS,
@@ -71,13 +72,17 @@ def test_they_say_who_wrote_them(folder: Path) -> None:
     assert (folder / "written_by.txt").read_text().startswith("keras-distill ")
 
 
-@pytest.mark.parametrize("name", CASES)
+# Every run reads one file of each case, or both.
+NAMES = sorted(CASES)
+
+
+@pytest.mark.parametrize("name", slow.but(NAMES[::2], NAMES, "fits"))
 def test_a_keras_file_goes_on(name: str, folder: Path) -> None:
     got = results(name, loaded(name, folder))
     assert_equal(name, got, expected_of(name, folder))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow.but(NAMES[1::2], NAMES, "fits"))
 def test_a_weights_file_goes_on(name: str, folder: Path) -> None:
     made, expected = CASES[name](), expected_of(name, folder)
     before = predicted(name, made)

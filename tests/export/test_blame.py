@@ -22,6 +22,7 @@ from keras_distill.export import (
 from keras_distill.export.portability import unportable_layers
 from keras_distill.export.recording import recording
 from keras_distill.export.serving import serve, traced
+from tests import slow
 
 
 class Inverted(layers.Layer):
@@ -145,13 +146,11 @@ LITERT_TOO = {
     "in a block of a subclassed model",
     "a wrapped layer",
 }
-SLOW = pytest.mark.slow("exports")
-FURTHER = {"a lambda", "in a nested model", "in a subclassed model", "a wrapped layer"}
+# In every run.
+USUAL = ["a layer", "in a layer of layers", "in a block of a subclassed model"]
 
 
-@pytest.mark.parametrize(
-    "place", [pytest.param(p, marks=SLOW if p in FURTHER else ()) for p in PLACES]
-)
+@pytest.mark.parametrize("place", slow.but(USUAL, PLACES, "exports"))
 def test_where_the_converter_names_a_node(place, floats, tmp_path):
     make, name = PLACES[place]
     keras.utils.clear_session()
@@ -415,7 +414,7 @@ class TestAdvice:
         return message[message.index("Leave ") :]
 
     @pytest.mark.parametrize(
-        "mode", ["int8", "float8", pytest.param("lora and int8", marks=SLOW)]
+        "mode", slow.but(["int8"], ["int8", "float8", "lora and int8"], "converts")
     )
     def test_of_models_that_keras_quantised(self, mode, floats, tmp_path):
         model = quantize(two_layers(), mode)
@@ -426,12 +425,7 @@ class TestAdvice:
             assert word not in advice
 
     @pytest.mark.parametrize(
-        "mode",
-        [
-            "int8",
-            pytest.param("lora and int8", marks=SLOW),
-            pytest.param("int4", marks=SLOW),
-        ],
+        "mode", slow.but(["int8"], ["int8", "lora and int8", "int4"], "exports")
     )
     def test_quantised_models_that_onnx_holds(self, mode, floats, tmp_path, runtimes):
         model, batch = quantize(two_layers(), mode), floats(5, 4)
@@ -441,7 +435,11 @@ class TestAdvice:
             outputs = runtimes[target](tmp_path / "out", {"x": batch})
             np.testing.assert_allclose(outputs["y"], model(batch)["y"], atol=1e-4)
 
-    @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "float64"])
+    FLOATS = slow.but(
+        ["float64"], ["mixed_float16", "mixed_bfloat16", "float64"], "converts"
+    )
+
+    @pytest.mark.parametrize("dtype", FLOATS)
     def test_of_other_floats(self, dtype, floats, tmp_path):
         x = keras.Input((4,), name="x", dtype="float32")
         model = keras.Model(x, {"y": layers.Dense(3, dtype=dtype, name="low")(x)})

@@ -87,7 +87,7 @@ def odd(dtype):
     [
         ("onnx", "int32"),
         ("onnx", "int64"),
-        ("litert", "int32"),
+        pytest.param("litert", "int32", marks=pytest.mark.slow("exports")),
         ("litert", "int64"),
     ],
 )

@@ -8,6 +8,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 from keras_distill.export import export
+from tests import slow
 from tests.export.files import litert_tensors, onnx_operators, onnx_weights
 
 FORMATS = ("saved_model", "onnx", "litert")
@@ -180,7 +181,21 @@ def check(model, batch, directory, runtimes, formats):
             )
 
 
-@pytest.mark.parametrize("case", HELD)
+# The others are exported with all layers of Keras by test_tables.py.
+USUAL = [
+    "Dense",
+    "Conv1D",
+    "Conv2D",
+    "DepthwiseConv2D",
+    "Conv2D, BatchNormalization",
+    "Embedding with mask",
+    "Unrolled LSTM",
+    "MultiHeadAttention",
+    "Dicts",
+]
+
+
+@pytest.mark.parametrize("case", slow.but(USUAL, HELD, "exports"))
 def test_held_by_every_format(case, tmp_path, runtimes):
     model, draw = build(case)
     export(model, tmp_path / "out", example_batch=draw(4))
@@ -188,7 +203,7 @@ def test_held_by_every_format(case, tmp_path, runtimes):
         check(model, draw(size), tmp_path / "out", runtimes, FORMATS)
 
 
-@pytest.mark.parametrize("case", LOOPS)
+@pytest.mark.parametrize("case", slow.but(["LSTM", "GRU with mask"], LOOPS, "exports"))
 def test_loops_of_any_batch_size(case, tmp_path, runtimes):
     model, draw = build(case)
     export(model, tmp_path / "out", ["saved_model", "onnx"], example_batch=draw(4))
@@ -196,7 +211,10 @@ def test_loops_of_any_batch_size(case, tmp_path, runtimes):
         check(model, draw(size), tmp_path / "out", runtimes, ["saved_model", "onnx"])
 
 
-@pytest.mark.parametrize("case", ["LSTM", "GRU", "LSTM with mask"])
+NO_LOOPS = slow.but(["LSTM"], ["LSTM", "GRU", "LSTM with mask"], "converts")
+
+
+@pytest.mark.parametrize("case", NO_LOOPS)
 def test_litert_has_no_loops_of_any_batch_size(case, tmp_path):
     model, draw = build(case)
     message = "(?s)'litert': converting it failed.*`unroll=True` or .* a `batch_size`"
@@ -213,7 +231,7 @@ LOOP = pytest.mark.slow("exports loops")
     [
         ("LSTM", 1),
         pytest.param("GRU", 1, marks=LOOP),
-        ("Bidirectional LSTM", 3),
+        pytest.param("Bidirectional LSTM", 3, marks=LOOP),
         pytest.param("LSTM with mask", 1, marks=LOOP),
         ("GRU with mask", 1),
     ],
@@ -336,15 +354,9 @@ LEAST = 1024  # of the layers' own weights; the last layer has fewer
 BOUNDS = {"float16": 2e-3, "dynamic_int8": 0.06, "int8": 0.2}
 
 
-# Those of which every run asks. The others take a minute.
-USUAL = {"Unrolled LSTM", "MultiHeadAttention"}
-CASES = [
-    case if case in USUAL else pytest.param(case, marks=pytest.mark.slow("quantises"))
-    for case in QUANTIZED
-]
-
-
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", slow.but(["MultiHeadAttention"], QUANTIZED, "quantises")
+)
 def test_quantised(case, tmp_path, runtimes):
     (make, draw, batch_size), onnx, litert = QUANTIZED[case]
     keras.utils.set_random_seed(4)

@@ -9,6 +9,7 @@ from keras import layers
 from keras_distill.export import export, signature
 from keras_distill.export.portability import unportable_layers
 from keras_distill.export.preprocessing import split_preprocessing
+from tests import slow
 
 COLORS = ["red", "blue"]
 
@@ -512,14 +513,18 @@ class TestSplit:
 class TestExport:
     @pytest.mark.parametrize(
         "build",
-        [
-            paint_model,
-            sequential,
-            list_with_ids,
-            one_input_many_readers,
-            encoded(output_mode="multi_hot"),
-            two_towers,
-        ],
+        slow.but(
+            [paint_model, two_towers],
+            [
+                paint_model,
+                sequential,
+                list_with_ids,
+                one_input_many_readers,
+                encoded(output_mode="multi_hot"),
+                two_towers,
+            ],
+            "exports",
+        ),
     )
     def test_core_in_every_format(self, build, tmp_path, runtimes):
         self.check(build, tmp_path / "out", runtimes)

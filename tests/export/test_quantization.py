@@ -7,6 +7,7 @@ import pytest
 from keras import layers
 
 from keras_distill.export import ParityError, export
+from tests import slow
 from tests.export.conftest import run_litert
 from tests.export.files import (
     litert_operators,
@@ -278,7 +279,9 @@ def two_inputs():
     return keras.Model({"wide": wide, "deep": deep}, outputs)
 
 
-@pytest.mark.parametrize("given", [dict, list], ids=["dict", "list"])
+@pytest.mark.parametrize(
+    "given", slow.but([dict], [dict, list], "exports"), ids=["dict", "list"]
+)
 def test_several_inputs_are_calibrated_each_by_its_own_data(
     floats, tmp_path, runtimes, given
 ):
@@ -356,7 +359,10 @@ def test_a_tensor_has_its_own_range_and_not_that_of_the_operator_after_it(grown,
     assert np.abs(given - wanted).max() < 0.04 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("best", [keras.ops.argmax, keras.ops.argmin])
+LABELS = [keras.ops.argmax, keras.ops.argmin]
+
+
+@pytest.mark.parametrize("best", slow.but(LABELS[:1], LABELS, "exports"))
 def test_the_head_may_give_labels(best, tmp_path, runtimes):
     """Of scores far apart, many of which int8 rounds to zero."""
     x = keras.Input((4,), name="x")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from keras_distill.export import export
+from tests import slow
 from tests.export.tables import operations
 from tests.export.tables.activations import NOT_AN_ACTIVATION
 from tests.export.tables.case import batch, model_of, operations_of
@@ -160,7 +161,9 @@ def test_refused_by_name(name, table, tmp_path):
         left = {key: case for key, case in left.items() if key not in found}
 
 
-@pytest.mark.parametrize("key", loops("litert", "layers"))
+@pytest.mark.parametrize(
+    "key", slow.but(["LSTM", "GRUCell"], loops("litert", "layers"), "exports")
+)
 def test_loops_in_litert(key, tmp_path):
     message, found = refusal({key: LAYERS[key]}, "litert", tmp_path / "out")
     assert list(found) == [key]

@@ -17,6 +17,7 @@ from keras_distill.export import (
     litert,
     onnx,
 )
+from tests import slow
 from tests.export.files import onnx_operators
 
 
@@ -52,7 +53,7 @@ def test_litert_of_a_concrete_function_with_its_model_gives_nan(
     assert not (tmp_path / "wrong").exists()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", slow.but([np.inf], [np.nan, np.inf], "exports"))
 def test_a_file_that_gives_no_numbers_is_refused(floats, tmp_path, monkeypatch, value):
     model, batch = small(), floats(5, 4)
     kernel, bias = model.get_weights()

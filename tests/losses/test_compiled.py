@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_distill import losses
 from keras_distill.hints import losses as feature_losses
+from tests import slow
 from tests.losses import neutral, reference
 from tests.losses.neutral import differentiated, masked
 
@@ -128,7 +129,12 @@ def test_every_public_loss_is_tried():
 @each_compiler
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
-    "reduction", ["sum_over_batch_size", "mean_with_sample_weight", None]
+    "reduction",
+    slow.but(
+        ["mean_with_sample_weight"],
+        ["sum_over_batch_size", "mean_with_sample_weight", None],
+        "compiles each loss",
+    ),
 )
 @pytest.mark.parametrize("name", EVERY)
 def test_value_and_gradient(name, reduction, weighted, compiler):

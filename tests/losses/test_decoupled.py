@@ -12,6 +12,7 @@ from keras import ops
 import keras_distill as kd
 from keras_distill.batch import Batch
 from keras_distill.losses import DecoupledKD, ForwardKL
+from tests import slow
 from tests.distiller.models import CLASSES, crossentropy, data, label_loss, mlp
 from tests.losses import cases, neutral, reference
 from tests.losses.test_divergences import DTYPES, assert_close, value_and_gradient
@@ -495,7 +496,7 @@ class TestSeveralOutputs:
 
     @pytest.mark.parametrize("structure", ["list", "dict"])
     @pytest.mark.parametrize("labels", ["list", "dict"])
-    @pytest.mark.parametrize("one_loss", [False, True])
+    @pytest.mark.parametrize("one_loss", slow.but([False], [False, True], "fits"))
     def test_each_reads_its_own_labels(self, structure, labels, one_loss):
         student, teacher = named(0, structure), named(1, structure)
         losses = {"kind": DecoupledKD(2.0, beta=2.0), "other": DecoupledKD(alpha=3.0)}

@@ -10,6 +10,7 @@ from keras import layers
 import keras_distill as kd
 from keras_distill import backend
 from keras_distill.online import MutualLearning
+from tests import slow
 from tests.distiller.models import (
     CLASSES,
     FEATURES,
@@ -183,7 +184,10 @@ WAYS_TO_WEIGH: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS_TO_WEIGH)
+USUAL = ["sample weights", "reads labels", "loss weights", "schedule"]
+
+
+@pytest.mark.parametrize("way", slow.but(USUAL, WAYS_TO_WEIGH, "fits"))
 def test_a_peer_learns_as_a_student_under_the_other(way: str) -> None:
     x, y = data(8)
     compiled, given = WAYS_TO_WEIGH[way]

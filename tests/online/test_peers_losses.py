@@ -8,6 +8,7 @@ import pytest
 from keras import layers, ops
 
 from keras_distill import backend
+from tests import slow
 from tests.distiller.models import (
     CLASSES,
     FEATURES,
@@ -53,7 +54,7 @@ def frozen() -> layers.Layer:
 
 
 @pytest.mark.parametrize("shares", [False, True])
-@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("eager", slow.but([False], [False, True], "eager fits"))
 def test_added_losses_count_once(shares: bool, eager: bool) -> None:
     x, y = data(24)
     names = "one", "other"

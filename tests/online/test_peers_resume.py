@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_distill as kd
+from tests import slow
 from tests.backends import tensorflow_only
 from tests.distiller.models import (
     CLASSES,
@@ -58,7 +59,8 @@ def fit(model: kd.online.MutualLearning, **kwargs: Any) -> dict[str, Any]:
 Uninterrupted = tuple[dict[str, Any], kd.online.MutualLearning, dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=[0, 4])  # 4: refreshed in the midst of epochs
+# 4: refreshed in the midst of epochs.
+@pytest.fixture(scope="module", params=slow.but([4], [0, 4], "trains twice"))
 def uninterrupted(request: pytest.FixtureRequest) -> Uninterrupted:
     settings = {"staleness": request.param, "combine": "probabilities"}
     model = build(**settings)

@@ -12,6 +12,7 @@ from keras import ops
 import keras_distill as kd
 from keras_distill import losses
 from keras_distill.sequence import OnPolicyDistiller, TokenLoss, generate, logits_of
+from tests import slow
 from tests.backends import tensorflow_only
 from tests.distiller.models import assert_same_weights, crossentropy
 from tests.losses import reference as of_classes
@@ -236,7 +237,9 @@ def test_members_of_an_ensemble_read_the_context_too() -> None:
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("reduction", ["token", "sequence"])
+@pytest.mark.parametrize(
+    "reduction", slow.but(["token"], ["token", "sequence"], "fits")
+)
 def test_appended_padding_changes_nothing(reduction: str) -> None:
     """At both sides of prompts and completions, and a row of padding only."""
 

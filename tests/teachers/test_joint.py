@@ -9,6 +9,7 @@ import pytest
 from keras import layers, ops
 
 import keras_distill as kd
+from tests import slow
 from tests.backends import gradients
 from tests.distiller.models import CLASSES, FEATURES, crossentropy, data, mlp
 
@@ -232,7 +233,9 @@ def test_a_student_may_be_built_by_the_first_batch() -> None:
     assert not np.array_equal(teacher.get_weights()[0], before[0])
 
 
-@pytest.mark.parametrize("whose", ["student", "teacher", "both"])
+@pytest.mark.parametrize(
+    "whose", slow.but(["both"], ["student", "teacher", "both"], "fits")
+)
 def test_each_loss_has_the_scale_of_its_own_optimizer(whose: str) -> None:
     def scaled(optimizer: Any, of: str) -> Any:
         if whose not in (of, "both"):
