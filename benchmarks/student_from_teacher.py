@@ -38,7 +38,9 @@ def teacher_model() -> keras.Model:
         x = layers.Conv2D(
             filters, size, strides=strides, padding="same", use_bias=False
         )(x)
-        return layers.BatchNormalization()(x)
+        # Keras' momentum of .99 forgets the first statistics after three epochs of this
+        # size: until then, a model that starts at random would be tested with them.
+        return layers.BatchNormalization(momentum=0.9)(x)
 
     inputs = keras.Input((28, 28, 1), name="image")
     x = layers.ReLU()(convolution(inputs, 16, 3))
