@@ -44,6 +44,8 @@ class OutputReport:
             bin that isn't empty.
         classes: By model, `(class, difference of the part that is right)` for the
             classes that changed most against the baseline.
+        confusions: By model, of shape `(classes, classes)`: by how much the part of a
+            true class's rows that is given each class differs from the baseline's.
         similarity: By model, the mean softened probabilities, of shape
             `(classes, classes)`: a row for each true class.
     """
@@ -54,6 +56,7 @@ class OutputReport:
     differences: dict[str, dict[str, Difference]]
     reliability: dict[str, list[tuple[float, float, int]]]
     classes: dict[str, list[tuple[int, Interval]]]
+    confusions: dict[str, list[list[float]]]
     similarity: dict[str, list[list[float]]]
 
 
@@ -91,6 +94,12 @@ def measured(
             found = _of_sets(kind, labels, answer.log_probs, resamples)
             values |= {(name, key): value for key, (value, _) in found.items()}
             resampled |= {(name, key): drawn for key, (_, drawn) in found.items()}
+    in_pairs = {
+        name: answer.log_probs
+        for name, answer in answers.items()
+        if kind == "classes" and answer.outputs.shape[-1] <= _PAIRED
+        if answer.log_probs is not None
+    }
     return OutputReport(
         kind,
         primary,
@@ -98,12 +107,8 @@ def measured(
         _differences(answers, values, resampled, resamples, baseline),
         {n: _reliability(kind, labels, a.log_probs) for n, a in answers.items()},
         _by_class(answers, labels, kind, resamples, baseline),
-        {
-            name: _similarity(labels, answer.log_probs)
-            for name, answer in answers.items()
-            if kind == "classes" and answer.outputs.shape[-1] <= _PAIRED
-            if answer.log_probs is not None
-        },
+        _confusions(labels, in_pairs, baseline),
+        {name: _similarity(labels, values) for name, values in in_pairs.items()},
     )
 
 
@@ -284,12 +289,34 @@ def _by_class(
     return found
 
 
+def _confusions(
+    labels: Array, log_probs: Mapping[str, Array], baseline: str
+) -> dict[str, list[list[float]]]:
+    """Return how the classes that rows are given differ from the baseline's."""
+    given = {
+        name: _means_by_class(labels, np.eye(values.shape[-1])[values.argmax(-1)])
+        for name, values in log_probs.items()
+    }
+    return {
+        name: (means - given[baseline]).tolist()
+        for name, means in given.items()
+        if name != baseline
+    }
+
+
 def _similarity(labels: Array, log_probs: Array) -> list[list[float]]:
     """Return the mean softened probabilities of the rows of each class."""
     softened = np.exp(log_probs / SOFT)
     softened /= softened.sum(-1, keepdims=True)
-    classes = log_probs.shape[-1]
+    found: list[list[float]] = _means_by_class(labels, softened).tolist()
+    return found
+
+
+def _means_by_class(labels: Array, values: Array) -> Array:
+    """Return the mean of the rows of each class; zeros for a class without rows."""
+    classes = values.shape[-1]
     totals = np.bincount(labels, minlength=classes)
     sums = np.zeros((classes, classes))
-    np.add.at(sums, labels, softened)
-    return [[float(v) for v in row] for row in sums / np.maximum(totals, 1)[:, None]]
+    np.add.at(sums, labels, values)
+    means: Array = sums / np.maximum(totals, 1)[:, None]
+    return means

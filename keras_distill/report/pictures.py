@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#7f7f7f"
 # A page's width on a phone is the smallest at which texts must be read.
 _WIDTH, _HEIGHT, _DPI = 5.6, 3.9, 110
+# The most matrices of confusions side by side that can be read.
+_PANELS = 2
 
 
 def draw(report: Findings) -> dict[str, bytes]:
@@ -52,6 +54,11 @@ def captions(report: Findings, output: str) -> dict[str, str]:
             f"Difference to {report.baseline} by class: what part of a class is right "
             f"more or less often, in points, with its {part} interval."
         ),
+        file_name(output, "confusions"): (
+            f"Confusions beside {report.baseline}: of the rows of a class, the part "
+            "that is given each class, in points more or less. On the diagonal, more "
+            "is better; elsewhere, less is."
+        ),
         file_name(output, "calibration"): (
             "Calibration: of the rows that a model gives a probability, the part that "
             "came true. On the diagonal, both are equal. Larger points are more rows."
@@ -73,6 +80,8 @@ def _drawings(report: Findings) -> Iterator[tuple[str, Drawing]]:
             yield file_name(output, "calibration"), _with(_calibration, found)
         if found.classes:
             yield file_name(output, "gains"), _with(_gains, found)
+        if found.confusions:
+            yield file_name(output, "confusions"), _with(_confusions, found)
         if found.similarity:
             yield file_name(output, "similarity"), _with(_similarity, found)
 
@@ -158,21 +167,42 @@ def _gains(figure: Any, report: Findings, found: OutputReport) -> None:
     figure.supxlabel("points more or less often right", fontsize=10)
 
 
+def _confusions(figure: Any, report: Findings, found: OutputReport) -> None:
+    students = [name for name in found.confusions if name != report.teacher]
+    shown = (students or list(found.confusions))[-_PANELS:]
+    matrices = {name: 100.0 * np.array(found.confusions[name]) for name in shown}
+    top = max(np.abs(matrix).max() for matrix in matrices.values()) or 1.0
+    _heat_maps(figure, report, matrices, "given class", -top, top)
+
+
 def _similarity(figure: Any, report: Findings, found: OutputReport) -> None:
     shown = _two(report, found)
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
-    matrices = [np.array(found.similarity[name]) for name in shown]
+    matrices = {name: np.array(found.similarity[name]) for name in shown}
     # What a class has of itself would hide what it has of the others.
-    for matrix in matrices:
+    for matrix in matrices.values():
         np.fill_diagonal(matrix, np.nan)
-    top = max(np.nanmax(matrix) for matrix in matrices)
-    classes = range(len(matrices[0]))
+    top = max(np.nanmax(matrix) for matrix in matrices.values())
+    _heat_maps(figure, report, matrices, "probability of", 0.0, top)
+
+
+def _heat_maps(
+    figure: Any,
+    report: Findings,
+    matrices: Mapping[str, np.ndarray],
+    across: str,
+    low: float,
+    high: float,
+) -> None:
+    """Draw matrices of classes side by side; colours diverge where `low` isn't 0."""
+    panels = figure.subplots(1, len(matrices), squeeze=False)[0]
+    classes = range(len(next(iter(matrices.values()))))
     names = [_class_name(report, index) for index in classes]
     few = len(names) <= 20
-    for axes, name, matrix in zip(panels, shown, matrices, strict=True):
-        image = axes.imshow(matrix, vmin=0.0, vmax=top, cmap="viridis")
+    colours = "PuOr_r" if low < 0 else "viridis"
+    for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
+        image = axes.imshow(matrix, vmin=low, vmax=high, cmap=colours)
         axes.set_title(name, fontsize=10)
-        axes.set_xlabel("probability of", fontsize=9)
+        axes.set_xlabel(across, fontsize=9)
         axes.set_xticks(classes if few else (), names if few else (), rotation=90)
         axes.set_yticks(classes if few else (), names if few else ())
         axes.tick_params(labelsize=7)

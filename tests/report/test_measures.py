@@ -47,6 +47,18 @@ def test_classes():
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_confusions():
+    found = report(LOGITS, IDS, baseline="a").confusions
+    of_a, of_b = (
+        sklearn.metrics.confusion_matrix(
+            IDS, LOGITS[name].argmax(-1), labels=range(CLASSES), normalize="true"
+        )
+        for name in "ab"
+    )
+    assert set(found) == set(LOGITS) - {"a"}
+    np.testing.assert_allclose(found["b"], of_b - of_a, atol=1e-12)
+
+
 def calibration_error(predicted, came_true):
     bins = np.digitize(predicted, np.linspace(0.0, 1.0, 16)[1:-1], right=True)
     return sum(

@@ -41,13 +41,18 @@ def written(tmp_path_factory):
     return report.write(tmp_path_factory.mktemp("report") / "new" / "report")
 
 
+PICTURES = [
+    f"{name}.png"
+    for name in ("size", "calibration", "gains", "confusions", "similarity")
+]
+
+
 def test_files(written):
     found = {path.name for path in written.parent.iterdir()}
-    pictures = {"size.png", "calibration.png", "gains.png", "similarity.png"}
-    assert found == {"report.html", "report.json", *pictures}
+    assert found == {"report.html", "report.json", *PICTURES}
     described = json.loads((written.parent / "report.json").read_text())
     assert described["kind"] == "keras_distill.report"
-    for name in pictures:
+    for name in PICTURES:
         with Image.open(written.parent / name) as image:
             assert image.format == "PNG" and min(image.size) > 300
 
@@ -57,7 +62,8 @@ def test_it_needs_no_other_file(written):
     assert written.stat().st_size < 2_000_000
     assert "http" not in text.replace("http-equiv", "")
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
-    assert len(sources) == 5 and all(each.startswith("data:") for each in sources)
+    assert len(sources) == 1 + len(PICTURES)
+    assert all(each.startswith("data:") for each in sources)
 
 
 def test_names_are_text(written):
