@@ -98,7 +98,9 @@ class Subjects:
             raw: The student's outputs as they were computed. Only these have the masks
                 of Keras, and show by which operation they were computed.
         """
-        losses = [_by_path(loss, batch.output, self._names) for loss in self._losses]
+        losses = [
+            losses_by_path(loss, batch.output, self._names) for loss in self._losses
+        ]
         found = [*self._of_values(losses, batch, targets, raw)]
         if self._judges_teacher and batch.labels is not None:
             distillation, label, _ = losses
@@ -203,7 +205,7 @@ def rows_agree(batch: Batch, targets: Nested) -> Tensor:
     return agree
 
 
-def _by_path(losses: Any, student: Nested, names: Any) -> dict[Path, Any]:
+def losses_by_path(losses: Any, student: Nested, names: Any) -> dict[Path, Any]:
     """Return the losses by the path of their output."""
     if losses is None:
         return {}
