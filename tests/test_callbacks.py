@@ -166,6 +166,16 @@ def test_a_data_set_that_shuffles() -> None:
     check(history, expected(of_classes(linear(4)), of_classes(distiller.student)))
 
 
+def test_a_teacher_of_vectors() -> None:
+    loss, head = kd.losses.BinarySoftTargets(), linear(1)
+    distiller = distilled(
+        student(1), lambda x: head(x)[:, 0], distillation_loss=loss, loss=[], alpha=1.0
+    )
+    history = logged(distiller, TeacherAgreement(X), y=None)
+    logits = (ops.convert_to_numpy(model(X)) for model in (head, distiller.student))
+    check(history, expected(*map(of_units, logits)))
+
+
 class Counted:
     """A teacher that counts the batches that it sees."""
 
@@ -266,6 +276,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             logged(distiller, TeacherAgreement(X), y=LOGITS)
         assert int(ops.convert_to_numpy(distiller.optimizer.iterations)) == 0
+
+    def test_another_number_of_classes(self) -> None:
+        distiller = distilled(student(4), linear(5))
+        with pytest.raises(ValueError, match=r"\(32, 5\) from the teacher, \(32, 4\)"):
+            logged(distiller, TeacherAgreement(X))
 
     @pytest.mark.parametrize(
         ("given", "error", "message"),

@@ -154,7 +154,11 @@ class TeacherAgreement(keras.callbacks.Callback):
             return {name: (kept.log_probs[name], log) for name, log in student.items()}
         compared = self._compared(given)
         of_teacher = {name: pair[0] for name, pair in compared.items()}
-        if kept is not None and not _are_equal(kept.log_probs, of_teacher):
+        if (
+            number == 0
+            and kept is not None
+            and not _are_equal(kept.log_probs, of_teacher)
+        ):
             self._kept = []
         self._kept[number:] = [_Kept(hashed, of_teacher), *self._kept[number + 1 :]]
         return compared
@@ -169,14 +173,12 @@ class TeacherAgreement(keras.callbacks.Callback):
                 f"{type(self.model.teacher).__name__}"
             )
         scores = self.model.outputs_of_classes(student)
-        of_teacher = {
-            name: _log_probabilities(per_output.found(path, teacher), kind)
-            for name, (path, kind, _) in scores.items()
-        }
-        return {
-            name: (of_teacher[name], log)
-            for name, log in self._of_student(student).items()
-        }
+        found: dict[str, tuple[Array, ...]] = {}
+        for name, log in self._of_student(student).items():
+            path, kind, _ = scores[name]
+            output = per_output.at(path, teacher, "the teacher's output")
+            found[name] = _shaped(_log_probabilities(output, kind), log), log
+        return found
 
     def _of_student(self, outputs: Nested) -> dict[str, Array]:
         """Return the log-probabilities of the student."""
@@ -188,6 +190,21 @@ class TeacherAgreement(keras.callbacks.Callback):
 
 def _are_equal(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
     return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def _shaped(of_teacher: Array, of_student: Array) -> Array:
+    """Return the teacher's values in the shape of the student's, `(rows, 1)` as well.
+
+    Raises:
+        ValueError: If the models have other numbers of rows or classes.
+    """
+    if of_teacher.size != of_student.size or len(of_teacher) != len(of_student):
+        raise ValueError(
+            "Both models must return as many rows and classes. Received: "
+            f"log-probabilities of shape {of_teacher.shape} from the teacher, "
+            f"{of_student.shape} from the student"
+        )
+    return of_teacher.reshape(of_student.shape)
 
 
 def _log_probabilities(output: Any, kind: Kind) -> Array:

@@ -34,12 +34,13 @@ class AgainstStudent:
     """Compares the label losses of a teacher and a student on pairs of rows.
 
     Args:
-        output: The name of the output in messages; empty for the only one.
+        output: The name of the output; empty for the only one.
         mistake: Identifies the mistake, as in `Check`.
     """
 
     def __init__(self, output: str, mistake: Any) -> None:
-        self._output, self.mistake = output, mistake
+        self._where = f" in output '{output}'" if output else ""
+        self.mistake = mistake
         self._began_alike: bool | None = None
 
     def begin(self, found: np.ndarray) -> None:
@@ -69,7 +70,7 @@ class AgainstStudent:
         if loss < of_student or gap <= max(_CLEARLY, _ERRORS * error):
             return False
         warnings.warn(
-            f"The teacher is no better than the student{self._output}: on "
+            f"The teacher is no better than the student{self._where}: on "
             f"{pairs:.0f} rows, its own label loss is {loss / pairs:.3g} and that of "
             f"the student {of_student / pairs:.3g}. Its output for a row fits that "
             "row's label better than its output for a row of another label does in "

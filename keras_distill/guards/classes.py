@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import keras
-
 from keras_distill.guards import kinds
 from keras_distill.guards.kinds import Kind
 from keras_distill.guards.subjects import losses_by_path
-from keras_distill.per_output import found
+from keras_distill.per_output import found, names_by_path
 from keras_distill.types import Nested, Path
-
-tree = keras.tree
 
 
 class Scores(NamedTuple):
@@ -45,11 +41,8 @@ def outputs_of_classes(
     distillation, label = (
         losses_by_path(loss, outputs, names) for loss in (distillation_loss, label_loss)
     )
-    paths = [tuple(path) for path, _ in tree.flatten_with_path(outputs)]
-    if names is None or len(names) != len(paths):
-        names = [str(number) for number in range(len(paths))]
     scores = {}
-    for path, name in zip(paths, names, strict=True):
+    for path, name in names_by_path(outputs, names).items():
         if path not in distillation:
             continue
         loss, units = distillation[path], found(path, outputs).shape[-1]
@@ -60,10 +53,6 @@ def outputs_of_classes(
             teacher = student
         if teacher is None or student is None or _is_rate(teacher) or _is_rate(student):
             continue
-        if len(paths) == 1:
-            name = ""
-        elif all(isinstance(key, str) for key in path):
-            name = "_".join(path)
         scores[name] = Scores(path, teacher, student)
     return scores
 

@@ -109,8 +109,8 @@ class Subjects:
                 sums = tried(_sums_of_chance, *args)
                 if sums is None:
                     continue
-                name = f" of output {list(path)}" if path else ""
-                check = _check_of_chance(label[path], distillation[path], path, name)
+                check = _check_of_chance(label[path], distillation[path], path)
+                name = per_output.names_by_path(batch.output, self._names)[path]
                 against = self._against.setdefault(
                     path, AgainstStudent(name, check.mistake)
                 )
@@ -257,8 +257,8 @@ def _check_of_values(
     return lambda found: evidence.Evidence(found, whose, units).check(loss, kind)
 
 
-def _check_of_chance(loss: Any, distillation: Any, path: Path, output: str) -> Check:
-    kind = kinds.of_labels(loss)
+def _check_of_chance(loss: Any, distillation: Any, path: Path) -> Check:
+    kind, output = kinds.of_labels(loss), f" of output {list(path)}" if path else ""
     taken = kinds.of_teacher(distillation)
     of_logits = taken is None or taken.values == "logits"
     return Check(
