@@ -15,10 +15,12 @@ NEUTRAL = tests/golden tests/distiller/test_every_backend.py tests/labels \
   tests/hints/test_losses.py tests/losses/test_compiled.py tests/guards/test_sums.py \
   tests/test_inputs.py tests/test_schedules.py tests/test_values.py
 NEUTRAL_TOO = tests/losses tests/metrics tests/teachers tests/test_arguments.py \
+  tests/test_callbacks.py \
   tests/earlier tests/distiller/test_distillation_loss_weights.py \
   tests/distiller/test_unlabelled_evaluation.py tests/online/test_peers.py \
   tests/online/test_peers_losses.py tests/online/test_peers_resume.py \
-  tests/guards/test_look.py tests/guards/test_peers.py tests/sequence \
+  tests/guards/test_look.py tests/guards/test_peers.py \
+  tests/guards/test_against_student.py tests/guards/test_digits.py tests/sequence \
   tests/targets/test_formats.py tests/targets/test_joining.py tests/targets/test_recording.py
 PYTEST = $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
   --no-loadscope-reorder

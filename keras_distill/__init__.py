@@ -18,6 +18,7 @@ def _is_the_command() -> bool:
 # reports mistakes in its arguments at once.
 if TYPE_CHECKING or not _is_the_command():
     from keras_distill import (
+        callbacks,
         fake_quantization,  # noqa: F401 (files hold its layers)
         hints,
         losses,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Distiller",
     "__version__",
+    "callbacks",
     "cross_fit",
     "export",
     "hints",

@@ -218,6 +218,17 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
         with self._listening():
             return self.student(self._read(inputs), training=True)
 
+    def outputs_of_both(self, x: Nested, y: Nested = None) -> tuple[Nested, Nested]:
+        """Return the outputs of the student and of the teacher, as in evaluation.
+
+        Args:
+            x: The inputs of a batch, with all keys where they are a dict.
+            y: The labels, which some teachers read; None without.
+        """
+        output = self(x, training=False)
+        y, _ = self._by_output(y, None, output)
+        return output, self._ask(self._batch(x, y, output, None, 0)).targets
+
     def train_step(self, *args: Any) -> Any:
         """Run each model once, and update what trains."""
         joint = self.teacher_in_training

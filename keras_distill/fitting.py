@@ -65,9 +65,10 @@ class WatchedFit(Retraceable):
         arguments.check_known("fit", kwargs, arguments.parameters(keras.Model.fit))
         given = inspect.signature(super().fit).bind(*args, **kwargs)
         self._check_data(given.arguments)
-        if not backend.is_tensorflow():
-            # On TensorFlow, `make_train_function` adds the same to each step.
-            _with_callback(given, _AfterEachStep())
+        # On TensorFlow, `make_train_function` adds a look to each step.
+        of_steps = not backend.is_tensorflow()
+        ours = _AfterEachStep() if of_steps else _BeforeEachEpoch()
+        _with_callback(given, ours, self)
         begin = updates_of(self.optimizer) if self.compiled else 0
         history = super().fit(*given.args, **given.kwargs)
         for look in self._looks:
@@ -142,6 +143,11 @@ class WatchedFit(Retraceable):
         for model in within:
             model._symbolic_build(data_batch=data_batch)
 
+    def _before_epoch(self) -> None:
+        """Let the guards know that another epoch of `fit` begins."""
+        for look in self._looks:
+            look.before_epoch()
+
     def _before_steps(self) -> None:
         """Prepare for steps on JAX, before the trainer takes the variables' values."""
 
@@ -177,7 +183,15 @@ class WatchedFit(Retraceable):
                 )
 
 
-class _AfterEachStep(keras.callbacks.Callback):
+class _BeforeEachEpoch(keras.callbacks.Callback):
+    """Lets the model prepare, after other callbacks have restored its state."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Let the guards know of the epoch."""
+        self.model._before_epoch()
+
+
+class _AfterEachStep(_BeforeEachEpoch):
     """Looks at a step once the trainer has stored the state that it returned."""
 
     def __init__(self) -> None:
@@ -186,7 +200,8 @@ class _AfterEachStep(keras.callbacks.Callback):
         self._logs: Mapping[str, Any] = {}
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Let the model prepare, after other callbacks have restored its state."""
+        """Let the model and the guards prepare."""
+        super().on_epoch_begin(epoch, logs)
         self.model._before_steps()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -207,12 +222,20 @@ def first_batch(iterator: Any) -> Any:
 
 
 def _with_callback(
-    given: inspect.BoundArguments, callback: keras.callbacks.Callback
+    given: inspect.BoundArguments,
+    callback: keras.callbacks.Callback,
+    model: keras.Model,
 ) -> None:
-    """Add a callback to the arguments of `fit`."""
+    """Add a callback of a model to the arguments of its `fit`."""
     callbacks = given.arguments.get("callbacks")
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(callback)
+        # Keras uses such a list as it is. It may have been given to an earlier `fit`.
+        others = [
+            each for each in callbacks.callbacks if type(each) is not type(callback)
+        ]
+        callback.set_model(model)
+        callbacks.callbacks = [*others, callback]
+        callbacks._configure_async_dispatch(callbacks.callbacks)
         return
     earlier = [] if callbacks is None else keras.tree.flatten(callbacks)
     given.arguments["callbacks"] = [*earlier, callback]

@@ -93,6 +93,24 @@ def weights_by_path(
     return by_output
 
 
+def names_by_path(outputs: Nested, names: Sequence[str] | None) -> dict[Path, str]:
+    """Return the names of a model's outputs by their paths; "" for the only output.
+
+    Args:
+        outputs: A model's outputs.
+        names: Their names in order; None if unknown. Keys of dicts are names too.
+    """
+    paths: list[Path] = [tuple(path) for path, _ in tree.flatten_with_path(outputs)]
+    if len(paths) == 1:
+        return {paths[0]: ""}
+    if names is None or len(names) != len(paths):
+        names = [str(number) for number in range(len(paths))]
+    return {
+        path: "_".join(path) if all(isinstance(key, str) for key in path) else name
+        for path, name in zip(paths, names, strict=True)
+    }
+
+
 def as_structured(structure: Any, outputs: Nested, names: Sequence[str] | None) -> Any:
     """Return a structure with the containers of the outputs, in Keras' order.
 

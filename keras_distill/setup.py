@@ -8,6 +8,7 @@ import keras
 
 from keras_distill import backend, own_training
 from keras_distill.guard import BAD_TEACHER, Guard
+from keras_distill.guards.classes import Scores, outputs_of_classes
 from keras_distill.guards.heads import linear_outputs
 from keras_distill.guards.look import Look
 from keras_distill.guards.teacher_loss import TeacherLabelLoss
@@ -19,6 +20,7 @@ from keras_distill.objective import Objective
 from keras_distill.shared_weights import shared_state
 from keras_distill.teachers.base import Teacher, TeacherLike
 from keras_distill.teachers.joint import TeacherLogs, TrainingTeacher
+from keras_distill.types import Nested
 
 
 class Setup:
@@ -131,6 +133,11 @@ class Setup:
             afterwards=self._distiller.compare_sizes,
             sync=getattr(self._distiller, "jax_state_sync", lambda: None),
         )
+
+    def outputs_of_classes(self, outputs: Nested) -> dict[str, Scores]:
+        """Return the outputs that are scores of classes, by name."""
+        losses = self.config["distillation_loss"], self._loss
+        return outputs_of_classes(*losses, outputs, self.output_names)
 
     def take_teacher(self, teacher: Teacher) -> None:
         """Log and look at another teacher from the next step on."""

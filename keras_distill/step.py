@@ -44,10 +44,7 @@ class DistilledStep(Taught, LabelledModel):
         if not training and (y is not None or self._evaluates_itself):
             return [own.total]
         step = self._count_step() if training else 0
-        batch = self._record(x, y, y_pred, sample_weight, step)._replace(
-            withheld=(*setup.label_mask.keys, *self._lent.hints.reads),
-            withheld_from_student=self._withheld,
-        )
+        batch = self._batch(x, y, y_pred, sample_weight, step)
         if not training:
             lesson = self._ask(batch)
             loss, logged = setup.objective.measure(lesson, batch)
@@ -64,6 +61,15 @@ class DistilledStep(Taught, LabelledModel):
         total = self._taught(own, lesson, batch)
         total = self._lent.hints.add_to(total, self._guided(), hinting, batch)
         return [total, *of_teacher]
+
+    def _batch(
+        self, x: Nested, y: Nested, y_pred: Nested, sample_weight: Nested, step: Any
+    ) -> Batch:
+        """Return the record of a step, with what each model isn't given."""
+        return self._record(x, y, y_pred, sample_weight, step)._replace(
+            withheld=(*self._label_mask.keys, *self._lent.hints.reads),
+            withheld_from_student=self._withheld,
+        )
 
     def _count_step(self) -> Any:
         """Return the number of updates before this step, and count its batch."""

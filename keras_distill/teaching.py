@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill import arguments, backend
+from keras_distill.guards.classes import Scores
 from keras_distill.guards.models import check_two, warn_if_swapped
 from keras_distill.hints import Hint
 from keras_distill.hints.taps import Caught
@@ -136,6 +137,24 @@ class Taught(Borrower):
         """Names of the student's outputs, where it declares any."""
         names: list[str] = self.student.output_names
         return names
+
+    def outputs_of_classes(self, outputs: Nested) -> dict[str, Scores]:
+        """Return which of the student's outputs are scores of classes, by name.
+
+        Raises:
+            ValueError: If none is, as far as the losses show.
+        """
+        setup = self._lent.setup
+        found = setup.outputs_of_classes(outputs) if setup else {}
+        if not found:
+            losses = setup.config["distillation_loss"] if setup else None
+            raise ValueError(
+                "Outputs of classes are compared, of which the losses of this "
+                "distiller show none. Pass a `distillation_loss` such as `ForwardKL` "
+                "or `BinarySoftTargets`. A recorded part of an output, as `TopK` "
+                f"stores it, isn't enough. Received: distillation_loss={losses}"
+            )
+        return found
 
     @property
     def teacher_in_training(self) -> TrainingTeacher | None:

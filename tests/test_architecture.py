@@ -45,6 +45,7 @@ FLOORS = {
     "teachers": 3,
     "objective": 4,
     "distiller": 5,
+    "callbacks": 6,
     "demo": 6,
     "online": 6,
     "report": 6,

@@ -18,6 +18,7 @@ MODULES = [
 
 def public_classes():
     rooms = (
+        "callbacks",
         "hints",
         "losses",
         "metrics",

@@ -1,28 +1,22 @@
-"""The comparison of a teacher's label loss with chance, on pairs of rows.
+"""The comparison of a teacher's label loss with chance.
 
-Each row of a batch is compared with another row that has a different label. A teacher
-that knows the labels has a lower label loss on each row than the mean of its two
-outputs has; or at least its output for a row fits the row's own label better than its
-output for the other row does. Neither depends on what all outputs have in common, for
-example on other shares of the classes in the teacher's training data. A batch with a
-single label has no such pairs.
+A teacher that knows the labels has a lower label loss on a row than the mean of its
+outputs for the row and for another one has; or at least its output for a row fits the
+row's own label better than its output for the other row does. Neither depends on what
+all outputs have in common, for example on other shares of the classes in the teacher's
+training data.
 """
 
 import math
 import warnings
-from typing import Any
 
 import numpy as np
-from keras import ops
 
 from keras_distill.cautions import TeacherWarning
+from keras_distill.guards import pairs
 from keras_distill.guards.kinds import Kind
-from keras_distill.per_output import of_rank
-from keras_distill.types import Tensor
+from keras_distill.guards.pairs import ENOUGH, LEAST
 
-# The number of rows in pairs from which on the comparison warns, and from which on
-# more rows aren't needed.
-LEAST, ENOUGH = 64, 1024
 # The gain of the label loss, as a part of that of the mean output, below which a
 # teacher knows nothing. The second is for teachers whose loss is no better than that
 # of an output that is the same for all rows.
@@ -35,55 +29,11 @@ _FAR_OFF = 50.0
 _TOO_SURE = "it is far too sure where it is wrong, as of inputs that weren't scaled"
 
 
-def sums(
-    loss: Any,
-    kind: Kind | None,
-    labels: Tensor,
-    output: Tensor,
-    counts: Tensor | None,
-) -> Tensor | None:
-    """Return the sums over one batch that `Comparison` is made of, a vector of 9.
-
-    Every operation here is traced in each training, so there are few.
-
-    Args:
-        loss: The label loss; one of Keras' own, whose calls change no state.
-        kind: The kind of values that it takes; None if unknown.
-        labels: The labels of one output.
-        output: The teacher's output.
-        counts: Which rows or positions count; None if all do.
-
-    Returns:
-        The sums, or None for a loss that returns one value for the whole batch.
-    """
-    labels, output = ops.convert_to_tensor(labels), ops.convert_to_tensor(output)
-    output = ops.cast(output, "float32")
-    other = ops.flip(output, axis=0)
-    # The loss is called once for all four outputs, so that it is traced once.
-    outputs = [output, other, (output + other) / 2.0, _uninformed(output, kind)]
-    values = loss.call(
-        ops.concatenate([_of_loss(loss, labels)] * len(outputs), axis=0),
-        ops.concatenate([_of_loss(loss, each) for each in outputs], axis=0),
-    )
-    if len(values.shape) == 0:
-        return None
-    own, others, mean, uninformed = ops.split(values, len(outputs))
-    valid = ops.ones_like(own)
-    if counts is not None:
-        valid = valid * ops.cast(of_rank(counts, own), own.dtype)
-    paired = valid * ops.flip(valid, axis=0) * _differ(labels, own)
-    wins = ops.cast(own < others, own.dtype) + 0.5 * ops.cast(own == others, own.dtype)
-    has_pair, (gain, won, of_mean) = _by_row(paired, [mean - own, wins, mean])
-    has_label, of_rows = _by_row(valid, [own, uninformed, own**2])
-    found = [has_pair, gain, gain**2, won, of_mean, has_label, *of_rows]
-    return ops.sum(ops.cast(ops.stack(found), "float32"), axis=-1)
-
-
 class Comparison:
     """Compares a teacher's label loss with chance, from its sums.
 
     Args:
-        found: The sums over all batches so far.
+        found: The sums over all batches so far, as `pairs.sums` returns them.
         kind: The kind of values that the label loss takes; None if unknown.
         output: The name of the output in messages; empty for the only one.
         of_logits: Whether the teacher's output is logits. The loss of probabilities
@@ -111,7 +61,7 @@ class Comparison:
             self._loss,
             self._none_loss,
             self._squares,
-        ) = map(float, found)
+        ) = map(float, found[: pairs.OF_TEACHER])
 
     def check(self) -> bool:
         """Warn if the teacher is no better than chance; return whether."""
@@ -174,39 +124,3 @@ class Comparison:
             f"{chance - gain:.3g} on {self.pairs:.0f} rows paired with others of "
             f"another label, where the mean of both outputs has {chance:.3g}"
         )
-
-
-def _uninformed(output: Tensor, kind: Kind | None) -> Tensor:
-    """Return an output that is the same for each row and each class."""
-    if kind is None or kind.values == "logits" or len(output.shape) < 2:
-        return ops.zeros_like(output)
-    share = 0.5 if kind.per_unit else 1.0 / max(output.shape[kind.axis] or 1, 1)
-    return ops.full_like(output, share)
-
-
-def _differ(labels: Tensor, values: Tensor) -> Tensor:
-    """Return 1 for each value of a loss whose label differs from its pair's, else 0."""
-    differ = ops.not_equal(labels, ops.flip(labels, axis=0))
-    while len(differ.shape) > len(values.shape):
-        differ = ops.any(differ, axis=-1)
-    return ops.cast(of_rank(differ, values), values.dtype)
-
-
-def _by_row(counts: Tensor, values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Return which rows count, and the mean of each row's values that count.
-
-    The mean of a row that doesn't count is 0.
-    """
-    counting = ops.where(counts > 0, ops.stack(values), 0.0)
-    if len(counts.shape) == 1:
-        return counts, ops.unstack(counting, len(values))
-    axes = tuple(range(1, len(counts.shape)))
-    number = ops.sum(counts, axis=axes)
-    of_rows = ops.sum(counting, axis=tuple(axis + 1 for axis in axes))
-    means = ops.unstack(of_rows / ops.maximum(number, 1.0), len(values))
-    return ops.cast(number > 0, counts.dtype), means
-
-
-def _of_loss(loss: Any, tensor: Tensor) -> Tensor:
-    """Return a tensor in the dtype that Keras gives the loss."""
-    return ops.convert_to_tensor(tensor, dtype=loss.dtype)

@@ -1,4 +1,4 @@
-"""A look at the values of the first batches: summed in the step, read after it."""
+"""A look at the values of some batches: summed in the step, read after it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -9,8 +9,9 @@ import numpy as np
 from keras import ops
 
 from keras_distill.batch import Batch
-from keras_distill.guards import chance
+from keras_distill.guards.against_student import AgainstStudent
 from keras_distill.guards.harmless import tried
+from keras_distill.guards.pairs import ENOUGH, OF_BOTH, OF_TEACHER
 from keras_distill.guards.subjects import (
     Check,
     Losses,
@@ -22,12 +23,16 @@ from keras_distill.guards.subjects import (
 from keras_distill.types import Nested, Tensor
 
 # The size of one subject's sums, and the largest number of subjects.
-_SUMS, _SUBJECTS = 9, 32
+_SUMS, _SUBJECTS = OF_TEACHER + OF_BOTH, 32
 # The number of rows that is enough to decide, and the number after which the look ends
 # though labels haven't varied, as in sorted data.
 _ROWS, _LAST_ROWS = 1024, 65_536
 # The index of the number of rows in both kinds of sums.
 _ROWS_AT = 5
+# A student has trained for long enough to be compared with its teacher after an epoch,
+# or after so many steps. It is compared again at the begin of the epoch after, and of
+# none after the third: by then it may know many rows by heart.
+_STEPS, _EPOCHS = 1024, 3
 
 
 class Look:
@@ -35,8 +40,9 @@ class Look:
 
     The step adds each batch to sums, so that it can be compiled and run on several
     devices. Between steps, after the steps 1, 2, 4, 8, ..., the sums are read and the
-    warnings given, until all checks have enough rows. From then on the step sums
-    nothing.
+    warnings given, until all checks have enough rows. Then the look is closed, and the
+    step sums nothing. Once the student has trained, the look opens again, for as many
+    rows of one epoch, and compares the teacher with the student.
 
     A look changes nothing of the training. It calls no losses but those of Keras, and
     what it can't compute it leaves out.
@@ -48,7 +54,8 @@ class Look:
         label_loss: The `loss` of `Distiller.compile`.
         teacher_loss: As in `Distiller.compile`.
         output_names: The names of the student's outputs in order; None if unknown.
-        judges_teacher: Whether the teacher is compared with chance.
+        judges_teacher: Whether the teacher is compared with chance, and later with the
+            student.
         peer: The name of a peer that is the student here. Its teachers are peers, which
             have looks of their own.
         takers: What takes the student's outputs besides the losses, and the kind of
@@ -83,25 +90,18 @@ class Look:
             linear=linear,
         )
         self._sync, self._afterwards = sync, afterwards
-        # Each device sums its own rows, as in a metric. Autocast would round the sums
-        # in the scope of a float16 layer.
-        self._sums = keras.Variable(
-            "zeros",
-            shape=(_SUBJECTS, _SUMS),
-            dtype="float32",
-            trainable=False,
-            autocast=False,
-            aggregation="sum",
-            synchronization="on_read",
-            name="look_sums",
-        )
-        self._closed = keras.Variable(
-            0.0, dtype="float32", trainable=False, autocast=False, name="look_closed"
-        )
-        self._is_closed, self._executions = False, 0
+        self._sums, self._closed = _variables()
+        self._is_closed, self._is_over = False, False
+        # Whether all that is checked in the first batches is known.
+        self._first_is_over = False
+        # The executions of the step in all, and since the look has opened; epochs, and
+        # the sums when the look opened to compare the teacher with the student.
+        self._executions, self._since, self._epochs = 0, 0, 0
+        self._before: np.ndarray | None = None
         # The checks with the index of their sums. They are noted while the step is
         # traced, when the structure of the outputs is known.
         self._checks: dict[Any, tuple[int, Check]] = {}
+        self._against: dict[Any, tuple[int, AgainstStudent]] = {}
         self._warned: set[Any] = set()
 
     @property
@@ -123,7 +123,7 @@ class Look:
             targets: The teacher's outputs; None if it has none for this batch, which
                 is then left out.
         """
-        if self._is_closed or targets is None:
+        if self._is_over or targets is None:
             return
         raw = batch.output
         # The step computes this inside of its loss, of which it isn't a part.
@@ -140,16 +140,36 @@ class Look:
         # Outside of the condition: on JAX, none of its branches can write a variable.
         self._sums.assign_add(added)
 
+    def before_epoch(self) -> None:
+        """Compare the teacher with the student from here on, if it has trained."""
+        self._epochs += 1
+        if self._before is not None:
+            self._read(ends=True)
+        if self._executions and self._epochs <= _EPOCHS:
+            self._open_again()
+
     def after_step(self) -> None:
-        """Look at the sums, where this is execution 1, 2, 4, 8, ... of the step."""
-        if self._is_closed:
+        """Look at the sums, if this is execution 1, 2, 4, 8, ... since it opened."""
+        if self._is_over:
             return
         self._executions += 1
-        if self._executions & (self._executions - 1) == 0:
-            self.conclude()
+        self._since += 1
+        if self._since & (self._since - 1) == 0:
+            self._read()
+        if self._executions == _STEPS:
+            self._open_again()
 
     def conclude(self) -> None:
-        """Warn of the mistakes that the sums show, and end the look if all is known."""
+        """Warn of the mistakes that the sums show, as no more steps may come."""
+        self._read(ends=True)
+
+    def _read(self, *, ends: bool = False) -> None:
+        """Warn of the mistakes that the sums show, and close if all is known.
+
+        Args:
+            ends: Whether the epoch has ended. Its rows come again in the next one, so
+                these would tell nothing else.
+        """
         if self._afterwards is not None:
             self._afterwards()
             self._afterwards = None
@@ -157,19 +177,68 @@ class Look:
             return
         self._sync()
         found = self.sums
+        if not self._first_is_over:
+            self._first_is_over = self._look_first(found)
+        if self._before is not None:
+            since = found - self._before
+            if ends or since[:, _ROWS_AT].max() >= _ROWS:
+                self._look_again(since)
+                self._before = None
+        if self._first_is_over and self._before is None:
+            self._close()
+
+    def _look_first(self, found: np.ndarray) -> bool:
+        """Check the sums of the first batches; return whether all is known."""
+        for row, against in self._against.values():
+            against.begin(found[row])
         waiting = False
         for row, check in self._checks.values():
             if check.judges_teacher:
-                waiting |= bool(found[row][0] < chance.ENOUGH)
+                waiting |= bool(found[row][0] < ENOUGH)
                 # A loss of values of the wrong kind says nothing about the teacher.
                 if self._warned:
                     continue
             if check.mistake not in self._warned and check.warns(found[row]):
                 self._warned.add(check.mistake)
         rows = found[:, _ROWS_AT].max()
-        if rows >= _LAST_ROWS or (rows >= _ROWS and (self._warned or not waiting)):
-            self._is_closed = True
-            self._closed.assign(1.0)
+        return bool(
+            rows >= _LAST_ROWS or (rows >= _ROWS and (self._warned or not waiting))
+        )
+
+    def _look_again(self, found: np.ndarray) -> None:
+        """Compare the teacher with the student, from the sums since the look reopened.
+
+        Each output is judged by itself.
+        """
+        for row, against in self._unanswered:
+            if against.check(found[row]):
+                self._warned.add(against.mistake)
+
+    @property
+    def _unanswered(self) -> list[tuple[int, AgainstStudent]]:
+        """The comparisons of the outputs whose teacher no warning has named."""
+        # A loss of values of the wrong kind says nothing about the teacher.
+        if self._warned - self._against.keys():
+            return []
+        return [
+            compared
+            for mistake, compared in self._against.items()
+            if mistake not in self._warned
+        ]
+
+    def _open_again(self) -> None:
+        """Begin to compare the teacher with the student, unless that has begun."""
+        if self._is_over or self._before is not None or not self._unanswered:
+            return
+        self._sync()
+        self._before, self._since = self.sums, 0
+        self._is_closed = False
+        self._closed.assign(0.0)
+
+    def _close(self) -> None:
+        self._is_closed = True
+        self._is_over = self._epochs >= _EPOCHS or not self._unanswered
+        self._closed.assign(1.0)
 
     def _table(self, summed: Sequence[Summed]) -> Tensor:
         """Return the sums as a table, and note how each of its rows is checked."""
@@ -177,7 +246,29 @@ class Look:
         if not summed:
             return ops.zeros((_SUBJECTS, _SUMS), "float32")
         rows = []
-        for row, (sums, checks) in enumerate(summed):
+        for row, (sums, checks, against) in enumerate(summed):
             self._checks |= {key: (row, check) for key, check in checks.items()}
+            if against is not None:
+                self._against[against.mistake] = row, against
             rows.append(ops.pad(sums, [[0, _SUMS - sums.shape[0]]]))
         return ops.pad(ops.stack(rows), [[0, _SUBJECTS - len(rows)], [0, 0]])
+
+
+def _variables() -> tuple[keras.Variable, keras.Variable]:
+    """Return the sums, and whether the look is closed, as variables of the step."""
+    # Each device sums its own rows, as in a metric. Autocast would round the sums in
+    # the scope of a float16 layer.
+    sums = keras.Variable(
+        "zeros",
+        shape=(_SUBJECTS, _SUMS),
+        dtype="float32",
+        trainable=False,
+        autocast=False,
+        aggregation="sum",
+        synchronization="on_read",
+        name="look_sums",
+    )
+    closed = keras.Variable(
+        0.0, dtype="float32", trainable=False, autocast=False, name="look_closed"
+    )
+    return sums, closed

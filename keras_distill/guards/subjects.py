@@ -9,7 +9,8 @@ from keras import ops
 
 from keras_distill import backend, per_output
 from keras_distill.batch import Batch
-from keras_distill.guards import chance, evidence, kinds
+from keras_distill.guards import chance, evidence, kinds, pairs
+from keras_distill.guards.against_student import AgainstStudent
 from keras_distill.guards.harmless import tried
 from keras_distill.guards.kinds import Kind
 from keras_distill.losses.calling import as_loss
@@ -38,10 +39,15 @@ class Check(NamedTuple):
 
 
 class Summed(NamedTuple):
-    """The sums of one subject, a vector, and its checks by a key that is unique."""
+    """The sums of one subject, a vector, and its checks by a key that is unique.
+
+    `against` compares the teacher with a student that has trained; None if `sums` are
+    of values.
+    """
 
     sums: Tensor
     checks: Mapping[Any, Check]
+    against: AgainstStudent | None = None
 
 
 class Losses(NamedTuple):
@@ -80,6 +86,8 @@ class Subjects:
         self._linear = linear
         self._judges_teacher = judges_teacher
         self._peer, self._takers = peer, takers
+        # What they know of the first batches must outlive another trace of the step.
+        self._against: dict[Path, AgainstStudent] = {}
 
     def of(self, batch: Batch, targets: Nested, raw: Nested) -> list[Summed]:
         """Return the sums of a batch.
@@ -90,16 +98,23 @@ class Subjects:
             raw: The student's outputs as they were computed. Only these have the masks
                 of Keras, and show by which operation they were computed.
         """
-        losses = [_by_path(loss, batch.output, self._names) for loss in self._losses]
+        losses = [
+            losses_by_path(loss, batch.output, self._names) for loss in self._losses
+        ]
         found = [*self._of_values(losses, batch, targets, raw)]
         if self._judges_teacher and batch.labels is not None:
             distillation, label, _ = losses
             for path in [path for path in distillation if path in label]:
                 args = path, distillation[path], label[path], batch, targets, raw
                 sums = tried(_sums_of_chance, *args)
-                if sums is not None:
-                    check = _check_of_chance(label[path], distillation[path], path)
-                    found.append(Summed(sums, {("chance", path): check}))
+                if sums is None:
+                    continue
+                check = _check_of_chance(label[path], distillation[path], path)
+                name = per_output.names_by_path(batch.output, self._names)[path]
+                against = self._against.setdefault(
+                    path, AgainstStudent(name, check.mistake)
+                )
+                found.append(Summed(sums, {("chance", path): check}, against))
         return found
 
     def _of_values(
@@ -190,7 +205,7 @@ def rows_agree(batch: Batch, targets: Nested) -> Tensor:
     return agree
 
 
-def _by_path(losses: Any, student: Nested, names: Any) -> dict[Path, Any]:
+def losses_by_path(losses: Any, student: Nested, names: Any) -> dict[Path, Any]:
     """Return the losses by the path of their output."""
     if losses is None:
         return {}
@@ -258,7 +273,7 @@ def _check_of_chance(loss: Any, distillation: Any, path: Path) -> Check:
 def _sums_of_chance(
     path: Path, distillation: Any, loss: Any, batch: Batch, targets: Nested, raw: Nested
 ) -> Tensor | None:
-    """Return the sums of the teacher's label loss; None if it can't be computed."""
+    """Return the sums of both label losses; None if they can't be computed."""
     if not (kinds.is_known(distillation) and kinds.may_be_called_again(loss)):
         return None
     labels, teacher, student = (
@@ -279,7 +294,7 @@ def _sums_of_chance(
         counts = _both(counts, mask)
     kind = kinds.of_labels(loss, _units(student, -1))
     output = kinds.as_students(distillation, teacher)
-    return chance.sums(loss, kind, labels, output, counts)
+    return pairs.sums(loss, kind, labels, output, student, counts)
 
 
 def _is_like(teacher: Tensor, student: Tensor) -> bool:

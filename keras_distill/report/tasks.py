@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from keras_distill.metrics import distributions
+
 Array = npt.NDArray[Any]
 Kind = Literal["classes", "binary", "multi-label", "regression"]
 
@@ -134,19 +136,9 @@ def log_probabilities(outputs: Array, kind: Kind, from_logits: bool) -> Array:
         Of classes, an array of shape `(rows, classes)`; of units, of shape
         `(rows, units, 2)`.
     """
-    values = outputs.astype("float64")
-    if kind != "classes":
-        if not from_logits:
-            smallest = np.finfo("float32").tiny
-            both = np.stack([1.0 - values, values], axis=-1)
-            return np.asarray(np.log(np.clip(both, smallest, 1.0)))
-        both = np.stack([values, -values], axis=-1)
-        return np.asarray(-np.logaddexp(0.0, both))
-    if not from_logits:
-        values = np.log(np.clip(values, np.finfo("float32").tiny, 1.0))
-    values -= values.max(axis=-1, keepdims=True)
-    values -= np.log(np.exp(values).sum(axis=-1, keepdims=True))
-    return np.asarray(values)
+    if kind == "classes":
+        return distributions.log_of_classes(outputs, from_logits=from_logits)
+    return distributions.log_of_units(outputs, from_logits=from_logits)
 
 
 def of_rows(
@@ -183,9 +175,8 @@ def against_teacher(
     if log_probs is None:
         distance = np.square(outputs.astype("float64") - of_teacher)
         return {"mse_to_teacher": _by_row(distance)}
-    axis = -1
-    agree = log_probs.argmax(axis) == log_teacher.argmax(axis)
-    divergence = (np.exp(log_teacher) * (log_teacher - log_probs)).sum(axis)
+    agree = distributions.agreement(log_teacher, log_probs)
+    divergence = distributions.forward_kl(log_teacher, log_probs)
     return {"agreement": _by_row(agree), "kl": _by_row(divergence)}
 
 

@@ -7,12 +7,13 @@ import pytest
 from keras import ops
 from scipy.special import log_softmax, softmax
 
-from keras_distill.guards import chance, evidence, kinds
+from keras_distill.guards import chance, evidence, kinds, pairs
 from tests.guards.setups import binary, classes, inputs, linear, sparse
 
 RNG = np.random.default_rng(3)
 OUTPUT = RNG.normal(size=(32, 5)).astype("float32")
 LABELS = RNG.integers(0, 5, 32)
+OF_STUDENT = np.random.default_rng(4).normal(size=(32, 5)).astype("float32")
 OF_LOGITS = kinds.of_labels(sparse())
 
 
@@ -58,7 +59,7 @@ def test_logits_are_no_probabilities(scale: float) -> None:
         assert seen.check("mse", kinds.Kind("probabilities"))
 
 
-def by_numpy(labels: Any, output: Any, counts: Any) -> list[float]:
+def by_numpy(labels: Any, output: Any, of_student: Any, counts: Any) -> list[float]:
     """The sums of pairs of rows, the n-th with the n-th from the end."""
 
     def loss(labels: Any, output: Any) -> Any:
@@ -69,24 +70,31 @@ def by_numpy(labels: Any, output: Any, counts: Any) -> list[float]:
     none = loss(labels, 0 * output)
     paired = counts * counts[::-1] * (labels != labels[::-1])
     gain, wins = mean - own, (own < other) + 0.5 * (own == other)
-    pairs = [paired, paired * gain, (paired * gain) ** 2, paired * wins, paired * mean]
-    rows = [counts, counts * own, counts * none, counts * own**2]
-    return [each.sum() for each in pairs + rows]
+    by_student = loss(labels, of_student), loss(labels, of_student[::-1])
+    won = (by_student[0] < by_student[1]) + 0.5 * (by_student[0] == by_student[1])
+    margins = other - own, by_student[1] - by_student[0]
+    both = [own, by_student[0], wins, won, (won - wins) ** 2]
+    both += [margins[0] ** 2, (margins[1] - margins[0]) ** 2]
+    of_pairs = [np.ones(32), gain, gain**2, wins, mean]
+    summed = [paired * each for each in of_pairs]
+    summed += [counts * each for each in (np.ones(32), own, none, own**2)]
+    summed += [paired * each for each in (np.ones(32), *both)]
+    return [each.sum() for each in summed]
 
 
 @pytest.mark.parametrize("counted", [False, True])
 def test_of_chance(counted: bool) -> None:
     counts = RNG.integers(0, 2, 32) if counted else np.ones(32)
     given = ops.cast(counts, "bool") if counted else None
-    found = chance.sums(sparse(), OF_LOGITS, LABELS, OUTPUT, given)
-    expected = by_numpy(LABELS, OUTPUT, counts)
+    found = pairs.sums(sparse(), OF_LOGITS, LABELS, OUTPUT, OF_STUDENT, given)
+    expected = by_numpy(LABELS, OUTPUT, OF_STUDENT, counts)
     np.testing.assert_allclose(ops.convert_to_numpy(found), expected, rtol=1e-4)
 
 
 def test_of_chance_by_position() -> None:
     """Each row counts once, with the mean over its positions."""
     output, labels = OUTPUT.reshape(8, 4, 5), LABELS.reshape(8, 4)
-    found = chance.sums(sparse(), OF_LOGITS, labels, output, None)
+    found = pairs.sums(sparse(), OF_LOGITS, labels, output, output, None)
     loss = -np.take_along_axis(log_softmax(output, -1), labels[..., None], -1)
     sums = ops.convert_to_numpy(found)
     assert sums[5] == 8
@@ -100,7 +108,8 @@ def test_of_chance_of_units() -> None:
     y = (ops.convert_to_numpy(head(x)) > 0.0).astype("float32")
     kind = kinds.of_labels(binary(), 1)
     for output, knows in ((head(x), True), (linear(1, seed=9)(x), False)):
-        found = ops.convert_to_numpy(chance.sums(binary(), kind, y, output, None))
+        sums = pairs.sums(binary(), kind, y, output, output, None)
+        found = ops.convert_to_numpy(sums)
         compared = chance.Comparison(found, kind, "")
         assert compared._knows() == knows
         assert found[5] == 256
@@ -109,14 +118,15 @@ def test_of_chance_of_units() -> None:
 def test_a_loss_of_the_batch_has_no_sums() -> None:
     loss = sparse()
     loss.call = lambda y_true, y_pred: ops.mean(y_pred)
-    assert chance.sums(loss, OF_LOGITS, LABELS, OUTPUT, None) is None
+    assert pairs.sums(loss, OF_LOGITS, LABELS, OUTPUT, OUTPUT, None) is None
 
 
 def test_logits_that_are_too_large() -> None:
     x = inputs(512)
     head = linear(4)
     logits = ops.convert_to_numpy(head(x))
-    found = chance.sums(sparse(), OF_LOGITS, classes(logits), 500.0 * logits, None)
+    far_off, y = 500.0 * logits, classes(logits)
+    found = pairs.sums(sparse(), OF_LOGITS, y, far_off, far_off, None)
     compared = chance.Comparison(ops.convert_to_numpy(found), OF_LOGITS, "")
     with pytest.warns(UserWarning, match="it is far too sure where it is wrong"):
         assert compared.check()
