@@ -20,8 +20,8 @@ def build_teacher() -> keras.Model:
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
-            keras.layers.Conv2D(16, 3, strides=2, activation="relu"),
             keras.layers.Conv2D(32, 3, strides=2, activation="relu"),
+            keras.layers.Conv2D(64, 3, strides=2, activation="relu"),
             keras.layers.Flatten(),
             keras.layers.Dense(10),
         ]
