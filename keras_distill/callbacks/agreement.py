@@ -133,9 +133,9 @@ class TeacherAgreement(keras.callbacks.Callback):
                 sums[name] = sums.get(name, 0.0) + _sums(*pair)
         for name, found in sums.items():
             prefix = f"val_{name}_" if name else "val_"
-            means = dict(zip(_LOGGED, (found[:-1] / found[-1]).tolist(), strict=True))
+            names = [prefix + key for key in _LOGGED]
             if logs is not None:
-                logs |= {prefix + key: value for key, value in means.items()}
+                logs |= zip(names, (found[:-1] / found[-1]).tolist(), strict=True)
 
     def _log_probs(self, number: int, given: list[Any]) -> dict[str, tuple[Array, ...]]:
         """Return the log-probabilities of the teacher and the student for a batch.
@@ -172,12 +172,14 @@ class TeacherAgreement(keras.callbacks.Callback):
                 "teacher returned none for this batch. Received: None from "
                 f"{type(self.model.teacher).__name__}"
             )
-        scores = self.model.outputs_of_classes(student)
         found: dict[str, tuple[Array, ...]] = {}
-        for name, log in self._of_student(student).items():
-            path, kind, _ = scores[name]
-            output = per_output.at(path, teacher, "the teacher's output")
-            found[name] = _shaped(_log_probabilities(output, kind), log), log
+        for name, scores in self.model.outputs_of_classes(student).items():
+            log = _log_probabilities(
+                per_output.found(scores.path, student), scores.student
+            )
+            output = per_output.at(scores.path, teacher, "the teacher's output")
+            of_teacher = _log_probabilities(output, scores.teacher)
+            found[name] = _shaped(of_teacher, log), log
         return found
 
     def _of_student(self, outputs: Nested) -> dict[str, Array]:

@@ -39,7 +39,10 @@ class HeldOut:
         is_empty = True
         for batch in self._of_arrays() if self._is_arrays else self._data:
             is_empty = False
-            yield [tree.map_structure(_tensor, part) for part in _parts(batch)]
+            yield [
+                tree.map_structure(ops.convert_to_tensor, part)
+                for part in _parts(batch)
+            ]
         if is_empty:
             raise ValueError(
                 "`validation_data` must have rows. Received: an empty data set"
@@ -112,7 +115,3 @@ def _array(values: Any) -> Array:
     """Return an array; floats as Keras gives them to a model."""
     array = np.asarray(values)
     return array.astype(keras.config.floatx()) if array.dtype.kind == "f" else array
-
-
-def _tensor(values: Any) -> Any:
-    return ops.convert_to_tensor(values)

@@ -71,14 +71,12 @@ SAMPLED = np.concatenate(
 OF_BATCHES = ["DIST", "RelationalDistance", "RelationalAngle", "SimilarityPreserving"]
 
 # XLA compiles each loss on JAX too, in every run of the tests there.
+COMPILERS = neutral.compilers()
 each_compiler = pytest.mark.parametrize(
     "compiler",
-    [
-        pytest.param(name, marks=pytest.mark.slow("XLA compiles each loss"))
-        if name == "XLA"
-        else name
-        for name in neutral.compilers()
-    ],
+    slow.but(
+        {*neutral.compilers()} - {"XLA"}, neutral.compilers(), "XLA compiles each loss"
+    ),
 )
 only_jax = pytest.mark.skipif(
     neutral.BACKEND != "jax", reason="`vmap` is a function of JAX"

@@ -15,6 +15,7 @@ from keras_distill.losses.vocabulary import (
     per_token,
     weighted_sum,
 )
+from tests import slow
 from tests.backends import tensorflow_only
 from tests.losses import neutral, reference
 from tests.losses.neutral import is_stopped, masked, numpy, value_and_gradient
@@ -47,14 +48,12 @@ LOSSES = {
         for beta, normalize in ((0.0, False), (0.5, False), (0.2, True), (1.0, True))
     },
 }
+COMPILERS = neutral.compilers()
 each_compiler = pytest.mark.parametrize(
     "compiler",
-    [
-        pytest.param(name, marks=pytest.mark.slow("XLA compiles a loop"))
-        if name == "XLA"
-        else name
-        for name in neutral.compilers()
-    ],
+    slow.but(
+        {*neutral.compilers()} - {"XLA"}, neutral.compilers(), "XLA compiles a loop"
+    ),
 )
 each_loss = pytest.mark.parametrize("name", LOSSES)
 
