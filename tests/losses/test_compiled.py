@@ -70,13 +70,11 @@ SAMPLED = np.concatenate(
 # A value of these depends on other examples of the batch too.
 OF_BATCHES = ["DIST", "RelationalDistance", "RelationalAngle", "SimilarityPreserving"]
 
-# XLA compiles each loss on JAX too, in every run of the tests there.
 COMPILERS = neutral.compilers()
+# XLA compiles each loss on JAX too, in every run of the tests there.
 each_compiler = pytest.mark.parametrize(
     "compiler",
-    slow.but(
-        {*neutral.compilers()} - {"XLA"}, neutral.compilers(), "XLA compiles each loss"
-    ),
+    slow.but(COMPILERS.keys() - {"XLA"}, COMPILERS, "XLA compiles each loss"),
 )
 only_jax = pytest.mark.skipif(
     neutral.BACKEND != "jax", reason="`vmap` is a function of JAX"
@@ -106,7 +104,7 @@ def assert_compiles(function, inputs, compiler):
     right, right_gradients = neutral.value_and_gradient(function, *inputs)
     eager = neutral.numpy(function(*inputs))
     np.testing.assert_allclose(right, eager, rtol=1e-6, atol=1e-7)
-    value, gradients = neutral.compilers()[compiler](differentiated(function))(*inputs)
+    value, gradients = COMPILERS[compiler](differentiated(function))(*inputs)
     np.testing.assert_allclose(value, eager, rtol=1e-5, atol=1e-6)
     assert np.isfinite(eager).all()
     (gradient,), right_gradient = gradients, right_gradients
@@ -177,7 +175,7 @@ def test_lists_by_group(name, compiler):
         return loss(y_true, student)
 
     inputs = [ops.convert_to_tensor(x) for x in (student, GROUP, shown)]
-    compiled = neutral.compilers()[compiler](called)(*inputs)
+    compiled = COMPILERS[compiler](called)(*inputs)
     np.testing.assert_allclose(compiled, called(*inputs), rtol=1e-5)
 
 
@@ -190,7 +188,7 @@ def test_labels_are_inputs_of_the_step(compiler):
         return loss.for_batch(batch)(TEACHER, student)
 
     inputs = [ops.convert_to_tensor(x) for x in (STUDENT, LABELS, LABELLED)]
-    compiled = neutral.compilers()[compiler](called)(*inputs)
+    compiled = COMPILERS[compiler](called)(*inputs)
     np.testing.assert_allclose(compiled, decoupled()(TEACHER, STUDENT), rtol=1e-5)
 
 

@@ -51,9 +51,7 @@ LOSSES = {
 COMPILERS = neutral.compilers()
 each_compiler = pytest.mark.parametrize(
     "compiler",
-    slow.but(
-        {*neutral.compilers()} - {"XLA"}, neutral.compilers(), "XLA compiles a loop"
-    ),
+    slow.but(COMPILERS.keys() - {"XLA"}, COMPILERS, "XLA compiles a loop"),
 )
 each_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -140,7 +138,7 @@ class TestValuesAndGradients:
     @pytest.mark.parametrize("path", [summed, weighted_values])
     def test_in_a_compiled_step(self, compiler, path):
         differentiated = neutral.differentiated(path(losses.ReverseKL(2.0)))
-        step = neutral.compilers()[compiler](differentiated)
+        step = COMPILERS[compiler](differentiated)
         value, found = step(*map(ops.convert_to_tensor, (STUDENT, KERNEL, BIAS)))
         values, expected = exact("ReverseKL")
         assert_close(numpy(value), (WEIGHT * values).sum())
