@@ -16,10 +16,15 @@ INTERRUPTED = 130
 # Ctrl-C pressed again within this time doesn't interrupt the removal of unfinished
 # files.
 _SECONDS_TO_CLEAN_UP = 2.0
+# How often the block is checked for an interrupt that a library has dropped.
+_SECONDS_BETWEEN_CHECKS = 0.1
 
 
 class Interrupts:
     """Raises one `KeyboardInterrupt` for Ctrl-C while a block runs.
+
+    Python and libraries drop exceptions in places: in destructors, in C++ that clears
+    errors, in a bare `except`. There the interrupt is raised again.
 
     Args:
         restore: Whether Ctrl-C acts as before after the block. If not, the process is
@@ -31,6 +36,9 @@ class Interrupts:
         self._at_once = False
         self._last: float | None = None
         self._before: Any = None
+        self._over = threading.Event()
+        self._checks = threading.Thread(target=self._check, daemon=True)
+        self._checking = False
 
     @property
     def seen(self) -> bool:
@@ -62,9 +70,12 @@ class Interrupts:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._over.set()
         if self._before is None:
             return
         if self.seen:
+            # Its last signal must not reach the handler that is set below.
+            self._checks.join()
             # A filter of the standard error has restored the descriptor meanwhile.
             self._silence()
         sys.unraisablehook = self._hook
@@ -74,12 +85,23 @@ class Interrupts:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._at_once:
             os._exit(INTERRUPTED)
-        now = time.monotonic()
-        if self._last is not None and now - self._last < _SECONDS_TO_CLEAN_UP:
+        checking, self._checking = self._checking, False
+        if self._over.is_set() or (checking and _being_handled()):
             return
-        self._last = now
+        now = time.monotonic()
+        if not checking and self._last and now - self._last < _SECONDS_TO_CLEAN_UP:
+            return
+        first, self._last = not self.seen, now
+        if first:
+            self._checks.start()
         self._silence()
         raise KeyboardInterrupt
+
+    def _check(self) -> None:
+        main = threading.main_thread().ident or 0
+        while not self._over.wait(_SECONDS_BETWEEN_CHECKS):
+            self._checking = True
+            signal.pthread_kill(main, signal.SIGINT)
 
     def _silence(self) -> None:
         """Drop the tracebacks that C++ libraries print when they are interrupted."""
@@ -87,10 +109,14 @@ class Interrupts:
             standard_error.silence()
 
     def _unraisable(self, unraisable: Any) -> None:
-        """Raise `KeyboardInterrupt` again if Python dropped it inside a destructor."""
+        """Print nothing of a `KeyboardInterrupt` that Python dropped."""
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             self._hook(unraisable)
-            return
-        self._last = None
-        main = threading.main_thread().ident or 0
-        threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
+
+
+def _being_handled() -> bool:
+    """Whether an `except` or `finally` block runs because of a `KeyboardInterrupt`."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None

@@ -128,6 +128,39 @@ def test_what_python_drops_is_raised_again():
         time.sleep(10)
 
 
+def test_what_a_library_drops_is_raised_again():
+    dropped = 0
+    with pytest.raises(KeyboardInterrupt), Interrupts(restore=True):
+        while dropped < 2:
+            try:
+                if not dropped:
+                    signal.raise_signal(signal.SIGINT)
+                time.sleep(10)
+            except BaseException:
+                dropped += 1
+        time.sleep(10)
+    assert dropped == 2
+
+
+@pytest.mark.parametrize("translate", [False, True])
+def test_what_cleans_up_for_longer_is_left_alone(translate):
+    """Not the first interrupt alone, also an error that a library makes of it."""
+    cleaned = False
+    expected = RuntimeError if translate else KeyboardInterrupt
+    with pytest.raises(expected), Interrupts(restore=True):
+        try:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                if translate:
+                    raise RuntimeError("of a library") from None
+                raise
+        finally:
+            time.sleep(0.5)
+            cleaned = True
+    assert cleaned
+
+
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
 def test_others_keep_their_handlers(handler):
     before = signal.signal(signal.SIGINT, handler)
