@@ -61,7 +61,7 @@ def add(commands: Commands) -> None:
 
 
 def _add_costs(parser: argparse.ArgumentParser) -> None:
-    """Add the options of files and latencies."""
+    """Add the options of files, latencies and memory."""
     parser.add_argument(
         "--export",
         type=_named,
@@ -77,6 +77,11 @@ def _add_costs(parser: argparse.ArgumentParser) -> None:
         default=[1, 8, 64],
         metavar="N",
         help="of latencies (default: 1 8 64)",
+    )
+    parser.add_argument(
+        "--peak-memory",
+        action="store_true",
+        help="measure memory too, of each model in a process of its own (on Linux)",
     )
 
 
@@ -141,6 +146,7 @@ def _run(arguments: argparse.Namespace) -> None:
         primary=arguments.primary,
         exports=dict(arguments.export),
         batch_sizes=arguments.batch_sizes,
+        peak_memory=arguments.peak_memory,
     )
     page = report.write(arguments.out)
     if arguments.json:

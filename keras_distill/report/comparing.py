@@ -79,6 +79,7 @@ def compare(
     class_names: Sequence[str] | None = None,
     exports: Mapping[str, str | os.PathLike[str]] | None = None,
     batch_sizes: Sequence[int] = (1, 8, 64),
+    peak_memory: bool = False,
     batch_size: int = 256,
     resamples: int = 2000,
     confidence: float = 0.95,
@@ -114,6 +115,10 @@ def compare(
         exports: Directories of exports by the name of their model. Their files are
             measured in their own runtimes.
         batch_sizes: The batch sizes of latencies. Empty for no latencies.
+        peak_memory: Whether to measure how much memory each Keras model and exported
+            file takes at most, loaded and called on the largest of `batch_sizes`. Each
+            is loaded in a process of its own, which takes seconds. What the imported
+            runtime takes isn't counted. On Linux.
         batch_size: The rows of a batch of `predict`.
         resamples: The number of resamples of the bootstrap.
         confidence: The part of the resamples that an interval covers.
@@ -124,8 +129,10 @@ def compare(
 
     Raises:
         ValueError: If the models don't fit each other or the data, or an output is NaN
-            or infinite.
+            or infinite, or if peak memory is asked for and another process can't load
+            a model.
         TypeError: If something in `models` isn't a model.
+        OSError: If peak memory is asked for outside Linux.
 
     Example:
         >>> import keras
@@ -158,6 +165,11 @@ def compare(
         models={name: costs.of_model(read) for name, read in found.items()},
         files={name: costs.of_exports(path) for name, path in exported.items()},
         latencies=costs.latencies(found, exported, batch_sizes),
+        memory=(
+            costs.peak_memory(found, exported, max(batch_sizes, default=1))
+            if peak_memory
+            else []
+        ),
         outputs={
             output: measuring.measured(
                 **setting._asdict(), **names._asdict(), resamples=drawn

@@ -1,4 +1,4 @@
-"""Costs of models: parameters, operations, sizes of files and time."""
+"""Costs of models: parameters, operations, sizes of files, time and memory."""
 
 import os
 import time
@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_distill.export import peak_memory as memory
 from keras_distill.export.cost import flops
 from keras_distill.export.latency import measure
 from keras_distill.export.manifest import require
@@ -67,6 +68,27 @@ def latencies(
         keys = ("side", "batch_size", "p50_ms", "p95_ms")
         rows += [{"model": name} | {key: row[key] for key in keys} for row in measured]
     return rows
+
+
+def peak_memory(
+    models: Mapping[str, Read],
+    exports: Mapping[str, str | os.PathLike[str]],
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """Measure the memory of the Keras models and of all exported files.
+
+    Returns:
+        Rows with the keys `model`, `side`, `batch_size` and `bytes`.
+    """
+    sides = [
+        (name, KERAS, memory.of_model(read.model, _of_size(read.inputs, batch_size)))
+        for name, read in models.items()
+    ]
+    for name, directory in exports.items():
+        found = memory.of_export(directory, batch_size)
+        sides += [(name, side, size) for side, size in found.items()]
+    keys = ("model", "side", "bytes")
+    return [dict(zip(keys, row, strict=True), batch_size=batch_size) for row in sides]
 
 
 def _of_size(x: Nested, rows: int) -> Nested:

@@ -24,6 +24,7 @@ class Findings:
         models: By model, its `parameters`, `flops` and the seconds of `predict`.
         files: By model, the bytes of each exported file.
         latencies: The time of a call by model, side and batch size.
+        memory: The bytes that serving takes at most, by model, side and batch size.
         outputs: By output, what was found; the only output of a model is named "".
         class_names: The names of the classes; None for their ids.
     """
@@ -35,6 +36,7 @@ class Findings:
     models: dict[str, dict[str, Any]]
     files: dict[str, dict[str, int]]
     latencies: list[dict[str, Any]]
+    memory: list[dict[str, Any]]
     outputs: dict[str, OutputReport]
     class_names: Sequence[str] | None = None
 

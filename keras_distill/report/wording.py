@@ -110,8 +110,7 @@ def costs(report: Findings) -> list[tuple[str, list[str]]]:
     ]
     for file in dict.fromkeys(file for it in report.files.values() for file in it):
         sizes = [report.files.get(name, {}).get(file) for name in names]
-        cells = [MISSING if size is None else count(size) + "B" for size in sizes]
-        rows.append((f"file, {file}", cells))
+        rows.append((f"file, {file}", _bytes(sizes)))
     timed = {
         (row["side"], row["batch_size"], row["model"]): row for row in report.latencies
     }
@@ -122,7 +121,18 @@ def costs(report: Findings) -> list[tuple[str, list[str]]]:
             text = f"{row['p50_ms']:.3g} / {row['p95_ms']:.3g}" if row else MISSING
             cells.append(text)
         rows.append((f"ms, {side}, batch {batch}: p50 / p95", cells))
+    taken = {
+        (row["side"], row["batch_size"], row["model"]): row["bytes"]
+        for row in report.memory
+    }
+    for side, batch in dict.fromkeys(key[:2] for key in taken):
+        sizes = [taken.get((side, batch, name)) for name in names]
+        rows.append((f"peak memory, {side}, batch {batch}", _bytes(sizes)))
     return rows
+
+
+def _bytes(sizes: list[int | None]) -> list[str]:
+    return [MISSING if size is None else count(size) + "B" for size in sizes]
 
 
 def table(report: Findings) -> str:

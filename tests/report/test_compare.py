@@ -1,6 +1,7 @@
 """Comparisons of all kinds of models, and what is refused."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -141,6 +142,38 @@ def test_costs(tmp_path):
         ("a", "litert", 4),
     }
     assert all(row["p95_ms"] >= row["p50_ms"] > 0 for row in report.latencies)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_peak_memory(tmp_path):
+    """As much as the weights at least, of each side; nothing of the runtimes."""
+    from keras_distill.export import export
+
+    wide = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2**20)])
+    wide.add(keras.layers.Dense(3))
+    weights = 4 * wide.count_params()
+    export(wide, tmp_path / "out", ["litert"], example_batch=X[:4])
+    report = compare(
+        {"a": wide, "b": dense(3)},
+        (X, IDS),
+        batch_sizes=(),
+        peak_memory=True,
+        exports={"a": tmp_path / "out"},
+    )
+    taken = {(row["model"], row["side"]): row["bytes"] for row in report.memory}
+    assert set(taken) == {("a", "keras"), ("a", "litert"), ("b", "keras")}
+    assert weights < taken["a", "litert"] < 4 * weights
+    assert weights < taken["a", "keras"] < 12 * weights
+    assert taken["b", "keras"] < weights
+    assert "peak memory, litert, batch 1" in str(report)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_peak_memory_of_a_model_that_only_this_process_knows():
+    models = {"a": Answering(np.eye(3)), "b": Answering(np.eye(3))}
+    data = numbers(3), np.arange(3)
+    with pytest.raises(ValueError, match="process of its own.*Answering"):
+        compare(models, data, batch_sizes=(), peak_memory=True)
 
 
 def test_a_report_is_json():

@@ -1,0 +1,142 @@
+"""The memory that a model needs to serve, each measured in a process of its own.
+
+`python -m keras_distill.export.peak_memory` is that process.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_distill.export import arguments, examples, manifest
+from keras_distill.export.loading import load_served
+from keras_distill.export.quiet import no_remarks
+from keras_distill.types import Nested
+
+_CALLS = 3
+# Linux alone tells the peak of a part of a process's life.
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class _Request(NamedTuple):
+    """What the other process is asked to serve.
+
+    Args:
+        path: A `.keras` file, or an artefact of an export.
+        target: The artefact's name in its export; "" for a `.keras` file.
+        batch: What it is called on.
+    """
+
+    path: str
+    target: str
+    batch: Nested
+
+
+def of_model(model: keras.Model, batch: Nested) -> int:
+    """Return the bytes that a Keras model takes at most, loaded and called.
+
+    What Keras, its backend and their imports take isn't counted.
+
+    Args:
+        model: A model that a process which imports `keras_distill` alone can load.
+        batch: The inputs of one call.
+
+    Raises:
+        OSError: If this isn't Linux.
+        ValueError: If the model can't be loaded or called there.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "model.keras"
+        model.save(path)
+        return _measured(_Request(str(path), "", batch), repr(model.name))
+
+
+def of_export(directory: str | os.PathLike[str], batch_size: int) -> dict[str, int]:
+    """Return the bytes that each artefact of an export takes at most.
+
+    Args:
+        directory: An export.
+        batch_size: The rows of one call, made of the export's examples. An export of a
+            fixed batch size is called with that.
+
+    Raises:
+        OSError: If this isn't Linux.
+        ValueError: If an artefact can't be loaded or called.
+    """
+    directory = Path(directory)
+    described = manifest.require(directory, to_run=True)
+    rows = described.get("batch_size") or batch_size
+    batch = {
+        name: np.resize(array, (rows, *array.shape[1:]))
+        for name, array in examples.read(directory)["inputs"].items()
+    }
+    found = {}
+    for name in described["artefacts"]:
+        path = directory / arguments.target_named(name).file
+        found[name] = _measured(_Request(str(path), name, batch), repr(name))
+    return found
+
+
+def _measured(request: _Request, what: str) -> int:
+    if not _RESET.exists():
+        raise OSError(
+            f"Peak memory is measured on Linux alone. Received: {sys.platform}"
+        )
+    done = subprocess.run(  # noqa: S603 - its own interpreter and module
+        [sys.executable, "-m", __name__],
+        input=pickle.dumps(request),
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise ValueError(
+            f"The memory of {what} can't be measured: it can't be loaded and called in "
+            f"a process of its own. Received: {lines[-1] if lines else 'no error'}"
+        )
+    return int(done.stdout.split()[-1])
+
+
+def _resident(field: str) -> int:
+    """Return the bytes of this process in memory: now (`VmRSS`), or at most."""
+    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    return 1024 * int(lines[field].split()[0])
+
+
+def _serve(request: _Request) -> int:
+    """Load and call what is asked for; return what that added to the memory."""
+    keras.ops.convert_to_numpy(keras.ops.zeros(1))  # starts the backend
+    target = arguments.target_named(request.target) if request.target else None
+    for module in target.format.modules if target else ():
+        import_module(module)
+    before = _resident("VmRSS")
+    _RESET.write_text("5")  # The peak is from here on.
+    run = _loaded(request, target)
+    for _ in range(_CALLS):
+        run(request.batch)
+    return max(0, _resident("VmHWM") - before)
+
+
+def _loaded(request: _Request, target: arguments.Target | None) -> Any:
+    if target is None:
+        model, _ = load_served(request.path)
+        return model.predict_on_batch
+    return target.format.load(Path(request.path)).run
+
+
+def main() -> None:
+    """Answer the request on the standard input."""
+    request = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that began it
+    with no_remarks():
+        print(_serve(request))
+
+
+if __name__ == "__main__":
+    main()
