@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import textwrap
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,8 +55,11 @@ def of_model(model: keras.Model, batch: Nested) -> int:
     """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model.keras"
-        model.save(path)
-        return _measured(_Request(str(path), "", batch), repr(model.name))
+        try:
+            model.save(path)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise _refused(model.name, f"{type(error).__name__}: {error}") from error
+        return _measured(_Request(str(path), "", batch), model.name)
 
 
 def of_export(directory: str | os.PathLike[str], batch_size: int) -> dict[str, int]:
@@ -80,7 +84,7 @@ def of_export(directory: str | os.PathLike[str], batch_size: int) -> dict[str, i
     found = {}
     for name in described["artefacts"]:
         path = directory / arguments.target_named(name).file
-        found[name] = _measured(_Request(str(path), name, batch), repr(name))
+        found[name] = _measured(_Request(str(path), name, batch), name)
     return found
 
 
@@ -97,11 +101,17 @@ def _measured(request: _Request, what: str) -> int:
     )
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise ValueError(
-            f"The memory of {what} can't be measured: it can't be loaded and called in "
-            f"a process of its own. Received: {lines[-1] if lines else 'no error'}"
-        )
+        raise _refused(what, lines[-1] if lines else "no error")
     return int(done.stdout.split()[-1])
+
+
+def _refused(what: str, reason: str) -> ValueError:
+    return ValueError(
+        f"The peak memory of {what!r} can't be measured: it can't be saved, or loaded "
+        f"and called in a process of its own. Leave out `peak_memory`, or see to it "
+        "that the package of its code registers it with Keras. Received: "
+        + textwrap.shorten(reason, 300)
+    )
 
 
 def _resident(field: str) -> int:

@@ -157,19 +157,11 @@ def compare(
     settings = _settings(found, y, task, from_logits, primary)
     rows = len(next(iter(settings.values())).labels)
     drawn = Resamples(rows, count=resamples, seed=seed, confidence=confidence)
-    exported = dict(exports or {})
     return Report(
         **names._asdict(),
+        **costs.measured(found, exports or {}, batch_sizes, with_memory=peak_memory),
         rows=rows,
         confidence=confidence,
-        models={name: costs.of_model(read) for name, read in found.items()},
-        files={name: costs.of_exports(path) for name, path in exported.items()},
-        latencies=costs.latencies(found, exported, batch_sizes),
-        memory=(
-            costs.peak_memory(found, exported, max(batch_sizes, default=1))
-            if peak_memory
-            else []
-        ),
         outputs={
             output: measuring.measured(
                 **setting._asdict(), **names._asdict(), resamples=drawn

@@ -24,6 +24,23 @@ KERAS = "keras"
 _CALLS, _SECONDS, _ROUNDS = 100, 1.0, 5
 
 
+def measured(
+    models: Mapping[str, Read],
+    exports: Mapping[str, str | os.PathLike[str]],
+    batch_sizes: Sequence[int],
+    *,
+    with_memory: bool,
+) -> dict[str, Any]:
+    """Return the costs by the names that `Findings` has for them."""
+    largest = max(batch_sizes, default=1)
+    return {
+        "models": {name: of_model(read) for name, read in models.items()},
+        "files": {name: of_exports(path) for name, path in exports.items()},
+        "latencies": latencies(models, exports, batch_sizes),
+        "memory": peak_memory(models, exports, largest) if with_memory else [],
+    }
+
+
 def of_model(read: Read) -> dict[str, Any]:
     """Return the number of parameters, and of operations for one row."""
     operations = flops(read.model, tree.map_structure(lambda x: x[:1], read.inputs))
@@ -61,7 +78,7 @@ def latencies(
             p50, p95 = (float(p) for p in np.percentile(times, [50, 95]))
             row = {"model": name, "side": KERAS, "batch_size": batch_size}
             rows.append(row | {"p50_ms": p50, "p95_ms": p95})
-    for name, directory in exports.items():
+    for name, directory in exports.items() if batch_sizes else ():
         measured = measure(
             directory, batch_sizes=batch_sizes, calls=_CALLS, seconds=_SECONDS
         )

@@ -160,6 +160,7 @@ def test_peak_memory(tmp_path):
         peak_memory=True,
         exports={"a": tmp_path / "out"},
     )
+    assert not report.latencies
     taken = {(row["model"], row["side"]): row["bytes"] for row in report.memory}
     assert set(taken) == {("a", "keras"), ("a", "litert"), ("b", "keras")}
     assert weights < taken["a", "litert"] < 4 * weights
@@ -170,9 +171,15 @@ def test_peak_memory(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_peak_memory_of_a_model_that_only_this_process_knows():
-    models = {"a": Answering(np.eye(3)), "b": Answering(np.eye(3))}
-    data = numbers(3), np.arange(3)
-    with pytest.raises(ValueError, match="process of its own.*Answering"):
+    class Local(keras.Sequential):
+        pass
+
+    models = {"a": dense(3), "b": Local([keras.Input((4,)), layers.Dense(3)])}
+    with pytest.raises(ValueError, match="process of its own.*Local"):
+        compare(models, (X, IDS), batch_sizes=(), peak_memory=True)
+    models["b"], data = Answering(np.eye(3)), (numbers(3), np.arange(3))
+    models["a"] = Answering(np.eye(3))  # which can't even be saved
+    with pytest.raises(ValueError, match="process of its own.*get_config"):
         compare(models, data, batch_sizes=(), peak_memory=True)
 
 
