@@ -38,7 +38,7 @@ def settings() -> dict:
     return {
         "optimizer": keras.optimizers.Adam(schedule),
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "metrics": ["accuracy"],
+        "weighted_metrics": ["accuracy"],
         "label_mask": "labelled",
         "steps_per_execution": FULL.steps_per_epoch,
     }

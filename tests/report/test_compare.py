@@ -11,6 +11,7 @@ from keras import layers
 
 import keras_distill as kd
 from keras_distill.report import compare
+from tests.backends import tensorflow_only
 from tests.report.models import Answering, dense, features, numbers
 
 X = features()
@@ -118,6 +119,13 @@ def test_models_are_as_they_were():
     assert all(map(np.array_equal, model.get_weights(), weights))
 
 
+def test_parameters_and_operations():
+    report = compare({"a": dense(3), "b": dense(3, seed=1)}, (X, IDS), **QUICK)
+    assert report.models["a"]["parameters"] == 15
+    assert report.models["a"]["flops"] == pytest.approx(2 * 12, abs=3)
+
+
+@tensorflow_only("exports are made there")
 def test_costs(tmp_path):
     from keras_distill.export import export
 
@@ -129,8 +137,6 @@ def test_costs(tmp_path):
         batch_sizes=(1, 4),
         exports={"a": tmp_path / "out"},
     )
-    assert report.models["a"]["parameters"] == 15
-    assert report.models["a"]["flops"] == pytest.approx(2 * 12, abs=3)
     assert report.files["a"]["litert"] > 100
     timed = {(r["model"], r["side"], r["batch_size"]) for r in report.latencies}
     assert timed == {
@@ -145,6 +151,7 @@ def test_costs(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@tensorflow_only("exports are made there")
 def test_peak_memory(tmp_path):
     """As much as the weights at least, of each side; nothing of the runtimes."""
     from keras_distill.export import export
@@ -170,6 +177,7 @@ def test_peak_memory(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.slow
 def test_peak_memory_of_a_model_that_only_this_process_knows():
     class Local(keras.Sequential):
         pass
