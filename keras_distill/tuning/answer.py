@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from math import inf, isfinite
 from typing import Any
 
 from keras_distill.tuning.interval import Gain
@@ -18,7 +19,8 @@ class Answer:
             search did not choose by.
         objective: The name of what was measured.
         direction: `"max"` or `"min"`.
-        scores: The mean score of each setting that the search tried.
+        scores: The mean score of each setting that the search tried; NaN where a fit
+            diverged.
         fits: The number of fits that the search and the confirmation needed.
         distillation_loss: The loss of `best`.
 
@@ -61,10 +63,10 @@ class Answer:
 
     def __str__(self) -> str:
         gain, better = self.gain, "higher" if self.direction == "max" else "lower"
+        sign = -1 if self.direction == "max" else 1
         ranked = sorted(
             self.scores.items(),
-            key=lambda item: item[1],
-            reverse=self.direction == "max",
+            key=lambda item: sign * item[1] if isfinite(item[1]) else inf,
         )
         lines = [
             f"{self.objective} in the search ({better} is better):",

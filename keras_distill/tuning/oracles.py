@@ -1,7 +1,9 @@
 """KerasTuner's part of a search: its oracles choose what is tried next."""
 
 import contextlib
+import functools
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,11 @@ def made(
     trials = size if max_trials is None else max_trials
     if oracle is None:
         whole = trials >= size
-        oracle = oracles.GridSearchOracle if whole else oracles.RandomSearchOracle
+        oracle = functools.partial(
+            oracles.GridSearchOracle if whole else oracles.RandomSearchOracle,
+            # Settings whose scores aren't finite don't end the search.
+            max_consecutive_failed_trials=trials + 1,
+        )
     result = oracle(
         objective=package.Objective(*objective), max_trials=trials, seed=seed + 1
     )
@@ -93,21 +99,25 @@ def tried(
             except Exception as error:
                 # KerasTuner would go on with other settings after other errors.
                 raise package.errors.FatalError(str(error)) from error
-            if not np.isfinite(value):
-                raise package.errors.FailedTrialError(f"The score is {value}.")
             return {oracle.objective.name: value}
 
     # It prints that it goes on with an earlier search.
     with contextlib.redirect_stdout(io.StringIO()):
         tuner = Tuner(oracle, fits.space.setting, str(directory), PROJECT)
-    try:
-        tuner.search(verbose=0)
-    except package.errors.FatalError as error:
-        raise (error.__cause__ or error) from None
+    with warnings.catch_warnings():
+        # KerasTuner takes the best of the one score of a trial, which may be NaN.
+        warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+        try:
+            tuner.search(verbose=0)
+        except package.errors.FatalError as error:
+            raise (error.__cause__ or error) from None
     settings = [
-        (fits.space.setting(trial.hyperparameters), trial.score)
+        (
+            fits.space.setting(trial.hyperparameters),
+            trial.score if trial.status == "COMPLETED" else float("nan"),
+        )
         for trial in oracle.trials.values()
-        if trial.status == "COMPLETED"
+        if trial.status in ("COMPLETED", "FAILED")
     ]
     # KerasTuner reads trials in another order than it ran them. A tie of the best
     # must be broken alike in a search that goes on.

@@ -177,7 +177,7 @@ def test_peak_memory(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
-@pytest.mark.slow
+@pytest.mark.slow("starts processes")
 def test_peak_memory_of_a_model_that_only_this_process_knows():
     class Local(keras.Sequential):
         pass
