@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from keras_distill.export import arguments, examples, manifest
+from keras_distill.export.formats import Target
 from keras_distill.export.loading import load_served
 from keras_distill.export.quiet import no_remarks
 from keras_distill.types import Nested
@@ -134,7 +135,7 @@ def _serve(request: _Request) -> int:
     return max(0, _resident("VmHWM") - before)
 
 
-def _loaded(request: _Request, target: arguments.Target | None) -> Any:
+def _loaded(request: _Request, target: Target | None) -> Any:
     if target is None:
         model, _ = load_served(request.path)
         return model.predict_on_batch
