@@ -2,7 +2,7 @@
 
 Both distillers run with the defaults that they ship: `keras.distillation` with
 temperature 3, its string loss `"kl_divergence"` and weight 0.5; this package with
-`ForwardKL(temperature=4.0)` and alpha 0.5. Same teacher, images, batches, steps,
+`ForwardKL()`, at temperature 1, and alpha 0.5. Same teacher, images, batches, steps,
 optimiser and, per seed, initial weights. Fashion-MNIST; prints what it measures.
 `--search` instead searches for a setting that is better than the student alone, on
 10,000 images held out of the training images.

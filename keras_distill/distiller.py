@@ -70,7 +70,7 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
         >>> distiller.compile(
         ...     "adam",
         ...     keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        ...     distillation_loss=ForwardKL(temperature=4.0),
+        ...     distillation_loss=ForwardKL(),
         ...     alpha=0.5,
         ... )
         >>> history = distiller.fit(x, y, verbose=0)
@@ -121,7 +121,7 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
                 as a loss, called with the teacher's output as `y_true` and the
                 student's as `y_pred`. Or a list, tuple or dict of them, None for
                 outputs that aren't distilled. Sample and class weights act on it as on
-                `loss`. Defaults to `ForwardKL(temperature=4.0)`.
+                `loss`. Defaults to `ForwardKL()`.
             alpha: The weight of the distillation loss, in [0, 1]. The label loss has
                 the weight `1 - alpha`. A float, or a `LearningRateSchedule` of the
                 optimiser's updates (fewer than batches where gradients are
@@ -197,7 +197,7 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
         others: dict[str, Any],
     ) -> None:
         if ours["distillation_loss"] is None:
-            ours["distillation_loss"] = ForwardKL(temperature=4.0)
+            ours["distillation_loss"] = ForwardKL()
         scaled = others.get("auto_scale_loss", True)
         # Made before Keras compiles: a wrong argument leaves the earlier `compile`.
         setup = Setup(self, ours=ours, alpha=alpha, auto_scale_loss=scaled, **of_keras)

@@ -43,8 +43,7 @@ _NORMALIZING = ("categorical_crossentropy", "categorical_focal_crossentropy")
 
 # Remedies, which end the warnings.
 _FORWARD_KL = (
-    "Pass `distillation_loss=keras_distill.losses.ForwardKL(temperature=4.0)`, which "
-    "takes logits."
+    "Pass `distillation_loss=keras_distill.losses.ForwardKL()`, which takes logits."
 )
 _BINARY = (
     "Pass `distillation_loss=keras_distill.losses.BinarySoftTargets()`, which takes "

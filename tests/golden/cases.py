@@ -96,6 +96,8 @@ def distilled(
         filled(projector, 10 + number)
     optimizer = SGD(0.1, momentum=0.9) if optimizer is None else optimizer
     loss = compiled.pop("loss", crossentropy())
+    # The default of the version whose numbers these are.
+    compiled.setdefault("distillation_loss", kd.losses.ForwardKL(4.0))
     distiller.compile(optimizer, loss, **compiled)
     of_models = {"student": student, **(models or {}), **distiller.projectors}
     given = {"x": x, "y": y, **(fit or {})}
