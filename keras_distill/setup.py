@@ -201,10 +201,11 @@ def check_label_mask(mask: LabelMask, student: keras.Model, metrics: Any) -> Non
 
 def check_names(objective: Objective, student: keras.Model) -> None:
     """Raise ValueError if Keras logs an output's loss under the name of ours."""
-    output_names = getattr(student, "output_names", None)
+    output_names = getattr(student, "output_names", None) or ()
     ours = objective.metrics
-    taken = [name for name in output_names or () if f"{name}_loss" in ours]
-    if taken:
+    taken = [name for name in output_names if f"{name}_loss" in ours]
+    # Keras doesn't log the loss of a single output by its name.
+    if taken and len(output_names) > 1:
         raise ValueError(
             "An output's loss would be logged under the name of one of ours, "
             f"{sorted(ours)}. Name the output otherwise. Received: outputs "

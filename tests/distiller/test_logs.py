@@ -191,3 +191,22 @@ def test_the_logged_alpha_is_that_of_the_step_that_used_it() -> None:
     alphas = StepLogs(lambda: float(distiller.get_metrics_result()["alpha"]))
     distiller.fit(X, Y, batch_size=4, verbose=0, callbacks=[alphas])
     np.testing.assert_allclose(alphas.seen, [0.0, 0.2, 0.4, 0.6, 0.8], rtol=1e-6)
+
+
+def test_a_single_output_may_have_the_name_of_one_of_our_losses() -> None:
+    """As of a student that wraps a model named "student", which Keras logs as `loss`.
+
+    The losses of several outputs are logged by their names, where ours would be lost.
+    """
+    inputs = keras.Input((4,))
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(3)], name="student")
+    wrapped = keras.Model(inputs, inner(inputs))
+    loss, (x, y) = crossentropy(), (np.ones((8, 4), "float32"), np.zeros(8))
+    distiller = kd.Distiller(wrapped, lambda x: x[:, :3])
+    distiller.compile("sgd", loss, metrics=["accuracy"])
+    history = distiller.fit(x, y, validation_data=(x, y), verbose=0).history
+    assert {"student_loss", "distillation_loss", "val_loss"} <= set(history)
+    twice = keras.Model(inputs, [inner(inputs), layers.Dense(3, name="b")(inputs)])
+    distiller = kd.Distiller(twice, lambda x: [x[:, :3]] * 2)
+    with pytest.raises(ValueError, match=r"Name the output otherwise.*\['student'\]"):
+        distiller.compile("sgd", [loss, loss])
