@@ -72,7 +72,7 @@ def sides(data: tuple, teacher: keras.Model, size: int) -> dict[str, Callable]:
         teacher,
         resnet18(size),
         keras.distillation.LogitsDistillation(
-            temperature=4.0, loss=keras.losses.KLDivergence()
+            temperature=1.0, loss=keras.losses.KLDivergence()
         ),
     )
     forward = forward_pass(teacher, data[0], jit_compile=True)

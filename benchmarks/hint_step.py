@@ -78,7 +78,7 @@ def beside_keras(jit_compile: bool) -> dict[str, keras.Model]:
         convnet(8, seed=1),
         [
             keras.distillation.LogitsDistillation(
-                temperature=4.0, loss=keras.losses.KLDivergence()
+                temperature=1.0, loss=keras.losses.KLDivergence()
             ),
             keras.distillation.FeatureDistillation(
                 teacher_layer_name="stage2", student_layer_name="stage2"

@@ -69,7 +69,7 @@ def rival(teacher: keras.Model) -> keras.Model:
         teacher,
         student(),
         keras.distillation.LogitsDistillation(
-            temperature=4.0, loss=keras.losses.KLDivergence()
+            temperature=1.0, loss=keras.losses.KLDivergence()
         ),
     )
     distiller.compile("adam", label_loss())

@@ -23,7 +23,7 @@ from timing import forward_pass, interleaved, ratio, show, training_step
 
 import keras_distill as kd
 
-CLASSES, SIZE, BATCH = 10, 16, 128
+CLASSES, SIZE, BATCH, TEMPERATURE = 10, 16, 128, 4.0
 # After these, a distiller has seen enough rows to judge its teacher.
 FIRST_BATCHES = 16
 # Of `evaluate`: ten thousand rows, as the test set of MNIST has, and a short call.
@@ -59,12 +59,15 @@ def sides(jit_compile: bool, data: tuple) -> dict[str, Callable[[], object]]:
     ours = {}
     for check in (True, False):
         ours[check] = kd.Distiller(convnet(16, seed=1), teacher)
-        ours[check].compile("adam", check_teacher=check, **compiled)
+        loss = kd.losses.ForwardKL(TEMPERATURE)
+        ours[check].compile(
+            "adam", check_teacher=check, distillation_loss=loss, **compiled
+        )
     rival = keras.distillation.Distiller(
         convnet(32, seed=0),
         convnet(16, seed=1),
         keras.distillation.LogitsDistillation(
-            temperature=4.0, loss=keras.losses.KLDivergence()
+            temperature=TEMPERATURE, loss=keras.losses.KLDivergence()
         ),
     )
     rival.compile("adam", **compiled)
