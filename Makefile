@@ -73,6 +73,7 @@ bench: $(DEV) test-slow
 	$(VENV)/bin/python benchmarks/privileged_gain.py
 	$(VENV)/bin/python benchmarks/transfer_set.py
 	$(VENV)/bin/python benchmarks/quality_vs_keras.py
+	$(VENV)/bin/python benchmarks/search_demo.py
 	$(VENV)/bin/python benchmarks/recorded_precision.py
 	$(VENV)/bin/python benchmarks/report_cost.py
 	$(VENV)/bin/python benchmarks/export_latency.py

@@ -24,7 +24,7 @@ import keras_distill as kd
 BATCH, SEED = 128, 0
 WIDTHS = (32, 128, 512)
 WAYS = ("alone", "online", "recorded")
-TEMPERATURE, ALPHA = 4.0, 0.5
+ALPHA = 0.5
 
 
 def build_teacher() -> keras.Model:
@@ -83,7 +83,7 @@ def trained(
     if way == "recorded":
         source = kd.teachers.Recorded("teacher")
         batches = kd.targets.join(batches, folder, by="content")
-    loss = kd.losses.ForwardKL(TEMPERATURE)
+    loss = kd.losses.ForwardKL()
     distiller = kd.Distiller(student, source)
     fit(distiller, batches, epochs, distillation_loss=loss, alpha=ALPHA)
     return student, time.perf_counter() - begin
