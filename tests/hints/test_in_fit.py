@@ -48,7 +48,7 @@ def by_hand(sample_weight: Any = None) -> tuple[list[Any], dict[str, float]]:
         of_conv = ops.mean(ops.mean(difference, -1) * weights[:, None, None])
         of_pool = keras.losses.LogCosh()(hinted_pool, projectors[1](pooled), weights)
         label = crossentropy()(Y, logits, weights)
-        distilled = kd.losses.ForwardKL(4.0)(
+        distilled = kd.losses.ForwardKL()(
             teacher.get_layer("head")(hinted_pool), logits, weights
         )
         loss = 0.5 * label + 0.5 * distilled + WEIGHT * of_conv + of_pool

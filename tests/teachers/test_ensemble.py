@@ -483,11 +483,21 @@ class TestErrors:
             Ensemble([says(1, 2), says(1, 2, 3)])(X)
 
     def test_an_output_named_as_a_log(self) -> None:
-        x = keras.Input((4,))
-        head = layers.Dense(CLASSES, name="a_distillation")(x)
-        student = keras.Model(x, {"a_distillation": head})
-        member = mlp()
-        member.name = "a"
-        distiller = kd.Distiller(student, Ensemble([member], log_losses=True))
+        """Only where there are several does Keras log them by name."""
+
+        def model(*heads: str) -> keras.Model:
+            x = keras.Input((4,))
+            outputs = {name: layers.Dense(CLASSES, name=name)(x) for name in heads}
+            return keras.Model(x, outputs, name="a")
+
+        def distiller(*heads: str) -> kd.Distiller:
+            teacher = Ensemble([model(*heads)], log_losses=True)
+            return kd.Distiller(model(*heads), teacher)
+
+        names = "a_distillation", "b"
         with pytest.raises(ValueError, match=r"named \['a_distillation'\]"):
-            distiller.compile("sgd", crossentropy())
+            distiller(*names).compile("sgd", dict.fromkeys(names, crossentropy()))
+        only = distiller("a_distillation")
+        only.compile("sgd", crossentropy())
+        logs = only.train_on_batch(X, np.zeros(len(X)), return_dict=True)
+        assert {"a_distillation_loss", "student_loss"} <= set(logs)

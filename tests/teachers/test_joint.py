@@ -67,7 +67,7 @@ def trained_by_hand(
     """Train with a loop of two optimisers, and return the mean losses by epoch."""
     own = student.trainable_weights
     others = [w for w in teacher.trainable_weights if all(w is not o for o in own)]
-    of_labels, of_targets = crossentropy(), kd.losses.ForwardKL(4.0)
+    of_labels, of_targets = crossentropy(), kd.losses.ForwardKL()
     history: dict[str, list[float]] = {"loss": [], "teacher_loss": []}
     for _ in range(epochs):
         seen: list[list[float]] = [[], []]
