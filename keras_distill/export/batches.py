@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+
+from keras_distill.types import Nested
 
 Arrays = dict[str, npt.NDArray[Any]]
 # Colours of a terminal, names of nodes and all arguments, in errors of Keras.
@@ -152,6 +155,13 @@ def size_of(arrays: Arrays) -> int:
 def rows(arrays: Arrays, which: slice | list[int]) -> Arrays:
     """Take some examples."""
     return {name: array[which] for name, array in arrays.items()}
+
+
+def of_size(arrays: Nested, size: int) -> Nested:
+    """Return nested arrays whose rows are repeated, or cut, to a number of rows."""
+    return keras.tree.map_structure(
+        lambda array: np.resize(array, (size, *array.shape[1:])), arrays
+    )
 
 
 def other_size(arrays: Arrays) -> Arrays:

@@ -18,7 +18,7 @@ from keras_distill.export import (
     signature,
     state,
 )
-from keras_distill.export.batches import Arrays
+from keras_distill.export.batches import Arrays, of_size
 from keras_distill.export.examples import Examples
 from keras_distill.export.loading import load_model
 from keras_distill.export.manifest import Manifest
@@ -28,6 +28,7 @@ from keras_distill.export.quiet import no_remarks
 from keras_distill.export.serving import serve, tensors_of
 from keras_distill.export.values import as_float, as_int
 from keras_distill.export.verification import check_files
+from keras_distill.types import Nested
 
 Row = dict[str, Any]
 
@@ -110,9 +111,9 @@ def measure(
             sides |= of_keras
         for batch_size in [fixed] if fixed else sizes:
             batches = {
-                side: _of_size(kept, batch_size) for side, kept in examples_of.items()
+                side: of_size(kept, batch_size) for side, kept in examples_of.items()
             }
-            timed = _interleaved(sides, batches, calls, limit)
+            timed = in_turn(sides, batches, calls, limit)
             predict = timed.get(KERAS_PREDICT)
             rows += [_row(name, batch_size, t, predict) for name, t in timed.items()]
     return rows
@@ -143,16 +144,6 @@ def _checked(
             f"`seconds` must be a positive number. Received: seconds={seconds!r}."
         )
     return sizes, limit
-
-
-def _of_size(
-    arrays: Mapping[str, np.ndarray], batch_size: int
-) -> dict[str, np.ndarray]:
-    """Return arrays whose rows are repeated or cut to a batch size."""
-    return {
-        name: np.resize(array, (batch_size, *array.shape[1:]))
-        for name, array in arrays.items()
-    }
 
 
 def _whole_numbers(values: Any) -> list[int]:
@@ -239,13 +230,24 @@ def _check_answers(given: Arrays, wanted: Arrays, scales: dict[str, float]) -> N
             )
 
 
-def _interleaved(
-    sides: dict[str, Callable[[Arrays], Any]],
-    batches: dict[str, Arrays],
+def in_turn(
+    sides: Mapping[str, Callable[[Any], Any]],
+    batches: Mapping[str, Nested],
     calls: int,
     seconds: float,
 ) -> dict[str, list[float]]:
-    """Call the sides in turn; return the milliseconds of each call."""
+    """Call the sides in turn, a fifth of their calls at a time.
+
+    Args:
+        sides: Functions of one batch, by name.
+        batches: What each side is called on.
+        calls: How often a side is called.
+        seconds: After how many seconds a side is called no more; at least 10 calls
+            are made.
+
+    Returns:
+        The milliseconds of each call, by side.
+    """
     for name, call in sides.items():
         for _ in range(_WARM_UPS):
             call(batches[name])

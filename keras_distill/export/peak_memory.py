@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 
 from keras_distill.export import arguments, examples, manifest
+from keras_distill.export.batches import of_size
 from keras_distill.export.formats import Target
 from keras_distill.export.loading import load_served
 from keras_distill.export.quiet import no_remarks
@@ -78,10 +78,7 @@ def of_export(directory: str | os.PathLike[str], batch_size: int) -> dict[str, i
     directory = Path(directory)
     described = manifest.require(directory, to_run=True)
     rows = described.get("batch_size") or batch_size
-    batch = {
-        name: np.resize(array, (rows, *array.shape[1:]))
-        for name, array in examples.read(directory)["inputs"].items()
-    }
+    batch = of_size(examples.read(directory)["inputs"], rows)
     found = {}
     for name in described["artefacts"]:
         path = directory / arguments.target_named(name).file

@@ -1,7 +1,6 @@
 """Costs of models: parameters, operations, sizes of files, time and memory."""
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,18 @@ import keras
 import numpy as np
 
 from keras_distill.export import peak_memory as memory
+from keras_distill.export.batches import of_size
 from keras_distill.export.cost import flops
-from keras_distill.export.latency import measure
+from keras_distill.export.latency import in_turn, measure
 from keras_distill.export.manifest import require
 from keras_distill.export.quiet import no_remarks
 from keras_distill.report.reading import Read
-from keras_distill.types import Nested
 
 tree = keras.tree
 
 KERAS = "keras"
 # How often the model is called for each batch size, at most, and for how long.
-_CALLS, _SECONDS, _ROUNDS = 100, 1.0, 5
+_CALLS, _SECONDS = 100, 1.0
 
 
 def measured(
@@ -68,12 +67,13 @@ def latencies(
         Rows with the keys `model`, `side`, `batch_size`, `p50_ms` and `p95_ms`.
     """
     rows = []
+    called = {name: read.model.predict_on_batch for name, read in models.items()}
     for batch_size in batch_sizes:
         batches = {
-            name: _of_size(read.inputs, batch_size) for name, read in models.items()
+            name: of_size(read.inputs, batch_size) for name, read in models.items()
         }
         with no_remarks():
-            timed = _in_turn(models, batches)
+            timed = in_turn(called, batches, _CALLS, _SECONDS)
         for name, times in timed.items():
             p50, p95 = (float(p) for p in np.percentile(times, [50, 95]))
             row = {"model": name, "side": KERAS, "batch_size": batch_size}
@@ -98,7 +98,7 @@ def peak_memory(
         Rows with the keys `model`, `side`, `batch_size` and `bytes`.
     """
     sides = [
-        (name, KERAS, memory.of_model(read.model, _of_size(read.inputs, batch_size)))
+        (name, KERAS, memory.of_model(read.model, of_size(read.inputs, batch_size)))
         for name, read in models.items()
     ]
     for name, directory in exports.items():
@@ -106,29 +106,3 @@ def peak_memory(
         sides += [(name, side, size) for side, size in found.items()]
     keys = ("model", "side", "bytes")
     return [dict(zip(keys, row, strict=True), batch_size=batch_size) for row in sides]
-
-
-def _of_size(x: Nested, rows: int) -> Nested:
-    """Return inputs that are cut or repeated to a number of rows."""
-    return tree.map_structure(
-        lambda array: np.resize(array, (rows, *array.shape[1:])), x
-    )
-
-
-def _in_turn(
-    models: Mapping[str, Read], batches: Mapping[str, Nested]
-) -> dict[str, list[float]]:
-    """Call each model in turn; return the milliseconds of each call."""
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for name, read in models.items():
-        read.model.predict_on_batch(batches[name])
-    for _ in range(_ROUNDS):
-        for name, read in models.items():
-            end = time.perf_counter() + _SECONDS / _ROUNDS
-            for number in range(_CALLS // _ROUNDS):
-                begin = time.perf_counter()
-                if begin > end and number >= 2:
-                    break
-                read.model.predict_on_batch(batches[name])
-                times[name].append(1e3 * (time.perf_counter() - begin))
-    return times

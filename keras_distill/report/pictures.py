@@ -96,11 +96,12 @@ def _png(drawing: Drawing, report: Findings) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, layout="constrained")
+    canvas = FigureCanvasAgg(figure)  # draws without a display
     drawing(figure, report)
     file = io.BytesIO()
-    figure.savefig(file, dpi=_DPI, format="png")
+    # `savefig` would compute the layout twice.
+    canvas.print_png(file)
     return file.getvalue()
 
 
