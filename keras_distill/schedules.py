@@ -1,7 +1,8 @@
 """Schedules of alpha and temperature from papers, in addition to Keras' own.
 
 A schedule is a `keras.optimizers.schedules.LearningRateSchedule` of the number of the
-optimiser's steps, so Keras' schedules can be used in the same arguments.
+optimiser's steps, so Keras' schedules can be used in the same arguments. A schedule is
+here only if Keras has none that does the same, and a paper names it.
 
 The classes below derive from schedules of Keras, which compute the value. A schedule of
 your own computes it in `__call__(step)` with `keras.ops`. The step is an integer tensor

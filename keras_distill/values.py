@@ -13,6 +13,8 @@ from keras_distill.types import Tensor
 
 # The steps at which the values of a schedule are checked: its start, its end, between.
 _CHECKED_STEPS = (0, *(10**power for power in range(8)))
+# A value that a schedule has only if it underflows.
+_SMALLEST = 1e-30
 
 
 class Value(keras.metrics.Metric):
@@ -136,11 +138,16 @@ class Value(keras.metrics.Metric):
         """Load nothing: the value is an argument, which configs hold."""
 
     def _check_schedule(self, schedule: LearningRateSchedule) -> None:
+        nonzero = 0
         for step in _CHECKED_STEPS:
             number = float(schedule(step))
-            # An exponential decay underflows to 0 long after training has ended.
-            if step == 0 or number != 0.0:
-                self._checked(number, f"a schedule that is {{}} at step {step}")
+            if number != 0.0:
+                nonzero = step
+            elif step and not self._accepts(0.0):
+                # An exponential decay underflows to 0 long after training has ended.
+                if _underflows(schedule, nonzero, step):
+                    continue
+            self._checked(number, f"a schedule that is {{}} at step {step}")
 
     def _checked(self, value: float, received: str = "{}") -> float:
         try:
@@ -160,3 +167,18 @@ class Value(keras.metrics.Metric):
                 f"Received: {self.argument}={received.format(value)}"
             )
         return number
+
+
+def _underflows(schedule: LearningRateSchedule, low: int, high: int) -> bool:
+    """Return whether a schedule shrinks to 0 between two steps, and doesn't end at 0.
+
+    A decay that underflows passes through the smallest of numbers. One that ends at 0
+    jumps there, from a value of the order of the steps' inverse.
+    """
+    while high - low > 1:
+        middle = (low + high) // 2
+        if float(schedule(middle)) == 0.0:
+            high = middle
+        else:
+            low = middle
+    return abs(float(schedule(low))) < _SMALLEST

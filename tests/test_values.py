@@ -4,9 +4,15 @@ import math
 
 import keras
 import pytest
-from keras.optimizers.schedules import ExponentialDecay, LearningRateSchedule
+from keras.optimizers.schedules import (
+    CosineDecay,
+    ExponentialDecay,
+    LearningRateSchedule,
+    PiecewiseConstantDecay,
+    PolynomialDecay,
+)
 
-from keras_distill.schedules import TeacherAnnealing
+from keras_distill.schedules import LateStart, TeacherAnnealing
 from keras_distill.values import Value
 from tests.backends import compiled, step_counter
 
@@ -72,6 +78,42 @@ def test_values_of_another_type(value):
 def test_a_schedule_must_start_at_an_accepted_value():
     with pytest.raises(ValueError, match="alpha=a schedule that is"):
         make(ExponentialDecay(3.0, 10, 0.5))
+
+
+def positive(value):
+    return Value("temperature", value, requirement="positive", accepts=lambda x: x > 0)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        TeacherAnnealing(1),
+        TeacherAnnealing(3),
+        TeacherAnnealing(123_456),
+        LateStart(5, 0.5),
+        PolynomialDecay(4.0, 1_000, 0.0),
+        PolynomialDecay(4.0, 50_000, 0.0, power=3.0),
+        CosineDecay(4.0, 700),
+        PiecewiseConstantDecay([7, 400], [4.0, 1.0, 0.0]),
+    ],
+)
+def test_a_schedule_must_not_end_at_a_refused_value(schedule):
+    with pytest.raises(ValueError, match="be positive.*a schedule that is 0.0 at step"):
+        positive(schedule)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ExponentialDecay(4.0, 1, 0.5),
+        ExponentialDecay(4.0, 1, 1e-5),
+        ExponentialDecay(4.0, 10, 0.1, staircase=True),
+        ExponentialDecay(4.0, 1_000, 0.9),
+    ],
+)
+def test_a_decay_may_underflow(schedule):
+    assert float(schedule(10**7)) == 0.0
+    assert positive(schedule).scheduled
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,7 @@ def per_token(
     computes them once.
 
     Args:
-        loss: `ForwardKL`, `ReverseKL`, `GeneralizedJSD`, `Jeffreys`, `SoftTargets`,
-            `TotalVariation`, or your own `SoftmaxDivergence`, of logits.
+        loss: A `SoftmaxDivergence` of logits, such as `ForwardKL` or your own.
         teacher_hidden: Hidden states of shape `(..., hidden)`.
         student_hidden: The same of the student; the last axis may differ. In half
             precision, products are computed and added up in float32.

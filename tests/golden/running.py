@@ -1,7 +1,8 @@
 """Runs golden fits; as a module, writes what they must give.
 
 `python -m tests.golden.running` writes `golden.npz` beside this file. Run it on code
-that is known to be right, and name in CHANGELOG what differs from the file before.
+that is known to be right, and name in CHANGELOG what differs from the file before. A
+new loss, schedule or teacher needs no golden fit: they guard the steps that all share.
 """
 
 import tempfile

@@ -1,6 +1,10 @@
 """Pairs of teacher and student logits that floating point finds hard."""
 
+import inspect
+
 import numpy as np
+
+from keras_distill import losses
 
 
 def two_classes():
@@ -106,3 +110,14 @@ def batches():
         "ten classes": (teacher, student),
         "32k classes": many_classes(),
     }
+
+
+def assert_all_divergences(made):
+    """Every public divergence of softmax outputs is among the losses of a table."""
+    public = {
+        name
+        for name, value in vars(losses).items()
+        if inspect.isclass(value) and issubclass(value, losses.SoftmaxDivergence)
+    } - {"SoftmaxDivergence"}
+    missing = sorted(public - {type(loss).__name__ for loss in made})
+    assert not missing, f"add them to the table at the top of this file: {missing}"

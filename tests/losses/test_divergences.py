@@ -49,6 +49,10 @@ LOSSES = {
 }
 
 
+def test_every_divergence_is_tried():
+    cases.assert_all_divergences(make(temperature=1.0) for make, _ in LOSSES.values())
+
+
 def value_and_gradient(loss, teacher, student):
     teacher = ops.convert_to_tensor(teacher)
     value, gradient = neutral.value_and_gradient(lambda s: loss(teacher, s), student)

@@ -25,6 +25,12 @@ ZERO_AT_EQUALITY = {
 }
 
 
+def test_every_divergence_is_tried():
+    made = [make(temperature=1.0) for make in ZERO_AT_EQUALITY.values()]
+    # Its value at equality is the teacher's entropy.
+    cases.assert_all_divergences([*made, losses.SoftTargets()])
+
+
 def per_example(loss_class, *args, **kwargs):
     return loss_class(*args, reduction=None, **kwargs)
 

@@ -12,6 +12,7 @@ from keras import ops
 from keras_distill import losses
 from keras_distill.sequence import TokenLoss
 from tests.backends import compiled, gradients
+from tests.losses import cases
 from tests.losses import reference as of_classes
 from tests.sequence import reference
 
@@ -40,6 +41,12 @@ DIVERGENCES = {
         partial(of_classes.generalized_jsd, beta=0.1, normalize=True),
     ),
 }
+
+
+def test_every_divergence_is_tried() -> None:
+    cases.assert_all_divergences(
+        make(temperature=1.0) for make, _ in DIVERGENCES.values()
+    )
 
 
 def value_and_gradient(

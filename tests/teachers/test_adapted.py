@@ -483,3 +483,17 @@ class TestInFit:
         distiller.compile("sgd", crossentropy())
         logs = distiller.fit(X, Y, verbose=0).history
         assert any("hint" in name or guided in name for name in logs)
+
+
+def test_an_ensemble_of_views_of_one_model() -> None:
+    views: Any = [lambda x: x, lambda x: x[..., ::-1], lambda x: 2.0 * x]
+    model = mlp(seed=1)
+    teacher = Ensemble([Adapted(model, inputs=view) for view in views])
+    given = [X, X[..., ::-1], 2.0 * X]
+    expected = np.mean([numpy(model(x)) for x in given], axis=0)
+    np.testing.assert_allclose(numpy(teacher(X)), expected, atol=1e-6)
+    distiller = kd.Distiller(mlp(), teacher)
+    distiller.compile("adam", crossentropy(), alpha=0.5)
+    assert np.isfinite(distiller.fit(X, Y, verbose=0).history["loss"]).all()
+    with pytest.raises(ValueError, match="members share weights"):
+        teacher.get_config()
