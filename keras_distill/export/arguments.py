@@ -218,14 +218,13 @@ def of_own_ranges(order: Order) -> Order:
     refused = [
         target.name
         for target in order.targets
-        if target.precision != FULL
-        and not (target.format is litert.FORMAT and target.precision in _CALIBRATED)
+        if target.precision != FULL and target.precision not in _CALIBRATED
     ]
     if refused:
         raise ValueError(
-            f"`quantize` must be of {list(_CALIBRATED)} for LiteRT, as `model` has "
-            f"ranges and weights made for it. Received: {refused}. Export LiteRT by "
-            "itself, and the float model to others."
+            f"`quantize` must be of {list(_CALIBRATED)}, as `model` has ranges and "
+            f"weights made for it. Received: {refused}. Export the float model to "
+            "others."
         )
     if order.gives_full:
         return order

@@ -16,6 +16,7 @@ from keras_distill.export import (
     onnx_memory,
     onnx_operators,
     onnx_quantization,
+    onnx_rounded,
 )
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import FULL, Conversion, Format, Loaded, Refusal
@@ -24,6 +25,7 @@ from keras_distill.export.patching import replaced
 from keras_distill.export.portability import described, unportable_layers
 from keras_distill.export.quiet import quiet
 from keras_distill.export.serving import Served, Tensors, trace
+from keras_distill.fake_quantization import quantizers
 
 # The newest that tf2onnx writes; it takes 15 unless told.
 OPSET = 18
@@ -104,6 +106,9 @@ def _write_full(served: Served, path: Path) -> None:
         if value.name not in weights:
             _name_open_axes(value)
     keep_padding(proto)
+    # ONNX Runtime rounds the inputs of integers that it meets beside floats.
+    if quantizers(served.model):
+        onnx_rounded.in_integers(proto)
     onnx.checker.check_model(proto, full_check=True)
     _write_with_weights(proto, weights, path)
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,16 +26,29 @@ _HOLDING_GRAPHS = {"If", "Loop", "Scan"}
 
 def write(conversion: Conversion, source: Path, path: Path) -> None:
     """Quantise the ONNX file `source` to the precision of a conversion."""
+    if conversion.precision == "float16":
+        _write_halves(source, path)
+    elif conversion.precision == "int8" and not conversion.calibration:
+        # The model has ranges and rounded weights of its own, and so has its file.
+        shutil.copyfile(source, path)
+    else:
+        _write_integers(conversion, source, path)
+
+
+def _write_halves(source: Path, path: Path) -> None:
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with quiet("onnxruntime"):
+        half = convert_float_to_float16(onnx.load(source), keep_io_types=True)
+    onnx.save(half, path)
+
+
+def _write_integers(conversion: Conversion, source: Path, path: Path) -> None:
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    if conversion.precision == "float16":
-        with quiet("onnxruntime"):
-            half = convert_float_to_float16(onnx.load(source), keep_io_types=True)
-        onnx.save(half, path)
-        return
     with (
         tempfile.TemporaryDirectory() as scratch,
         quiet("root", "onnxruntime"),

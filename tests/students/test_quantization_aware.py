@@ -182,13 +182,82 @@ def test_litert_files_compute_what_it_computes(make, weights, tmp_path):
 
 @pytest.mark.tensorflow_only("exports are made by TensorFlow")
 @pytest.mark.parametrize(
+    ("make", "weights"),
+    [(folded, "int4"), (unfolded, "int8"), (nested, "int4")],
+)
+def test_onnx_files_compute_what_it_computes(make, weights, tmp_path):
+    import onnx
+
+    from tests.export.conftest import run_onnx
+
+    keras.utils.set_random_seed(0)
+    student = settle(make(), IMAGES)
+    copy = quantized(student, weights)
+    made = kd.export.export(
+        copy,
+        tmp_path / "out",
+        ["onnx"],
+        example_batch=given(student),
+        quantize="int8",
+    )
+    types = made["artefacts"]["onnx_int8"]["weights"]
+    assert types["int8"] > 0.85 * sum(types.values())  # the others are constants
+    wanted = value(copy(given(student)))
+    # Rounded once more, one row in sixty would have another class.
+    outputs = run_onnx(tmp_path / "out", {"x": IMAGES}, "int8")["y"]
+    assert np.abs(outputs - wanted).max() < 0.05 * np.abs(wanted).max()
+    assert np.mean(outputs.argmax(-1) == wanted.argmax(-1)) >= 0.98
+    # The integers are those that Keras computes with.
+    model = onnx.load(tmp_path / "out/model.int8.onnx")
+    tensors = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+    }
+    sizes = {"int8": 127, "int4": 7}
+    stored = [
+        (tensors[name], tensors[name.replace("_integers", "_scale")])
+        for name in tensors
+        if name.endswith("_integers")
+    ]
+    rounded = [
+        value(layer.rounded()[0])
+        for layer in copy._flatten_layers()
+        if isinstance(layer, QuantizedWeights)
+    ]
+    assert len(stored) == len(rounded)
+    for integers, scale in stored:
+        assert np.abs(integers).max() == sizes[weights]
+        shape = (-1,) + (1,) * (integers.ndim - 1) if scale.ndim else ()
+        floats = np.sort(np.ravel(integers * scale.reshape(shape)))
+        same = [np.sort(np.ravel(other)) for other in rounded]
+        assert any(
+            len(floats) == len(other) and np.allclose(floats, other, atol=1e-6)
+            for other in same
+        )
+
+
+@pytest.mark.tensorflow_only("exports are made by TensorFlow")
+def test_onnx_files_of_rounded_weights_alone(tmp_path):
+    from tests.export.conftest import run_onnx
+
+    keras.utils.set_random_seed(0)
+    student = settle(folded(), IMAGES)
+    copy = kd.students.quantization_aware(student, activations=None)
+    # ONNX Runtime would round the activations too where the weights are integers.
+    kd.export.export(copy, tmp_path / "out", ["onnx"], example_batch=IMAGES)
+    outputs = run_onnx(tmp_path / "out", {"x": IMAGES})["y"]
+    np.testing.assert_allclose(outputs, value(copy(IMAGES)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.tensorflow_only("exports are made by TensorFlow")
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"quantize": "float16"}, r"'int8', 'integer_only'.*\['litert_float16'\]"),
         ({"quantize": "dynamic_int8"}, r"Received: \['litert_dynamic_int8'\]"),
         (
-            {"formats": ["onnx", "litert"], "quantize": "int8"},
-            r"Received: \['onnx_int8'\]. Export LiteRT by itself",
+            {"formats": ["onnx", "litert"], "quantize": ["float16", "int8"]},
+            r"Received: \['onnx_float16', 'litert_float16'\]. Export the float model",
         ),
         (
             {"quantize": "int8", "calibration_data": IMAGES},
