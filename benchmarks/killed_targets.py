@@ -61,9 +61,8 @@ def train(directory: pathlib.Path, taught: tf.data.Dataset) -> None:
     directory.mkdir(exist_ok=True)
     distiller = kd.Distiller(model(1), kd.teachers.Recorded("teacher"))
     distiller.compile("adam", alpha=1.0)
-    backup = keras.callbacks.BackupAndRestore(
-        str(directory / "backup"), double_checkpoint=True
-    )
+    # That of Keras can leave a truncated file.
+    backup = kd.online.Backup(directory / "backup")
     distiller.fit(taught, epochs=EPOCHS, verbose=0, shuffle=False, callbacks=[backup])
     scratch = directory / "scratch.npz"
     np.savez(scratch, *distiller.student.get_weights())

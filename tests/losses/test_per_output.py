@@ -17,7 +17,7 @@ from keras_distill.losses import (
 )
 from keras_distill.losses.per_output import PerOutputLoss
 from keras_distill.per_output import as_structured, describe
-from keras_distill.schedules import TeacherAnnealing
+from keras_distill.schedules import LateStart
 from tests.losses.neutral import masked
 
 RNG = np.random.default_rng(6)
@@ -157,14 +157,14 @@ def test_schedules_are_read_at_the_step_and_only_there():
 
 
 def test_scheduled_names_a_shared_loss_once():
-    annealed = ForwardKL(TeacherAnnealing(4))
+    annealed = ForwardKL(LateStart(0, 2.0))
     losses = per_output({"a": annealed, "b": annealed})
     assert list(losses.scheduled()) == [(annealed, annealed.tempering)]
     assert list(per_output([ForwardKL(2.0), ReverseKL(), MSE]).scheduled()) == []
 
 
 def test_state_holds_the_temperature_of_each_loss_once():
-    inside = ForwardKL(TeacherAnnealing(4))
+    inside = ForwardKL(LateStart(0, 2.0))
     given = {"a": KL, "b": Standardized(inside), "c": KL, "d": MSE, "e": "mse"}
     state = per_output(given).state
     assert [id(v) for v in state] == [
@@ -174,7 +174,7 @@ def test_state_holds_the_temperature_of_each_loss_once():
 
 
 def test_schedules_of_losses_inside_others():
-    annealed = Standardized(ForwardKL(TeacherAnnealing(4)))
+    annealed = Standardized(ForwardKL(LateStart(0, 2.0)))
     ((loss, tempering),) = per_output([annealed, MSE]).scheduled()
     assert loss is annealed
     assert tempering is annealed.loss.tempering

@@ -64,9 +64,7 @@ def train(directory: Path, recorded: Path, after: int | None) -> None:
     distiller = kd.Distiller(model(3), kd.teachers.Recorded("teacher"))
     distiller.compile("adam", alpha=1.0)
     data = targets.join(dataset(), recorded)
-    backup = keras.callbacks.BackupAndRestore(
-        str(directory / "backup"), double_checkpoint=True
-    )
+    backup = kd.online.Backup(directory / "backup")
     distiller.fit(
         data,
         epochs=EPOCHS,
