@@ -65,6 +65,15 @@ def log_batch_mean(metric: keras.metrics.Mean, loss: Tensor, tensors: Nested) ->
         loss: The loss as it trains. Keras divides it by the number of devices.
         tensors: Any tensors with the batch's rows, such as its inputs or outputs.
     """
+    loss = loss * backend.replicas()
+    metric.update_state(loss, sample_weight=count_rows(tensors))
+
+
+def count_rows(tensors: Nested) -> Any:
+    """Return the number of rows of a batch.
+
+    Args:
+        tensors: Any tensors with the batch's rows, such as its inputs or outputs.
+    """
     first = next(leaf for leaf in keras.tree.flatten(tensors) if leaf is not None)
-    rows = ops.shape(first)[0]
-    metric.update_state(loss * backend.replicas(), sample_weight=rows)
+    return ops.shape(first)[0]

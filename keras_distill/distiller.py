@@ -7,6 +7,7 @@ import keras
 
 from keras_distill import arguments, backend, per_output
 from keras_distill.building import build_early, build_optimizer
+from keras_distill.devices.refusals import check_compile
 from keras_distill.distilled_fit import DistilledFit
 from keras_distill.labels import log_loss
 from keras_distill.losses import ForwardKL
@@ -198,6 +199,11 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
     ) -> None:
         if ours["distillation_loss"] is None:
             ours["distillation_loss"] = ForwardKL()
+        optimizers = {
+            "optimizer": of_keras["optimizer"],
+            "teacher_optimizer": ours["teacher_optimizer"],
+        }
+        check_compile(self, optimizers, others)
         scaled = others.get("auto_scale_loss", True)
         # Made before Keras compiles: a wrong argument leaves the earlier `compile`.
         setup = Setup(self, ours=ours, alpha=alpha, auto_scale_loss=scaled, **of_keras)
@@ -244,6 +250,7 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
             output = self(x, training=True)
             losses = self.losses_of_step(x, y, output, sample_weight)
             log_loss(self, losses[0], x)
+            losses = self._for_all_devices(losses, x)
             scaled = [
                 model.optimizer.scale_loss(loss)
                 for model, loss in zip(models, losses, strict=True)

@@ -8,6 +8,7 @@ import keras
 
 from keras_distill import arguments, backend
 from keras_distill.building import compiled_parts
+from keras_distill.devices.workers import first_batch
 from keras_distill.guard import raise_if_flagged
 from keras_distill.guards.look import Look
 from keras_distill.guards.planned_steps import updates_of, warn_of_idle
@@ -213,12 +214,6 @@ class _AfterEachStep(_BeforeEachEpoch):
         """Look at the last step."""
         self.model._after_step(self._logs)
         self._logs = {}
-
-
-def first_batch(iterator: Any) -> Any:
-    """Return the first batch of one of Keras' iterators over an epoch."""
-    _, _, batches = next(iter(iterator))
-    return batches[0] if isinstance(batches, list | tuple) else next(batches)
 
 
 def _with_callback(

@@ -76,6 +76,17 @@ class Setup:
         self.guard: Guard | None = None
         self.look = self._look(teacher)
 
+    @property
+    def are_means_over_rows(self) -> bool:
+        """Whether all losses are, as by default; some are sums, or means of tokens."""
+        losses = [self._loss, self.config["distillation_loss"]]
+        losses.append(self.config["teacher_loss"])
+        reductions = {
+            getattr(loss, "reduction", "sum_over_batch_size")
+            for loss in keras.tree.flatten(losses)
+        }
+        return reductions <= {"mean", "sum_over_batch_size"}
+
     def _check(self, alpha: Any, metrics: Any) -> None:
         """Raise ValueError where the student doesn't fit the arguments."""
         distiller, student = self._distiller, self._distiller.student

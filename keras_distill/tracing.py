@@ -7,10 +7,11 @@ import keras
 
 from keras_distill import backend
 from keras_distill.building import compiled_parts, is_empty
+from keras_distill.devices.workers import AcrossWorkers
 from keras_distill.scopes import scopes_kept
 
 
-class Retraceable(keras.Model):
+class Retraceable(AcrossWorkers):
     """A model whose `fit`, `evaluate` and `predict` work after a refusal.
 
     TensorFlow lets a function create variables in its first trace only, and leaves

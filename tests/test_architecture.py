@@ -22,6 +22,7 @@ FLOORS = {
     "atomic": 1,
     "batch": 1,
     "building": 1,
+    "devices": 1,
     "fake_quantization": 1,
     "guard": 1,
     "inputs": 1,
@@ -101,6 +102,7 @@ OF_TENSORFLOW = {"export", "demo", "targets"}
 WITHIN_FUNCTIONS = {
     "keras_distill.backend",
     "keras_distill.building",
+    "keras_distill.devices.workers",
     "keras_distill.distiller",
     "keras_distill.tracing",
 }

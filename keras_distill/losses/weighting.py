@@ -8,6 +8,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_distill import backend
 from keras_distill.losses.ranks import of_one_rank
 from keras_distill.per_output import of_rank
 from keras_distill.types import Tensor
@@ -22,7 +23,8 @@ def masked_weights(
 
     Values that the mask leaves out weigh 0. The reductions `"mean"` and
     `"sum_over_batch_size"` divide by the number of all values, so the others weigh
-    `values / valid values` more. Keras computes the same from a mask.
+    `values / valid values` more. Keras computes the same from a mask, but counts the
+    values of one device alone where several share a batch.
 
     Args:
         mask: Boolean, of the shape of the loss's values. True or nonzero where a value
@@ -41,7 +43,9 @@ def masked_weights(
     if reduction in _MEANS:
         # Keras counts the values in the loss's dtype too.
         total = ops.cast(ops.prod(ops.convert_to_tensor(ops.shape(mask))), dtype)
-        share = ops.divide_no_nan(total, ops.sum(weight))
+        # Devices that share a batch may have different numbers of valid values.
+        total, valid = map(backend.sum_over_replicas, (total, ops.sum(weight)))
+        share = ops.divide_no_nan(total, valid)
         weight = ops.where(ops.cast(mask, "bool"), share, ops.zeros_like(weight))
     if sample_weight is None:
         return weight

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_distill.building import build_early
+from keras_distill.devices.refusals import check_compile
 from keras_distill.guards import kinds
 from keras_distill.losses import ForwardKL
 from keras_distill.online import checks
@@ -158,6 +159,8 @@ class MutualLearning(PeersStep, SavedPeers):
             ValueError: If there is no `loss`, or `alpha` isn't in [0, 1].
         """
         checks.check_loss(loss)
+        optimizer = keras.optimizers.get(optimizer)
+        check_compile(self, {"optimizer": optimizer}, kwargs)
         if distillation_loss is None:
             distillation_loss = ForwardKL()
         # Made before Keras compiles: a wrong argument leaves the earlier `compile`.

@@ -11,8 +11,8 @@ from keras import ops
 from keras_distill import backend
 from keras_distill.batch import Batch
 from keras_distill.building import build_optimizer
+from keras_distill.devices.workers import first_batch
 from keras_distill.distiller import Distiller
-from keras_distill.fitting import first_batch
 from keras_distill.inputs import TENSOR
 from keras_distill.sequence.accumulation import TokenAccumulation, steps
 from keras_distill.sequence.token_batch import (

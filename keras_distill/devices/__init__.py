@@ -1,0 +1,1 @@
+"""Training on several devices, of one worker or of many."""

@@ -1,0 +1,78 @@
+"""Training on several workers of TensorFlow, which Keras' own trainer can't do.
+
+Keras takes the mean of the workers' first batches to build a model, and of their logs
+along an axis that numbers don't have (keras-team/keras issue 20585).
+`tests/devices/test_workers.py` fails once Keras trains on several workers itself.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_distill import backend
+
+tree = keras.tree
+
+
+class AcrossWorkers(keras.Model):
+    """A model that trains under `tf.distribute.MultiWorkerMirroredStrategy`.
+
+    Each worker is a process that runs the same program. It reads its part of each
+    batch, and all hold the same weights.
+    """
+
+    @property
+    def _across_workers(self) -> bool:
+        """Whether the model was made for several workers."""
+        if not backend.is_tensorflow():
+            return False
+        return bool(self.distribute_strategy.extended._in_multi_worker_mode())
+
+    def _maybe_symbolic_build(
+        self, iterator: Any = None, data_batch: Any = None
+    ) -> None:
+        if iterator is None or not self._across_workers:
+            super()._maybe_symbolic_build(iterator, data_batch)
+            return
+        strategy = self.distribute_strategy
+        # Shapes and dtypes alone are read of it.
+        batch = tree.map_structure(
+            lambda x: strategy.experimental_local_results(x)[0], first_batch(iterator)
+        )
+        with strategy.scope():
+            self._symbolic_build(data_batch=batch)
+
+    def _make_function(self, step_function: Callable[..., Any]) -> Any:
+        if not self._across_workers:
+            return super()._make_function(step_function)
+        import tensorflow as tf
+
+        strategy = self.distribute_strategy
+        step_function = self._autoconvert_optionals(step_function)
+
+        def on_all_workers(data: Any) -> Any:
+            logs = strategy.run(step_function, args=(data,))
+            # Metrics add up what all workers have seen: their logs are equal.
+            return tree.map_structure(
+                lambda log: strategy.experimental_local_results(log)[0], logs
+            )
+
+        def step(iterator: Any) -> Any:
+            return on_all_workers(next(iterator))
+
+        if not self.run_eagerly:
+            step = tf.function(step, reduce_retracing=True, autograph=False)
+
+        def function(iterator: Any) -> Any:
+            if isinstance(iterator, tf.distribute.DistributedIterator):
+                return step(iterator)
+            return on_all_workers(next(iterator))  # `train_on_batch`
+
+        return function
+
+
+def first_batch(iterator: Any) -> Any:
+    """Return the first batch of one of Keras' iterators over an epoch."""
+    _, _, batches = next(iter(iterator))
+    return batches[0] if isinstance(batches, list | tuple) else next(batches)
