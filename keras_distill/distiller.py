@@ -250,7 +250,7 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
             output = self(x, training=True)
             losses = self.losses_of_step(x, y, output, sample_weight)
             log_loss(self, losses[0], x)
-            losses = self._for_all_devices(losses, x)
+            losses = self._setup.for_all_devices(losses, x)
             scaled = [
                 model.optimizer.scale_loss(loss)
                 for model, loss in zip(models, losses, strict=True)

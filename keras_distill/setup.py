@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_distill import backend, own_training
+from keras_distill.batch import count_rows
 from keras_distill.guard import BAD_TEACHER, Guard
 from keras_distill.guards.classes import Scores, outputs_of_classes
 from keras_distill.guards.heads import linear_outputs
@@ -20,7 +21,7 @@ from keras_distill.objective import Objective
 from keras_distill.shared_weights import shared_state
 from keras_distill.teachers.base import Teacher, TeacherLike
 from keras_distill.teachers.joint import TeacherLogs, TrainingTeacher
-from keras_distill.types import Nested
+from keras_distill.types import Nested, Tensor
 
 
 class Setup:
@@ -76,8 +77,25 @@ class Setup:
         self.guard: Guard | None = None
         self.look = self._look(teacher)
 
+    def for_all_devices(self, losses: list[Tensor], x: Nested) -> list[Tensor]:
+        """Return losses whose gradients add up, over the devices, to the batch's.
+
+        A device's loss is a mean over its rows, and Keras adds up the devices' means
+        with equal weights. In the last batch, one may have fewer rows than the others.
+
+        Args:
+            losses: The losses of a device, scalars.
+            x: The inputs of its part of the batch.
+        """
+        count = backend.replicas()
+        if count == 1 or not self._are_means_over_rows:
+            return losses
+        rows = keras.ops.cast(count_rows(x), keras.config.floatx())
+        share = rows / backend.sum_over_replicas(rows)
+        return [loss * share * count for loss in losses]
+
     @property
-    def are_means_over_rows(self) -> bool:
+    def _are_means_over_rows(self) -> bool:
         """Whether all losses are, as by default; some are sums, or means of tokens."""
         losses = [self._loss, self.config["distillation_loss"]]
         losses.append(self.config["teacher_loss"])

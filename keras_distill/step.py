@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_distill import backend, own_training
-from keras_distill.batch import Batch, count_rows
+from keras_distill.batch import Batch
 from keras_distill.inputs import check_held
 from keras_distill.labels import LabelledModel, LabelMask, OwnLoss, log_loss
 from keras_distill.setup import Setup
@@ -61,19 +61,6 @@ class DistilledStep(Taught, LabelledModel):
         total = self._taught(own, lesson, batch)
         total = self._lent.hints.add_to(total, self._guided(), hinting, batch)
         return [total, *of_teacher]
-
-    def _for_all_devices(self, losses: list[Tensor], x: Nested) -> list[Tensor]:
-        """Return losses whose gradients add up, over the devices, to the batch's.
-
-        A device's loss is a mean over its rows, and Keras adds up the devices' means
-        with equal weights. In the last batch, one may have fewer rows than the others.
-        """
-        count = backend.replicas()
-        if count == 1 or not self._setup.are_means_over_rows:
-            return losses
-        rows = keras.ops.cast(count_rows(x), keras.config.floatx())
-        share = rows / backend.sum_over_replicas(rows)
-        return [loss * share * count for loss in losses]
 
     def _batch(
         self, x: Nested, y: Nested, y_pred: Nested, sample_weight: Nested, step: Any
