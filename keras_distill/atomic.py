@@ -33,6 +33,11 @@ def replace(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".writing.{path.name}")
     write(scratch)
+    move(scratch, path)
+
+
+def move(scratch: Path, path: Path) -> None:
+    """Give a file that is complete its name in the same directory, as a whole."""
     flush(scratch)
     os.replace(scratch, path)
     # A power cut could undo the rename while the directory isn't flushed.

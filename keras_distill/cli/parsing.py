@@ -88,6 +88,7 @@ def add_command(
     description: str,
     examples: str,
     check: Check = lambda arguments: None,
+    imports: bool = True,
 ) -> argparse.ArgumentParser:
     """Add a subcommand whose `--help` ends with examples.
 
@@ -100,6 +101,7 @@ def add_command(
         examples: Command lines, one for each line of text.
         check: Called with the parsed arguments before the library is imported; calls
             `arguments.parser.error` if they don't fit together.
+        imports: Whether it runs with TensorFlow and the package's classes imported.
     """
     parser = commands.add_parser(
         name,
@@ -108,7 +110,7 @@ def add_command(
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=run, check=check, parser=parser)
+    parser.set_defaults(command=run, check=check, parser=parser, imports=imports)
     return parser
 
 

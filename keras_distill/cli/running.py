@@ -13,6 +13,7 @@ from keras_distill.cli import (
     compare,
     demo,
     export,
+    launch,
     record,
     repository,
     serve,
@@ -23,7 +24,17 @@ from keras_distill.cli.parsing import Parser, WrongArguments, print_json
 from keras_distill.cli.wording import explained
 from keras_distill.version import __version__
 
-_COMMANDS = (demo, record, compare, export, verify, bench, repository, serve)
+_COMMANDS = (
+    demo,
+    record,
+    compare,
+    export,
+    verify,
+    bench,
+    repository,
+    serve,
+    launch,
+)
 # The modules whose classes a Keras file may contain, and which subcommands call.
 _ROOMS = (
     "distiller",
@@ -47,6 +58,8 @@ def run(argv: Sequence[str] | None) -> int:
     with Interrupts(restore=argv is not None) as interrupts:
         try:
             arguments.check(arguments)
+            if not arguments.imports:
+                return arguments.command(arguments) or 0
             with interrupts.leaving_at_once():
                 _import()
             return _command(arguments)

@@ -22,17 +22,10 @@ class AcrossWorkers(keras.Model):
     batch, and all hold the same weights.
     """
 
-    @property
-    def _across_workers(self) -> bool:
-        """Whether the model was made for several workers."""
-        if not backend.is_tensorflow():
-            return False
-        return bool(self.distribute_strategy.extended._in_multi_worker_mode())
-
     def _maybe_symbolic_build(
         self, iterator: Any = None, data_batch: Any = None
     ) -> None:
-        if iterator is None or not self._across_workers:
+        if iterator is None or not _has_workers(self):
             super()._maybe_symbolic_build(iterator, data_batch)
             return
         strategy = self.distribute_strategy
@@ -43,9 +36,9 @@ class AcrossWorkers(keras.Model):
         with strategy.scope():
             self._symbolic_build(data_batch=batch)
 
-    def _make_function(self, step_function: Callable[..., Any]) -> Any:
-        if not self._across_workers:
-            return super()._make_function(step_function)
+    def _make_function(self, step_function: Callable[..., Any], **kwargs: Any) -> Any:
+        if not _has_workers(self):
+            return super()._make_function(step_function, **kwargs)
         import tensorflow as tf
 
         strategy = self.distribute_strategy
@@ -70,6 +63,46 @@ class AcrossWorkers(keras.Model):
             return on_all_workers(next(iterator))  # `train_on_batch`
 
         return function
+
+
+def writes(model: keras.Model) -> bool:
+    """Return whether this process writes files: of several workers, the first one."""
+    if not _has_workers(model):
+        return True
+    resolver = model.distribute_strategy.cluster_resolver
+    if "chief" in resolver.cluster_spec().jobs:
+        return bool(resolver.task_type == "chief")
+    return bool(resolver.task_id == 0)
+
+
+def check_equal(model: keras.Model, number: int, what: str) -> None:
+    """Raise RuntimeError unless all workers pass the same number.
+
+    Args:
+        model: The trainer.
+        number: A whole number from 0 on.
+        what: What it is, for the error.
+    """
+    if not _has_workers(model):
+        return
+    import tensorflow as tf
+
+    strategy = model.distribute_strategy
+    count = strategy.num_replicas_in_sync
+    per_replica = strategy.run(lambda: tf.constant(number, "int64"))
+    total = int(strategy.reduce("SUM", per_replica, axis=None))
+    if total != number * count:
+        raise RuntimeError(
+            f"{what} must be the same. Do all read the same directory? Received: "
+            f"{number} here, and a mean of {total / count:g}"
+        )
+
+
+def _has_workers(model: keras.Model) -> bool:
+    """Return whether a model was made for several workers."""
+    if not backend.is_tensorflow():
+        return False
+    return bool(model.distribute_strategy.extended._in_multi_worker_mode())
 
 
 def first_batch(iterator: Any) -> Any:

@@ -1,15 +1,42 @@
 """A backup of a running `fit` that is complete after a kill at any moment."""
 
 import re
-from collections.abc import Iterator
+import signal
+import threading
+import warnings
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 import keras
 
 from keras_distill import atomic
+from keras_distill.devices import workers
+from keras_distill.devices.launching import SAVED
 
-_NAME = re.compile(r"epoch_(\d+)\.weights\.h5")
+# Earlier versions wrote no checksum.
+_NAME = re.compile(r"epoch_(\d+)(?:\.([0-9a-f]{16}))?\.weights\.h5")
+# The newest file may be damaged, by a disk that reported it as written.
+_KEPT = 2
+
+
+class _File(NamedTuple):
+    """A file of a backup.
+
+    Args:
+        path: Where it is.
+        epoch: The number of epochs that were complete.
+        checksum: The first digits of its SHA-256; None of earlier versions.
+    """
+
+    path: Path
+    epoch: int
+    checksum: str | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file has the bytes that were written."""
+        return self.checksum is None or self.checksum == _checksum(self.path)
 
 
 class Backup(keras.callbacks.Callback):
@@ -18,18 +45,30 @@ class Backup(keras.callbacks.Callback):
     `keras.callbacks.BackupAndRestore` overwrites the earlier weights, and writes the
     number of the epoch to another file. Killed between the two, it trains an epoch
     twice; killed while it writes one, it can't resume. This callback writes one file
-    for each epoch. The file gets its name once it is complete, and the earlier file is
-    removed after that.
+    for each epoch. The file gets its name, which has its checksum, once it is complete.
+    The last two files are kept. If the newest one is damaged, `fit` resumes from the
+    other, and warns.
 
-    The file holds the model's weights, the optimiser's state and, for models of this
+    A file holds the model's weights, the optimiser's state and, for models of this
     package, the states of random numbers. It remains when `fit` ends, so that a later
     `fit` with more epochs continues from it. Remove the directory to start again.
+
+    On SIGTERM, by which clusters take machines back, the process ends with code 75.
+    The next `fit` resumes from the last complete epoch. Where much work would be lost,
+    make epochs short by `steps_per_epoch`.
+
+    Of several workers (`tf.distribute.MultiWorkerMirroredStrategy`), the first one
+    writes, and all read. They need one directory that all can reach.
 
     Args:
         directory: The directory of the backup. No other `fit` may use it.
 
     Raises:
-        ValueError: In `fit`, if the model isn't built.
+        ValueError: In `fit`, if the model isn't built, or all files are damaged.
+        RuntimeError: In `fit`, if workers have read files of different epochs.
+
+    Warns:
+        UserWarning: If the newest file is damaged.
 
     Example:
         >>> import numpy as np
@@ -46,6 +85,8 @@ class Backup(keras.callbacks.Callback):
     def __init__(self, directory: str | Path) -> None:
         super().__init__()
         self.directory = Path(directory)
+        self._asked_to_end = False
+        self._handler: Any = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Read the last backup, if there is one."""
@@ -54,31 +95,90 @@ class Backup(keras.callbacks.Callback):
                 "A backup is of a model that is built before `fit`. Give it a "
                 f"`keras.Input`, or call it on a batch. Received: '{self.model.name}'"
             )
-        last = max(self._epochs(), default=0)
-        if last:
+        last = self._last_whole()
+        if last is not None:
             if not self.model.optimizer.built:
                 self.model.optimizer.build(self.model.trainable_variables)
-            self.model.load_weights(self._path(last))
+            self.model.load_weights(last.path)
+        epoch = last.epoch if last else 0
+        workers.check_equal(self.model, epoch, "The epoch that each worker resumes at")
         # Keras' own backup sets the same attribute.
-        self.model._initial_epoch = last
+        self.model._initial_epoch = epoch or None
+        self._listen()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """End the process if it was asked to, and a library dropped that."""
+        if self._asked_to_end:
+            raise SystemExit(SAVED)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Write this epoch's backup, then remove the earlier ones."""
-        finished = epoch + 1
-        atomic.replace(self._path(finished), lambda path: self.model.save_weights(path))
-        for earlier in self._epochs():
-            if earlier < finished:
-                self._path(earlier).unlink()
+        """Write this epoch's backup, then remove earlier ones."""
+        if workers.writes(self.model):
+            self._write(epoch + 1)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Let a later `fit` without a backup start at its own `initial_epoch`."""
         self.model._initial_epoch = None
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+            self._handler = None
 
-    def _epochs(self) -> Iterator[int]:
-        """Yield the numbers of the epochs that have a complete file."""
-        if self.directory.is_dir():
-            names = [path.name for path in self.directory.iterdir()]
-            yield from (int(found[1]) for n in names if (found := _NAME.fullmatch(n)))
+    def _write(self, epoch: int) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        scratch = self.directory / ".writing.weights.h5"
+        self.model.save_weights(scratch)
+        name = f"epoch_{epoch}.{_checksum(scratch)}.weights.h5"
+        atomic.move(scratch, self.directory / name)
+        for file in self._files()[_KEPT:]:
+            file.path.unlink()
 
-    def _path(self, epoch: int) -> Path:
-        return self.directory / f"epoch_{epoch}.weights.h5"
+    def _last_whole(self) -> _File | None:
+        """Return the newest file that isn't damaged, None where there is no file."""
+        files = self._files()
+        damaged: list[_File] = []
+        for file in files:
+            if file.is_whole:
+                if damaged:
+                    warnings.warn(
+                        f"The backup {damaged[0].path.name} in {str(self.directory)!r} "
+                        f"is damaged: its checksum is another. `fit` resumes after "
+                        f"epoch {file.epoch}.",
+                        stacklevel=2,
+                    )
+                return file
+            damaged.append(file)
+        if damaged:
+            raise ValueError(
+                "A backup must have the bytes that were written. Remove the directory "
+                f"to start again. Received: {[file.path.name for file in damaged]} in "
+                f"{str(self.directory)!r}, whose checksums are others"
+            )
+        return None
+
+    def _files(self) -> list[_File]:
+        """Return the files that got their names, the newest first."""
+        if not self.directory.is_dir():
+            return []
+        files = [
+            _File(path, int(found[1]), found[2])
+            for path in self.directory.iterdir()
+            if (found := _NAME.fullmatch(path.name))
+        ]
+        return sorted(files, key=lambda file: file.epoch, reverse=True)
+
+    def _listen(self) -> None:
+        """Note SIGTERM, if Python may: its main thread alone handles signals."""
+        self._asked_to_end = False
+        in_main = threading.current_thread() is threading.main_thread()
+        # A handler of the user's own knows better.
+        if in_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            self._handler = signal.signal(signal.SIGTERM, self._end)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        # What was written before is whole, whatever runs at this moment.
+        self._asked_to_end = True
+        raise SystemExit(SAVED)
+
+
+def _checksum(path: Path) -> str:
+    return atomic.sha256(path)[:16]

@@ -215,4 +215,7 @@ def test_a_backup_outlives_a_write_that_was_stopped(
     straight.compile("adam", crossentropy())
     straight.fit(x, y, epochs=3, verbose=0)
     assert_same_weights(resumed, straight)
-    assert [path.name for path in tmp_path.iterdir()] == ["epoch_3.weights.h5"]
+    assert sorted(path.name[:8] for path in tmp_path.iterdir()) == [
+        "epoch_2.",
+        "epoch_3.",
+    ]

@@ -1,0 +1,188 @@
+"""Workers of one training on this host: started together, and together again."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+HOST = "127.0.0.1"
+# Of a worker that was asked to end, saved its state, and wants to be started again.
+SAVED = 75
+# How long workers may take to end before they are killed.
+_SECONDS_TO_END = 30.0
+_SECONDS_BETWEEN_LOOKS = 0.1
+# How much of the output of a worker that failed is shown.
+_LAST_LINES = 20
+
+
+class Failure(NamedTuple):
+    """How a worker failed.
+
+    Args:
+        worker: Its number.
+        code: Its exit code; that of a shell where a signal ended it, 128 + its number.
+    """
+
+    worker: int
+    code: int
+
+    def __str__(self) -> str:
+        if self.code > 128:
+            return f"worker {self.worker} was ended by {_signal_name(self.code - 128)}"
+        return f"worker {self.worker} ended with exit code {self.code}"
+
+
+class _Asked(Exception):
+    """This process was asked to end by a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def launch(command: Sequence[str], workers: int, *, restarts: int = 0) -> int:
+    """Run a command in several processes that TensorFlow knows as one cluster.
+
+    Each process is given `TF_CONFIG`, from which
+    `tf.distribute.MultiWorkerMirroredStrategy` takes its place. When one of them fails,
+    the others can't go on: all are ended, and started again. A program that trains with
+    `keras_distill.online.Backup` then resumes.
+
+    The first worker prints as it would alone. The others' output is kept, and its end
+    is printed if they fail.
+
+    Args:
+        command: The program and its arguments.
+        workers: The number of processes, from 1 on.
+        restarts: How often all are started again at most.
+
+    Returns:
+        0 once all workers have ended with 0; otherwise the exit code of the worker that
+        failed first, or 128 and the number of the signal that ended it or this process.
+    """
+    with tempfile.TemporaryDirectory() as folder, _signals_raised():
+        logs = [Path(folder) / f"worker_{index}.log" for index in range(workers)]
+        for left in reversed(range(restarts + 1)):
+            with _running(command, logs) as processes:
+                try:
+                    failed = _first_failure(processes)
+                except _Asked as asked:
+                    _end(processes)
+                    codes = {process.returncode for process in processes}
+                    return SAVED if codes <= {0, SAVED} else 128 + asked.number
+            if failed is None:
+                return 0
+            _report(failed, logs[failed.worker])
+            if failed.code == SAVED or not left:
+                return failed.code
+            _print(f"all {workers} workers start again; {left - 1} restarts are left")
+    raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def _running(
+    command: Sequence[str], logs: Sequence[Path]
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Start the workers; end those that still run after the block."""
+    addresses = [f"{HOST}:{port}" for port in _free_ports(len(logs))]
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for index, log in enumerate(logs):
+            task = {"type": "worker", "index": index}
+            config = {"cluster": {"worker": addresses}, "task": task}
+            with contextlib.ExitStack() as stack:
+                # The first one prints to the terminal.
+                output = stack.enter_context(log.open("wb")) if index else None
+                processes.append(
+                    subprocess.Popen(  # noqa: S603 - what the user asks for
+                        command,
+                        env=os.environ | {"TF_CONFIG": json.dumps(config)},
+                        stdout=output,
+                        stderr=output and subprocess.STDOUT,
+                        # Ctrl-C reaches this process alone, which passes it on.
+                        start_new_session=True,
+                    )
+                )
+        yield processes
+    finally:
+        _end(processes)
+
+
+def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> Failure | None:
+    """Wait until a worker has failed, or all have ended well."""
+    while True:
+        codes = [process.poll() for process in processes]
+        for index, code in enumerate(codes):
+            if code:
+                return Failure(index, code if code > 0 else 128 - code)
+        if all(code == 0 for code in codes):
+            return None
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask the workers to end, then kill those that don't."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    until = time.monotonic() + _SECONDS_TO_END
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Raise `_Asked` for Ctrl-C and SIGTERM within the block."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        # A second signal must not interrupt the end of the workers.
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Asked(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(failed: Failure, log: Path) -> None:
+    lines = log.read_bytes().splitlines() if log.exists() else []
+    for line in lines[-_LAST_LINES:]:
+        print(f"  [{failed.worker}] {line.decode(errors='replace')}", file=sys.stderr)
+    _print(f"{failed}. The others were ended")
+
+
+def _print(text: str) -> None:
+    print(f"keras-distill: {text}.", file=sys.stderr, flush=True)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)
+        ]
+        return [each.getsockname()[1] for each in sockets]
