@@ -17,6 +17,7 @@ from keras_distill.inputs import check_not_declared
 from keras_distill.labels import LabelMask
 from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.losses.calling import check_scope_names, reads_packed
+from keras_distill.losses.weighting import MEANS
 from keras_distill.objective import Objective
 from keras_distill.shared_weights import shared_state
 from keras_distill.teachers.base import Teacher, TeacherLike
@@ -103,7 +104,7 @@ class Setup:
             getattr(loss, "reduction", "sum_over_batch_size")
             for loss in keras.tree.flatten(losses)
         }
-        return reductions <= {"mean", "sum_over_batch_size"}
+        return reductions <= {*MEANS}
 
     def _check(self, alpha: Any, metrics: Any) -> None:
         """Raise ValueError where the student doesn't fit the arguments."""

@@ -9,7 +9,7 @@ from keras import ops
 from keras_distill import backend, per_output
 from keras_distill.labels import structures, units
 from keras_distill.labels.row_values import RowValues
-from keras_distill.losses.weighting import masked_weights
+from keras_distill.losses.weighting import MEANS, masked_weights
 from keras_distill.per_output import of_rank
 from keras_distill.types import Nested, Path, Tensor
 
@@ -17,7 +17,6 @@ tree = keras.tree
 
 # What Keras gives to loss functions and names.
 _DEFAULT_REDUCTION = "sum_over_batch_size"
-_MEANS = ("mean", "sum_over_batch_size")
 
 
 class LossInputs(NamedTuple):
@@ -125,7 +124,7 @@ def _weights(
             own = ops.cast(of_rank(own, mask), "bool")
             counted = ops.logical_and(mask, own)
             weight = masked_weights(counted, sample_weight, reduction, dtype)
-            if reduction in _MEANS:
+            if reduction in MEANS:
                 # Keras itself multiplies by `values / valid values` of the own mask.
                 weight = weight * ops.mean(ops.cast(own, dtype))
         weights[reduction, dtype, own is None or id(loss)] = weight

@@ -13,7 +13,8 @@ from keras_distill.losses.ranks import of_one_rank
 from keras_distill.per_output import of_rank
 from keras_distill.types import Tensor
 
-_MEANS = ("mean", "sum_over_batch_size")
+# Reductions that are means over all values.
+MEANS = ("mean", "sum_over_batch_size")
 
 
 def masked_weights(
@@ -40,7 +41,7 @@ def masked_weights(
         return sample_weight
     mask = ops.convert_to_tensor(mask)
     weight = ops.cast(mask, dtype)
-    if reduction in _MEANS:
+    if reduction in MEANS:
         # Keras counts the values in the loss's dtype too.
         total = ops.cast(ops.prod(ops.convert_to_tensor(ops.shape(mask))), dtype)
         # Devices that share a batch may have different numbers of valid values.
