@@ -21,9 +21,10 @@ from functools import partial
 import keras
 import numpy as np
 import tensorflow as tf
-from servers import HOST, free_ports, serve
+from servers import serve
 
 import keras_distill as kd
+from keras_distill.devices.launching import HOST, free_ports
 
 CONTEXT = multiprocessing.get_context("forkserver")
 ROWS, EPOCHS = 4_000, 4

@@ -28,9 +28,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from servers import HOST, free_ports, serve
+from servers import serve
 
 import keras_distill as kd
+from keras_distill.devices.launching import HOST, free_ports
 
 # The labels are random.
 warnings.filterwarnings("ignore", category=kd.teachers.TeacherWarning)

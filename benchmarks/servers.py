@@ -1,13 +1,11 @@
 """A server of the Open Inference Protocol (gRPC) that benchmarks give a teacher."""
 
 import concurrent.futures
-import contextlib
-import socket
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-HOST = "127.0.0.1"
+from keras_distill.devices.launching import HOST
 
 
 def serve(
@@ -50,12 +48,3 @@ def serve(
     server.add_insecure_port(f"{HOST}:{port}")
     server.start()
     server.wait_for_termination()
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback address that nothing listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)
-        ]
-        return [it.getsockname()[1] for it in sockets]

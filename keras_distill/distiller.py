@@ -233,7 +233,8 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
         """
         output = self(x, training=False)
         y, _ = self._by_output(y, None, output)
-        return output, self._ask(self._batch(x, y, output, None, 0)).targets
+        batch = self._batch(x, y, output, None, training=False)
+        return output, self._ask(batch).targets
 
     def train_step(self, *args: Any) -> Any:
         """Run each model once, and update what trains."""

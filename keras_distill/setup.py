@@ -15,6 +15,7 @@ from keras_distill.guards.look import Look
 from keras_distill.guards.teacher_loss import TeacherLabelLoss
 from keras_distill.inputs import check_not_declared
 from keras_distill.labels import LabelMask
+from keras_distill.labels.loss_inputs import reduction_and_dtype
 from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.losses.calling import check_scope_names, reads_packed
 from keras_distill.losses.weighting import MEANS
@@ -100,11 +101,9 @@ class Setup:
         """Whether all losses are, as by default; some are sums, or means of tokens."""
         losses = [self._loss, self.config["distillation_loss"]]
         losses.append(self.config["teacher_loss"])
-        reductions = {
-            getattr(loss, "reduction", "sum_over_batch_size")
-            for loss in keras.tree.flatten(losses)
-        }
-        return reductions <= {*MEANS}
+        return all(
+            reduction_and_dtype(loss)[0] in MEANS for loss in keras.tree.flatten(losses)
+        )
 
     def _check(self, alpha: Any, metrics: Any) -> None:
         """Raise ValueError where the student doesn't fit the arguments."""

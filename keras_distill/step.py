@@ -43,8 +43,7 @@ class DistilledStep(Taught, LabelledModel):
         self._log_of_step = set()
         if not training and (y is not None or self._evaluates_itself):
             return [own.total]
-        step = self._count_step() if training else 0
-        batch = self._batch(x, y, y_pred, sample_weight, step)
+        batch = self._batch(x, y, y_pred, sample_weight, training)
         if not training:
             lesson = self._ask(batch)
             loss, logged = setup.objective.measure(lesson, batch)
@@ -63,19 +62,25 @@ class DistilledStep(Taught, LabelledModel):
         return [total, *of_teacher]
 
     def _batch(
-        self, x: Nested, y: Nested, y_pred: Nested, sample_weight: Nested, step: Any
+        self,
+        x: Nested,
+        y: Nested,
+        y_pred: Nested,
+        sample_weight: Nested,
+        training: bool,
     ) -> Batch:
-        """Return the record of a step, with what each model isn't given."""
+        """Return the record of a step, with what each model isn't given.
+
+        The batches of training are counted; an evaluation has step 0.
+        """
+        step, batches = 0, self._lent.batches
+        if training:
+            step = backend.updates(self.optimizer, batches)
+            backend.count(batches)
         return self._record(x, y, y_pred, sample_weight, step)._replace(
             withheld=(*self._label_mask.keys, *self._lent.hints.reads),
             withheld_from_student=self._withheld,
         )
-
-    def _count_step(self) -> Any:
-        """Return the number of updates before this step, and count its batch."""
-        step = backend.updates(self.optimizer, self._lent.batches)
-        backend.count(self._lent.batches)
-        return step
 
     def _lesson(
         self, batch: Batch, given: tuple[Any, Any, Any]

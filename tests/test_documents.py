@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from keras_distill.cli import running
+from keras_distill.devices.launching import free_ports
 from keras_distill.installing import advice
 from tests.e2e import services
-from tests.e2e.services import free_ports
 
 COMMAND = Path(sys.executable).with_name("keras-distill")
 ROOT = Path(__file__).parents[1]

@@ -93,7 +93,7 @@ def _running(
     command: Sequence[str], logs: Sequence[Path]
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Start the workers; end those that still run after the block."""
-    addresses = [f"{HOST}:{port}" for port in _free_ports(len(logs))]
+    addresses = [f"{HOST}:{port}" for port in free_ports(len(logs))]
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for index, log in enumerate(logs):
@@ -180,7 +180,8 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports of the loopback address that nothing listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [
             stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)

@@ -116,7 +116,7 @@ def _weights(
     """Return the sample weights under which the losses of an output apply its mask."""
     weights: dict[tuple[Any, ...], Tensor] = {}
     for loss in losses or [None]:
-        reduction, dtype = _reduction_and_dtype(loss)
+        reduction, dtype = reduction_and_dtype(loss)
         own = row_values.own_mask(loss, label, output, path)
         if own is None:
             weight = masked_weights(mask, sample_weight, reduction, dtype)
@@ -137,7 +137,7 @@ def _weights(
     return next(iter(weights.values()))
 
 
-def _reduction_and_dtype(loss: Any) -> tuple[str | None, str]:
+def reduction_and_dtype(loss: Any) -> tuple[str | None, str]:
     """Return the reduction and the dtype with which Keras calls a loss."""
     found = loss
     if isinstance(loss, str) and loss.lower() not in ("crossentropy", "ce"):

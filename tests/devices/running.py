@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.e2e.services import HOST, free_ports
+from keras_distill.devices.launching import HOST, free_ports
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,14 +14,6 @@ import numpy as np
 
 HOST = "127.0.0.1"
 PYTHON = Path(sys.executable)
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)
-        ]
-        return [it.getsockname()[1] for it in sockets]
 
 
 @contextlib.contextmanager

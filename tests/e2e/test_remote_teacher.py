@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 
 import keras_distill as kd
+from keras_distill.devices.launching import free_ports
 from keras_distill.export import export, repositories
-from tests.e2e.services import HOST, PYTHON, free_ports, ready, running, wait_for
+from tests.e2e.services import HOST, PYTHON, ready, running, wait_for
 
 pytestmark = [
     pytest.mark.skipif(

@@ -15,13 +15,13 @@ import keras
 import numpy as np
 import pytest
 
+from keras_distill.devices.launching import free_ports
 from keras_distill.export import export, repositories
 from keras_distill.export.repositories.service import serving
 from tests.e2e.services import (
     HOST,
     PYTHON,
     ask,
-    free_ports,
     listening,
     ready,
     running,

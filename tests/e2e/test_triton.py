@@ -32,8 +32,9 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from keras_distill.devices.launching import free_ports
 from keras_distill.export import export, repositories
-from tests.e2e.services import HOST, PYTHON, ask, free_ports, running, wait_for
+from tests.e2e.services import HOST, PYTHON, ask, running, wait_for
 
 # The version's only place; `export/triton/README.md` names the server that it holds.
 PACKAGE = "nvidia-pytriton==0.7.0"

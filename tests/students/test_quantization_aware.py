@@ -146,6 +146,16 @@ def test_a_distiller_trains_it_through_the_quantiser():
         assert np.any(np.array(new) != np.array(old)), new.path
 
 
+def exported(make, weights, path, to):
+    """Return a quantized student, its outputs, and the weights of its file by type."""
+    keras.utils.set_random_seed(0)
+    student = settle(make(), IMAGES)
+    copy = quantized(student, weights)
+    batch = given(student)
+    made = kd.export.export(copy, path, [to], example_batch=batch, quantize="int8")
+    return copy, value(copy(batch)), made["artefacts"][f"{to}_int8"]["weights"]
+
+
 @pytest.mark.tensorflow_only("exports are made by TensorFlow")
 @pytest.mark.parametrize(
     ("make", "weights"),
@@ -160,22 +170,11 @@ def test_litert_files_compute_what_it_computes(make, weights, tmp_path):
     from tests.export.conftest import run_litert
     from tests.export.files import litert_tensors
 
-    keras.utils.set_random_seed(0)
-    student = settle(make(), IMAGES)
-    copy = quantized(student, weights)
-    made = kd.export.export(
-        copy,
-        tmp_path / "out",
-        ["litert"],
-        example_batch=given(student),
-        quantize="int8",
-    )
-    types = made["artefacts"]["litert_int8"]["weights"]
+    _, wanted, types = exported(make, weights, tmp_path / "out", "litert")
     assert types[weights] > 0.9 * sum(types.values())
     kinds = {kind for kind, _ in litert_tensors(tmp_path / "out/model.int8.tflite", 24)}
     assert kinds <= {weights.upper(), "INT8", "INT32"}
     outputs = run_litert(tmp_path / "out", {"x": IMAGES}, "int8")["y"]
-    wanted = value(copy(given(student)))
     assert np.abs(outputs - wanted).max() < 0.05 * np.abs(wanted).max()
     assert np.mean(outputs.argmax(-1) == wanted.argmax(-1)) >= 0.95
 
@@ -190,19 +189,8 @@ def test_onnx_files_compute_what_it_computes(make, weights, tmp_path):
 
     from tests.export.conftest import run_onnx
 
-    keras.utils.set_random_seed(0)
-    student = settle(make(), IMAGES)
-    copy = quantized(student, weights)
-    made = kd.export.export(
-        copy,
-        tmp_path / "out",
-        ["onnx"],
-        example_batch=given(student),
-        quantize="int8",
-    )
-    types = made["artefacts"]["onnx_int8"]["weights"]
+    copy, wanted, types = exported(make, weights, tmp_path / "out", "onnx")
     assert types["int8"] > 0.85 * sum(types.values())  # the others are constants
-    wanted = value(copy(given(student)))
     # Rounded once more, one row in sixty would have another class.
     outputs = run_onnx(tmp_path / "out", {"x": IMAGES}, "int8")["y"]
     assert np.abs(outputs - wanted).max() < 0.05 * np.abs(wanted).max()
