@@ -135,25 +135,21 @@ class Backup(keras.callbacks.Callback):
     def _last_whole(self) -> _File | None:
         """Return the newest file that isn't damaged, None where there is no file."""
         files = self._files()
-        damaged: list[_File] = []
-        for file in files:
-            if file.is_whole:
-                if damaged:
-                    warnings.warn(
-                        f"The backup {damaged[0].path.name} in {str(self.directory)!r} "
-                        f"is damaged: its checksum is another. `fit` resumes after "
-                        f"epoch {file.epoch}.",
-                        stacklevel=2,
-                    )
-                return file
-            damaged.append(file)
-        if damaged:
+        last = next((file for file in files if file.is_whole), None)
+        if files and last is None:
             raise ValueError(
                 "A backup must have the bytes that were written. Remove the directory "
-                f"to start again. Received: {[file.path.name for file in damaged]} in "
+                f"to start again. Received: {[file.path.name for file in files]} in "
                 f"{str(self.directory)!r}, whose checksums are others"
             )
-        return None
+        if last is not None and last is not files[0]:
+            warnings.warn(
+                f"The backup {files[0].path.name} in {str(self.directory)!r} is "
+                "damaged: its checksum is another. `fit` resumes after epoch "
+                f"{last.epoch}.",
+                stacklevel=2,
+            )
+        return last
 
     def _files(self) -> list[_File]:
         """Return the files that got their names, the newest first."""

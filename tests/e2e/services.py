@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-HOST = "127.0.0.1"
+from keras_distill.devices.launching import HOST
+
 PYTHON = Path(sys.executable)
 
 
