@@ -17,6 +17,8 @@ from keras_distill import standard_error
 from keras_distill.export import saved_model
 from keras_distill.export.batches import Arrays
 from keras_distill.export.formats import Conversion, Format, Loaded, Refusal
+from keras_distill.export.litert_biases import unbiased
+from keras_distill.export.litert_graphs import quantized
 from keras_distill.export.litert_ranges import exact_ranges
 from keras_distill.export.portability import described
 from keras_distill.export.quiet import quiet
@@ -54,8 +56,11 @@ def write(conversion: Conversion, path: Path) -> None:
         _configure(converter, conversion)
         # Its errors hold the lines that the converter prints before it raises.
         silent = standard_error.without(_CHATTER, told_by=Exception)
-        with quiet("tensorflow", "absl"), silent, exact_ranges():
-            path.write_bytes(converter.convert())
+        with quiet("tensorflow", "absl"), silent, exact_ranges() as calibrated:
+            file = converter.convert()
+            for each in calibrated:
+                file = unbiased(file, each.file, each.samples)
+        path.write_bytes(file)
     if conversion.precision == "integer_only" and _has_own_ranges(conversion):
         _refuse_floats(path)
 
@@ -200,9 +205,7 @@ def _integers(details: dict[str, Any]) -> dict[str, Any]:
 def _quantized(
     array: npt.NDArray[Any], integers: dict[str, Any]
 ) -> npt.NDArray[np.int8]:
-    rounded = np.round(array / integers["scale"]) + integers["zero_point"]
-    whole: npt.NDArray[np.int8] = np.clip(rounded, -128, 127).astype(np.int8)
-    return whole
+    return quantized(array, integers["scale"], integers["zero_point"])
 
 
 def _dequantized(

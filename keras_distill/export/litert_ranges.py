@@ -3,36 +3,59 @@
 TensorFlow's calibration reads the inputs of each operator once more after the operator
 ran. Where the operator computed in place, it then finds the output: the input of an
 unfolded BatchNormalization gets the range of its product. Here each tensor is read from
-an interpreter that gives every tensor memory of its own.
+an interpreter that gives every tensor memory of its own. Before that, the channels of
+each tensor are brought to like ranges.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_distill.export.batches import Arrays
+from keras_distill.export.litert_equalization import equalized
+from keras_distill.export.litert_graphs import Graph, Samples, computed_values
 from keras_distill.export.patching import replaced
 
-# What a dataset of TensorFlow's calibration gives: the signature and its inputs.
-Samples = Callable[[], Iterable[tuple[str, Arrays]]]
+_HARD_SWISH = 117  # code of the schema
+# What is less gives 0.
+_HARD_SWISH_LEAST = -3.0
+
+
+class Calibrated(NamedTuple):
+    """A calibrated model.
+
+    Args:
+        file: The float file, with ranges.
+        samples: Makes the calibration data.
+    """
+
+    file: bytes
+    samples: Samples
 
 
 @contextmanager
-def exact_ranges() -> Iterator[None]:
-    """Calibrate by the values that tensors really have."""
+def exact_ranges() -> Iterator[list[Calibrated]]:
+    """Calibrate by the values that tensors really have.
+
+    The models that TensorFlow calibrates within the block are added to the list.
+    """
     from tensorflow.lite.python.optimize.calibrator import Calibrator
+
+    calibrated: list[Calibrated] = []
 
     def make(original: Any) -> Any:
         # A function, so that it becomes a method.
         def calibrate(self: Any, dataset_gen: Samples) -> bytes:
-            return corrected(original(self, dataset_gen), dataset_gen)
+            file = equalized(original(self, dataset_gen), dataset_gen)
+            file = corrected(file, dataset_gen)
+            calibrated.append(Calibrated(file, dataset_gen))
+            return file
 
         return calibrate
 
     with replaced(Calibrator, {"calibrate": make}):
-        yield
+        yield calibrated
 
 
 def corrected(file: bytes, samples: Samples) -> bytes:
@@ -45,53 +68,30 @@ def corrected(file: bytes, samples: Samples) -> bytes:
         file: A float model whose tensors have a smallest and a largest value.
         samples: Makes the calibration data.
     """
-    from tensorflow.lite.tools import flatbuffer_utils
-
-    model = flatbuffer_utils.convert_bytearray_to_object(file)
-    graph = model.subgraphs[0]
-    computed = set(_indices(graph.inputs))
-    for node in graph.operators:
-        computed.update(_indices(node.outputs))
+    graph = Graph(file)
+    computed = graph.computed()
     calibrated = {
         index: tensor.quantization
         for index, tensor in enumerate(graph.tensors)
         if index in computed and not tensor.isVariable and _has_range(tensor)
     }
-    for index, (low, high) in _ranges(file, samples, list(calibrated)).items():
+    ranges: dict[int, tuple[float, float]] = {}
+    for index, values in computed_values(file, samples, calibrated):
+        low, high = ranges.get(index, (np.inf, -np.inf))
+        ranges[index] = min(low, float(values.min())), max(high, float(values.max()))
+    for index, (low, high) in ranges.items():
+        if _is_read_by_hard_swish(graph, index):
+            low = max(low, _HARD_SWISH_LEAST)
         calibrated[index].min, calibrated[index].max = [low], [high]
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    return graph.file()
 
 
-def _indices(tensors: Any) -> Iterable[int]:
-    """Return the tensors of an operator or a graph; the file has None for no tensor."""
-    return () if tensors is None else tensors
+def _is_read_by_hard_swish(graph: Graph, index: int) -> bool:
+    """Return whether values below -3 make no difference."""
+    readers = graph.readers(index)
+    kinds = {None if it is None else graph.kind(it) for it in readers}
+    return kinds == {_HARD_SWISH}
 
 
 def _has_range(tensor: Any) -> bool:
     return tensor.quantization is not None and tensor.quantization.min is not None
-
-
-def _ranges(
-    file: bytes, samples: Samples, indices: list[int]
-) -> dict[int, tuple[float, float]]:
-    """Return the smallest and the largest value of tensors that have any."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    interpreter = Interpreter(
-        model_content=file,
-        # Delegates keep what they compute inside to themselves.
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        experimental_preserve_all_tensors=True,
-    )
-    found: dict[int, tuple[float, float]] = {}
-    for signature, batch in samples():
-        interpreter.get_signature_runner(signature)(**batch)
-        for index in indices:
-            values = interpreter.get_tensor(index)
-            if values.size:
-                low, high = found.get(index, (np.inf, -np.inf))
-                found[index] = (
-                    min(low, float(values.min())),
-                    max(high, float(values.max())),
-                )
-    return found
