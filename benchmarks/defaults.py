@@ -27,7 +27,7 @@ import keras
 import numpy as np
 from keras import layers
 from quality_vs_keras import student_model, teacher_model, trained
-from results import Results
+from results import Results, quick
 from scipy.stats import ttest_1samp
 from sklearn.metrics import roc_auc_score
 
@@ -158,16 +158,11 @@ def fit(
     **compiled: object,
 ) -> None:
     """Compile and fit a student or a distiller in the way that all share."""
-    steps = epochs * -(-len(y) // batch_size)
-    schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
+    steps = -(-len(y) // batch_size)
+    schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * steps)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(
-        keras.optimizers.Adam(schedule),
-        loss,
-        jit_compile=False,
-        steps_per_execution=min(20, steps // epochs),
-        **compiled,
-    )
+    optimizer = keras.optimizers.Adam(schedule)
+    model.compile(optimizer, loss, **quick(steps), **compiled)
     model.fit(x, y, batch_size=batch_size, epochs=epochs, verbose=0)
 
 

@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import keras
+
 
 class Results:
     """Accuracies by method and seed, in a file of JSON lines, of one size of run."""
@@ -45,3 +47,17 @@ def spread(values: Sequence[float], sign: str = "") -> str:
     return text + (
         f" ± {statistics.stdev(values):5.2f}" if len(values) > 1 else " " * 8
     )
+
+
+def quick(steps: int) -> dict[str, object]:
+    """Return how a small net compiles, so that many fits take little time.
+
+    On CPUs, XLA compiles for long, and its convolutions are slower than TensorFlow's.
+    JAX has nothing but XLA, which compiles all of `steps_per_execution` one by one.
+
+    Args:
+        steps: The steps of an epoch.
+    """
+    if keras.backend.backend() == "tensorflow":
+        return {"jit_compile": False, "steps_per_execution": min(20, steps)}
+    return {}

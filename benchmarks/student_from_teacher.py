@@ -21,7 +21,7 @@ from functools import partial
 import keras
 import numpy as np
 from keras import layers
-from results import Results, spread
+from results import Results, quick, spread
 
 import keras_distill as kd
 
@@ -102,10 +102,9 @@ GAINS = (
 def fit(model: keras.Model, data: tuple, rate: float, epochs: int, loss: dict) -> None:
     """Compile and fit with a cosine schedule."""
     images = len(keras.tree.flatten(data)[0])
-    steps = -(-images // BATCH) * epochs
-    schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
-    # On CPUs, XLA compiles for long, and its convolutions are slower.
-    model.compile(keras.optimizers.Adam(schedule), jit_compile=False, **loss)
+    steps = -(-images // BATCH)
+    schedule = keras.optimizers.schedules.CosineDecay(rate, steps * epochs)
+    model.compile(keras.optimizers.Adam(schedule), **quick(steps), **loss)
     model.fit(*data, batch_size=BATCH, epochs=epochs, verbose=0)
 
 
