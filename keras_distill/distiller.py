@@ -7,6 +7,7 @@ import keras
 
 from keras_distill import arguments, backend, per_output
 from keras_distill.building import build_early, build_optimizer
+from keras_distill.devices import uneven
 from keras_distill.devices.refusals import check_compile
 from keras_distill.distilled_fit import DistilledFit
 from keras_distill.labels import log_loss
@@ -251,7 +252,7 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
             output = self(x, training=True)
             losses = self.losses_of_step(x, y, output, sample_weight)
             log_loss(self, losses[0], x)
-            losses = self._setup.for_all_devices(losses, x)
+            losses = uneven.weighed(losses, x, compiled=self._setup.losses)
             scaled = [
                 model.optimizer.scale_loss(loss)
                 for model, loss in zip(models, losses, strict=True)

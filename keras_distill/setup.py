@@ -7,7 +7,6 @@ from typing import Any
 import keras
 
 from keras_distill import backend, own_training
-from keras_distill.batch import count_rows
 from keras_distill.guard import BAD_TEACHER, Guard
 from keras_distill.guards.classes import Scores, outputs_of_classes
 from keras_distill.guards.heads import linear_outputs
@@ -15,15 +14,13 @@ from keras_distill.guards.look import Look
 from keras_distill.guards.teacher_loss import TeacherLabelLoss
 from keras_distill.inputs import check_not_declared
 from keras_distill.labels import LabelMask
-from keras_distill.labels.loss_inputs import reduction_and_dtype
 from keras_distill.labels.probabilities import BAD_LABELS
 from keras_distill.losses.calling import check_scope_names, reads_packed
-from keras_distill.losses.weighting import MEANS
 from keras_distill.objective import Objective
 from keras_distill.shared_weights import shared_state
 from keras_distill.teachers.base import Teacher, TeacherLike
 from keras_distill.teachers.joint import TeacherLogs, TrainingTeacher
-from keras_distill.types import Nested, Tensor
+from keras_distill.types import Nested
 
 
 class Setup:
@@ -79,31 +76,11 @@ class Setup:
         self.guard: Guard | None = None
         self.look = self._look(teacher)
 
-    def for_all_devices(self, losses: list[Tensor], x: Nested) -> list[Tensor]:
-        """Return losses whose gradients add up, over the devices, to the batch's.
-
-        A device's loss is a mean over its rows, and Keras adds up the devices' means
-        with equal weights. In the last batch, one may have fewer rows than the others.
-
-        Args:
-            losses: The losses of a device, scalars.
-            x: The inputs of its part of the batch.
-        """
-        count = backend.replicas()
-        if count == 1 or not self._are_means_over_rows:
-            return losses
-        rows = keras.ops.cast(count_rows(x), keras.config.floatx())
-        share = rows / backend.sum_over_replicas(rows)
-        return [loss * share * count for loss in losses]
-
     @property
-    def _are_means_over_rows(self) -> bool:
-        """Whether all losses are, as by default; some are sums, or means of tokens."""
-        losses = [self._loss, self.config["distillation_loss"]]
-        losses.append(self.config["teacher_loss"])
-        return all(
-            reduction_and_dtype(loss)[0] in MEANS for loss in keras.tree.flatten(losses)
-        )
+    def losses(self) -> Nested:
+        """The losses of both models, as they were given."""
+        ours = self.config["distillation_loss"], self.config["teacher_loss"]
+        return [self._loss, *ours]
 
     def _check(self, alpha: Any, metrics: Any) -> None:
         """Raise ValueError where the student doesn't fit the arguments."""

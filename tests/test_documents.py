@@ -143,6 +143,11 @@ def test_docs_token_models(folder):
     assert np.isfinite(names["distiller"].history.history["loss"]).all()
 
 
+def test_docs_devices(folder):
+    names = run_python("docs/devices.md", {})
+    assert names["distiller"].optimizer.iterations.numpy() == 2
+
+
 def test_docs_compression(folder):
     names = run_python("docs/compression.md", {})
     teacher, shallow, narrow = (names[n] for n in ("teacher", "shallow", "narrow"))
@@ -185,7 +190,7 @@ def test_docs_recording(folder):
     names = run_python("docs/recording.md", {})
     recorded = {"recorded", "compact", "views", "with_hidden", "privileged"}
     assert all((folder / name / "manifest.json").is_file() for name in recorded)
-    assert int(names["distiller"].optimizer.iterations) == 2
+    assert names["distiller"].optimizer.iterations.numpy() == 2
     assert set(names["batch"]) == {"item", "teacher"}
     x = next(iter(names["joined"]))
     expected = names["teacher"]().predict(x["inputs"], verbose=0)
@@ -208,7 +213,7 @@ def test_docs_remote_teacher(folder):
         services.wait_for(lambda: "gRPC" in log.read_text(), process, log)
         others = [(line, code.replace("8081", grpc_port)) for line, code in others]
         names = run_python(page, names, lambda *_: others)
-    assert int(names["distiller"].optimizer.iterations) == 2
+    assert names["distiller"].optimizer.iterations.numpy() == 2
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
@@ -224,6 +229,7 @@ def test_no_page_is_left_out():
         "docs/any_teacher.md",
         "docs/comparing.md",
         "docs/compression.md",
+        "docs/devices.md",
         "docs/does_it_pay.md",
         "docs/export.md",
         "docs/extending.md",

@@ -22,6 +22,9 @@ class AcrossWorkers(keras.Model):
     batch, and all hold the same weights.
     """
 
+    _distribute_strategy: Any
+    predict_function: Any
+
     def _maybe_symbolic_build(
         self, iterator: Any = None, data_batch: Any = None
     ) -> None:
@@ -63,6 +66,20 @@ class AcrossWorkers(keras.Model):
             return on_all_workers(next(iterator))  # `train_on_batch`
 
         return function
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the outputs of all rows, as in `keras.Model.predict`.
+
+        Of several workers, each computes all rows that it is given by itself.
+        """
+        if not _has_workers(self):
+            return super().predict(*args, **kwargs)
+        strategy = self._distribute_strategy
+        self._distribute_strategy, self.predict_function = None, None
+        try:
+            return super().predict(*args, **kwargs)
+        finally:
+            self._distribute_strategy, self.predict_function = strategy, None
 
 
 def writes(model: keras.Model) -> bool:

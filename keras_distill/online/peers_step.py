@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_distill import backend, own_training
 from keras_distill.building import build_optimizer
+from keras_distill.devices import uneven
 from keras_distill.inputs import check_held
 from keras_distill.labels import OwnLoss
 from keras_distill.online import checks
@@ -93,7 +94,11 @@ class PeersStep(PeersFit):
             checks.check_apart(self.peers)  # Those that weren't built before.
             losses = self._taught(data, passes, own)
         total = sum(losses[1:], start=losses[0])
-        return backend.before_gradients(total) if training else total
+        if not training:
+            return total
+        compiled = [setup.config["loss"], setup.config["distillation_loss"]]
+        (total,) = uneven.weighed([total], x, compiled=compiled)
+        return backend.before_gradients(total)
 
     def _taught(
         self,

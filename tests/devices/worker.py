@@ -17,6 +17,7 @@ STRATEGY = (
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
+import keras_distill as kd  # noqa: E402
 from tests.distiller import mirrored  # noqa: E402
 from tests.distiller.models import crossentropy, data, mlp  # noqa: E402
 from tests.online import mirrored as mutual  # noqa: E402
@@ -35,6 +36,16 @@ def train_keras(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
     return model.get_weights(), model.fit(batches, verbose=0).history
 
 
+def predict(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Scores of all rows, of which the last batch has fewer."""
+    with scope:
+        distiller = kd.Distiller(mlp(), mlp(seed=1))
+        distiller.compile("sgd", crossentropy())
+    x, _ = data(27)
+    batches = tf.data.Dataset.from_tensor_slices(x).batch(8)
+    return [distiller.predict(batches, verbose=0)], {}
+
+
 FITS = {
     "keras": train_keras,
     "hints": partial(mirrored.train, labelled=True),
@@ -43,6 +54,7 @@ FITS = {
     "average": mirrored.train_under_its_average,
     "tokens": mirrored.train_on_tokens,
     "peers": partial(mutual.train, staleness=3),
+    "predict": predict,
 }
 
 

@@ -16,7 +16,8 @@ from tests.distiller.models import CLASSES, FEATURES, crossentropy, data, mlp
 from tests.distiller.pairs import clicks, pair, together
 from tests.sequence.texts import REFERENCES, on_policy
 
-EPOCHS = 2
+# Of four batches each; a hundred steps in all.
+EPOCHS, REPEATS = 2, 13
 
 
 def first_layer(model: keras.Model) -> keras.Layer:
@@ -39,7 +40,7 @@ def train(scope: Any, labelled: bool) -> tuple[list[np.ndarray], dict[str, Any]]
         )
         distiller = kd.Distiller(student, mlp(seed=1), hints=[hint])
         distiller.compile(
-            keras.optimizers.SGD(0.3, momentum=0.9),
+            keras.optimizers.SGD(0.1, momentum=0.9),
             crossentropy() if labelled else None,
             distillation_loss=kd.losses.ForwardKL(
                 keras.optimizers.schedules.PolynomialDecay(4.0, 6, 1.0)
@@ -49,7 +50,7 @@ def train(scope: Any, labelled: bool) -> tuple[list[np.ndarray], dict[str, Any]]
         )
     inputs = (x[:27], y[:27]) if labelled else (x[:25],)
     # The devices get two rows and one of the last batch, or one and none.
-    dataset = tf.data.Dataset.from_tensor_slices(inputs).batch(8)
+    dataset = tf.data.Dataset.from_tensor_slices(inputs).batch(8).repeat(REPEATS)
     validation = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
     history = distiller.fit(
         dataset, epochs=EPOCHS, validation_data=validation, shuffle=False, verbose=0
@@ -64,6 +65,8 @@ def train_together(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
         distiller = together(
             student,
             teacher,
+            # Larger steps let rounding grow.
+            optimizer=keras.optimizers.SGD(0.05, momentum=0.9),
             alpha=kd.schedules.LinearWarmup(6),
             label_mask="labelled",
             weighted_metrics=["accuracy"],
@@ -77,6 +80,7 @@ def train_together(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
         tf.data.Dataset.from_tensor_slices((inputs, y)).batch(8)
         for inputs in (masked, x)
     )
+    batches = batches.repeat(REPEATS)
     history = distiller.fit(
         batches, epochs=EPOCHS, validation_data=validation, shuffle=False, verbose=0
     ).history
@@ -90,8 +94,8 @@ def train_under_its_average(scope: Any) -> tuple[list[np.ndarray], dict[str, Any
         student = mlp()
         teacher = kd.teachers.EMA(student, decay=0.8)
         distiller = kd.Distiller(student, teacher)
-        distiller.compile(keras.optimizers.SGD(0.3), crossentropy())
-    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+        distiller.compile(keras.optimizers.SGD(0.3, momentum=0.9), crossentropy())
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8).repeat(REPEATS)
     history = distiller.fit(batches, epochs=EPOCHS, shuffle=False, verbose=0).history
     return student.get_weights() + teacher.get_weights(), history
 
@@ -102,6 +106,7 @@ def train_on_tokens(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
         distiller = on_policy(student_fraction=0.0)
         distiller.compile(keras.optimizers.SGD(0.3))
     batches = tf.data.Dataset.from_tensors((REFERENCES,)).unbatch().batch(4)
+    batches = batches.repeat(REPEATS)
     history = distiller.fit(batches, epochs=EPOCHS, shuffle=False, verbose=0).history
     return distiller.get_weights(), history
 
