@@ -5,7 +5,7 @@ devices of one process (`tf.distribute.MirroredStrategy`), and on two workers
 (`MultiWorkerMirroredStrategy`). Each way has the same two threads in all. The first
 table has the time of a step, and its ratio to one process's, of runs in turn.
 
-The second table is computed. Each worker takes a batch of its own; then gradients are
+Two more tables are computed. Each worker takes a batch of its own; then gradients are
 added up by a ring. With `t` for the step of one worker, `g` for the bytes of the
 student's gradients (the teacher has none), `w` for bytes per second between two workers
 and `l` for the seconds that a message takes at least, a step of `n` workers takes
@@ -32,6 +32,8 @@ BOUND = 1.3
 WAYS = {"one process": 1, "two devices": 1, "two workers": 2}
 BANDWIDTHS = {"1 Gbit/s": 1e9, "10 Gbit/s": 1e10, "100 Gbit/s": 1e11}
 WORKERS = (2, 8, 64, 512)
+# The seconds of a step, and the bytes of the gradients of 25 million weights.
+LARGE = 0.2, 100e6
 LATENCY = 20e-6  # of a message in a data centre's network, in seconds
 
 
@@ -138,6 +140,7 @@ def main() -> None:
     missed = measured_table(measured)
     step = statistics.median(measured["one process"])
     computed_table(step, gradients)
+    computed_table(*LARGE)
     sys.exit(missed)
 
 
