@@ -21,6 +21,8 @@ LONG = (
     "export/test_tables.py",
     "losses/test_compiled.py",
     "golden/test_golden.py",
+    "devices/test_workers.py",
+    "devices/test_sharded.py",
     "distiller/test_every_backend.py",
     "cli/test_export.py",
     "distiller/test_mirrored.py",
@@ -30,6 +32,7 @@ LONG = (
     "test_documents.py",
     "cli/test_interrupts.py",
     "cli/test_demo.py",
+    "devices/test_resuming.py",
     "export/test_quantization.py",
 )
 
