@@ -23,6 +23,11 @@ NEUTRAL_TOO = tests/losses tests/metrics tests/teachers tests/test_arguments.py 
   tests/guards/test_against_student.py tests/guards/test_digits.py tests/sequence \
   tests/report tests/tuning \
   tests/targets/test_formats.py tests/targets/test_joining.py tests/targets/test_recording.py
+# What is run with the oldest Keras of setup.cfg too: training, saving, several devices.
+CORE = tests/distiller/test_fit.py tests/distiller/test_equivalence.py \
+  tests/distiller/test_saving.py tests/distiller/test_synchronous.py \
+  tests/distiller/test_mirrored.py tests/devices/test_workers.py
+OLDEST = $(abspath $(VENV))/oldest-keras
 PYTEST = $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
   --no-loadscope-reorder
 # TensorFlow's messages at its start would bury the output of a command.
@@ -30,7 +35,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Without this, ONNX Runtime reports its use to Microsoft.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-slow test-jax test-jax-whole lint requirements bench clean
+.PHONY: demo test test-slow test-jax test-jax-whole test-oldest lint requirements bench clean
 
 demo: $(DEMO)
 	$(VENV)/bin/keras-distill demo
@@ -49,6 +54,14 @@ test-jax: $(DEV)
 
 test-jax-whole: $(DEV)
 	$(ON_JAX) $(NEUTRAL) $(NEUTRAL_TOO)
+
+test-oldest: $(OLDEST)
+	PYTHONPATH=$(OLDEST) $(VENV)/bin/python -c "import keras; print(keras.__version__)"
+	PYTHONPATH=$(OLDEST) $(PYTEST) -m "not slow" $(CORE)
+
+$(OLDEST): $(DEV)
+	oldest=$$(sed -n 's/^ *keras>=//p' setup.cfg) && \
+	$(VENV)/bin/python -m pip install --quiet --no-deps --target $@ "keras==$$oldest.*"
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

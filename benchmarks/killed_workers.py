@@ -55,13 +55,13 @@ def train(directory: pathlib.Path, index: int) -> None:
             save = model.save_weights
 
             def save_weights(*args: object, **options: object) -> None:
-                self.kill("backup", int(model.optimizer.iterations) // STEPS)
+                self.kill("backup", int(model.optimizer.iterations.numpy()) // STEPS)
                 save(*args, **options)
 
             model.save_weights = save_weights
 
         def on_train_batch_end(self, batch: int, logs: object = None) -> None:
-            self.kill("step", int(self.model.optimizer.iterations))
+            self.kill("step", int(self.model.optimizer.iterations.numpy()))
 
         def kill(self, when: str, number: int) -> None:
             for place, it in enumerate(self.kills):

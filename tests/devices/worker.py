@@ -52,6 +52,8 @@ FITS = {
     "unlabelled": partial(mirrored.train, labelled=False),
     "privileged": mirrored.train_together,
     "average": mirrored.train_under_its_average,
+    "weighted": mirrored.train_weighted,
+    "recorded": mirrored.train_recorded,
     "tokens": mirrored.train_on_tokens,
     "peers": partial(mutual.train, staleness=3),
     "predict": predict,

@@ -2,6 +2,7 @@
 when TensorFlow starts."""
 
 import contextlib
+import tempfile
 import warnings
 from functools import partial
 from typing import Any
@@ -100,6 +101,33 @@ def train_under_its_average(scope: Any) -> tuple[list[np.ndarray], dict[str, Any
     return student.get_weights() + teacher.get_weights(), history
 
 
+def train_weighted(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """An ensemble, and rows of unlike weights."""
+    with scope:
+        teacher = kd.teachers.Ensemble([mlp(seed=1), mlp(seed=2)], weights=[1, 2])
+        distiller = kd.Distiller(mlp(), teacher)
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        distiller.compile(optimizer, crossentropy(), weighted_metrics=["accuracy"])
+    weights = np.random.default_rng(3).uniform(0.5, 2.0, 27).astype("float32")
+    batches = tf.data.Dataset.from_tensor_slices((*data(27), weights)).batch(8)
+    batches = batches.repeat(REPEATS)
+    history = distiller.fit(batches, epochs=EPOCHS, shuffle=False, verbose=0).history
+    return distiller.student.get_weights(), history
+
+
+def train_recorded(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Recorded outputs, which each worker reads by itself."""
+    batches = tf.data.Dataset.from_tensor_slices(data(27)).batch(8)
+    with scope:
+        distiller = kd.Distiller(mlp(), kd.teachers.Recorded("teacher"))
+        distiller.compile(keras.optimizers.SGD(0.1, momentum=0.9), crossentropy())
+    with tempfile.TemporaryDirectory() as folder:
+        kd.targets.record(mlp(seed=1), batches, f"{folder}/recording")
+        taught = kd.targets.join(batches, f"{folder}/recording").repeat(REPEATS)
+        fitted = distiller.fit(taught, epochs=EPOCHS, shuffle=False, verbose=0)
+    return distiller.student.get_weights(), fitted.history
+
+
 def train_on_tokens(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
     """The devices get different numbers of tokens, and each token weighs the same."""
     with scope:
@@ -138,6 +166,8 @@ def main() -> None:
         partial(train, labelled=False),
         train_together,
         train_under_its_average,
+        train_weighted,
+        train_recorded,
         train_on_tokens,
     ):
         one, history = fit(contextlib.nullcontext())
