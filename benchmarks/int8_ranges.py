@@ -163,12 +163,6 @@ def trained(net: Callable, seed: int, train: tuple, epochs: int) -> keras.Model:
     return model
 
 
-def falling(options: argparse.Namespace) -> keras.optimizers.Optimizer:
-    """Return an optimiser whose learning rate ends at zero."""
-    steps = options.epochs * -(-options.train // 64)
-    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps))
-
-
 def files(model: keras.Model, calibration: np.ndarray) -> dict[str, bytes]:
     """Return the int8 files of both, made from one SavedModel."""
     with tempfile.TemporaryDirectory() as parent:
@@ -320,7 +314,7 @@ def bits(
         copy = keras.models.clone_model(model())
         copy.set_weights(model().get_weights())
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        copy.compile(falling(options), loss)
+        copy.compile(keras.optimizers.Adam(1e-3), loss)
         copy.fit(*train, epochs=options.epochs, batch_size=64, verbose=0)
         return rounded(copy)
 
@@ -329,7 +323,9 @@ def bits(
         """Return the logits of the trained model and of its file."""
         distiller = kd.Distiller(rounded(model()), model())
         soft = kd.losses.ForwardKL(temperature=2.0)
-        distiller.compile(falling(options), distillation_loss=soft, alpha=1.0)
+        distiller.compile(
+            keras.optimizers.Adam(1e-3), distillation_loss=soft, alpha=1.0
+        )
         distiller.fit(train[0], epochs=options.epochs, batch_size=64, verbose=0)
         return logits(distiller.student), of_file(distiller.student)
 

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_distill import backend
+from keras_distill.signatures import like
 
 tree = keras.tree
 
@@ -67,6 +68,7 @@ class AcrossWorkers(keras.Model):
 
         return function
 
+    @like(keras.Model.predict)
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs of all rows, as in `keras.Model.predict`.
 
