@@ -24,9 +24,8 @@ NEUTRAL_TOO = tests/losses tests/metrics tests/teachers tests/test_arguments.py 
   tests/report tests/tuning \
   tests/targets/test_formats.py tests/targets/test_joining.py tests/targets/test_recording.py
 # What is run with the oldest Keras of setup.cfg too: training, saving, several devices.
-CORE = tests/distiller/test_fit.py tests/distiller/test_equivalence.py \
-  tests/distiller/test_saving.py tests/distiller/test_synchronous.py \
-  tests/distiller/test_mirrored.py tests/devices/test_workers.py
+CORE = tests/devices/test_workers.py tests/distiller/test_fit.py \
+  tests/distiller/test_equivalence.py tests/distiller/test_saving.py
 OLDEST = $(abspath $(VENV))/oldest-keras
 PYTEST = $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
   --no-loadscope-reorder
