@@ -96,6 +96,9 @@ bench: $(DEV) test-slow
 	$(VENV)/bin/python benchmarks/beam_recording.py
 	$(VENV)/bin/python benchmarks/record_formats.py
 	$(VENV)/bin/python benchmarks/killed_targets.py
+	$(VENV)/bin/python benchmarks/killed_workers.py
+	$(VENV)/bin/python benchmarks/demo_on_workers.py
+	$(VENV)/bin/python benchmarks/scaling.py
 	$(VENV)/bin/python benchmarks/large_vocabulary.py
 
 $(DEMO): $(VENV)/.made $(DECLARED)
