@@ -28,16 +28,14 @@ from tests.distiller.models import (  # noqa: E402
     FEATURES,
     crossentropy,
     data,
+    first_layer,
     mlp,
+    regularized_mlp,
 )
 from tests.distiller.pairs import clicks, pair, together  # noqa: E402
 
 EPOCHS, ROWS, BATCH = 25, 32, 8  # a hundred steps
 Fit = tuple[list[np.ndarray], dict[str, Any]]
-
-
-def first_layer(model: keras.Model) -> keras.Layer:
-    return model.layers[0]
 
 
 def fit(model: keras.Model, x: Any, y: Any) -> dict[str, Any]:
@@ -51,14 +49,7 @@ def fit(model: keras.Model, x: Any, y: Any) -> dict[str, Any]:
 
 
 def train(hints: bool) -> Fit:
-    keras.utils.set_random_seed(0)
-    student = keras.Sequential(
-        [
-            keras.Input((FEATURES,)),
-            layers.Dense(5, "tanh", kernel_regularizer="l2"),
-            layers.Dense(CLASSES),
-        ]
-    )
+    student = regularized_mlp()
     hint = kd.hints.Hint(
         first_layer, first_layer, projector=layers.Dense(5), name="hidden"
     )

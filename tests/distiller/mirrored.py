@@ -13,7 +13,13 @@ import tensorflow as tf
 from keras import layers
 
 import keras_distill as kd
-from tests.distiller.models import CLASSES, FEATURES, crossentropy, data, mlp
+from tests.distiller.models import (
+    crossentropy,
+    data,
+    first_layer,
+    mlp,
+    regularized_mlp,
+)
 from tests.distiller.pairs import clicks, pair, together
 from tests.sequence.texts import REFERENCES, on_policy
 
@@ -21,21 +27,10 @@ from tests.sequence.texts import REFERENCES, on_policy
 EPOCHS, REPEATS = 2, 13
 
 
-def first_layer(model: keras.Model) -> keras.Layer:
-    return model.layers[0]
-
-
 def train(scope: Any, labelled: bool) -> tuple[list[np.ndarray], dict[str, Any]]:
     x, y = data(33)
     with scope:
-        keras.utils.set_random_seed(0)
-        student = keras.Sequential(
-            [
-                keras.Input((FEATURES,)),
-                layers.Dense(5, "tanh", kernel_regularizer="l2"),
-                layers.Dense(CLASSES),
-            ]
-        )
+        student = regularized_mlp()
         hint = kd.hints.Hint(
             first_layer, first_layer, projector=layers.Dense(5), name="hidden"
         )

@@ -29,6 +29,22 @@ def mlp(seed: int = 0, units: int = 5, features: int = FEATURES) -> keras.Model:
     )
 
 
+def regularized_mlp() -> keras.Model:
+    """A Sequential model whose first layer adds a loss of its weights."""
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            layers.Dense(5, "tanh", kernel_regularizer="l2"),
+            layers.Dense(CLASSES),
+        ]
+    )
+
+
+def first_layer(model: keras.Model) -> keras.Layer:
+    return model.layers[0]
+
+
 def twins(build: Callable[[], keras.Model]) -> tuple[keras.Model, keras.Model]:
     """Two models with the same weights and the same seeds of their dropout."""
     models = []
