@@ -27,11 +27,10 @@ def of_rows(leaves: Sequence[tuple[str, Tensor]]) -> Tensor:
 
     parts = []
     for name, leaf in leaves:
-        rows = tf.shape(leaf)[0]
-        of_name = tf.fingerprint(tf.constant([name]))
-        parts.append(tf.repeat(of_name, rows, axis=0))
         # Text of shape (rows,) has another fingerprint than text of shape (rows, 1).
-        parts.append(tf.fingerprint(tf.reshape(leaf, (rows, -1))))
+        of_values = tf.fingerprint(tf.reshape(leaf, (tf.shape(leaf)[0], -1)))
+        of_name = tf.fingerprint(tf.constant([name]))
+        parts += [tf.broadcast_to(of_name, tf.shape(of_values)), of_values]
     return tf.bitcast(tf.fingerprint(tf.concat(parts, axis=1)), tf.int64)
 
 

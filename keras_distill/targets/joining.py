@@ -72,18 +72,19 @@ def join(
     checks.check_key(dataset.element_spec, key)
     matching = Matching(reader, by)
     attach = _attaching(matching, by, key, augment)
+    first = tf.constant(0, tf.int64)
+    zeros = tf.data.Dataset.from_tensors(first).repeat()
+    views = zeros
     if augment is not None:
         drawn = tf.data.Dataset.random(
             seed=reader.manifest.seed, rerandomize_each_iteration=True
         )
         views = drawn.map(lambda number: number % reader.manifest.views)
-    else:
-        views = tf.data.Dataset.from_tensors(tf.constant(0, tf.int64)).repeat()
     if by is None:
-        dataset = dataset.scan(tf.constant(0, tf.int64), elements.mapped(_numbered))
+        numbered = dataset.scan(first, elements.mapped(_numbered))
     else:
-        dataset = dataset.map(elements.mapped(_unnumbered))
-    joined = tf.data.Dataset.zip(dataset, views).map(
+        numbered = tf.data.Dataset.zip(zeros, dataset)
+    joined = tf.data.Dataset.zip(numbered, views).map(
         elements.mapped(attach),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
@@ -128,13 +129,6 @@ def _numbered(position: Any, *parts: Any) -> Any:
     element = elements.of_arguments(parts)
     (_, leaf), *_ = elements.leaves(elements.inputs_of(element))
     return position + tf.shape(leaf, out_type=tf.int64)[0], (position, element)
-
-
-def _unnumbered(*parts: Any) -> Any:
-    """Return a batch in the place of one with its position."""
-    import tensorflow as tf
-
-    return tf.constant(0, tf.int64), elements.of_arguments(parts)
 
 
 def _attaching(
