@@ -122,10 +122,14 @@ def multiplications(model: keras.Model) -> float:
 def draw(table: dict[str, np.ndarray], path: str) -> None:
     """Draw size against accuracy."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    sizes = set()
     for name, values in table.items():
         (hits, size, _), deviation = values.mean(0), values[:, 0].std(ddof=1)
         axes.errorbar(size, hits, yerr=deviation, fmt="o", capsize=3, label=name)
+        sizes.add(round(size))
     axes.set(xscale="log", xlabel="LiteRT file, kB", ylabel="test accuracy, %")
+    axes.set_xticks(sorted(sizes), sorted(sizes))
+    axes.minorticks_off()
     axes.legend()
     figure.savefig(path, dpi=120)
 
