@@ -8,12 +8,15 @@ import pytest
 from tests.devices.running import run
 from tests.devices.worker import FITS
 
-OURS = [name for name in FITS if name != "keras"]
+FIRST = ["hints", "privileged", "average", "predict"]
+# Two devices of one process do these in `tests/distiller/test_mirrored.py`.
+OTHERS = [name for name in FITS if name not in ("keras", *FIRST)]
 
 
-def test_two_workers_train_as_one(tmp_path: Path) -> None:
-    (whole,) = run(OURS, tmp_path, workers=1)
-    first, second = run(OURS, tmp_path, workers=2)
+@pytest.mark.parametrize("fits", [FIRST, pytest.param(OTHERS, marks=pytest.mark.slow)])
+def test_two_workers_train_as_one(fits: list[str], tmp_path: Path) -> None:
+    (whole,) = run(fits, tmp_path, workers=1)
+    first, second = run(fits, tmp_path, workers=2)
     for name, expected in whole.items():
         for found in (first, second):
             is_weight = "/weight/" in name
