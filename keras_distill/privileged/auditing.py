@@ -61,10 +61,11 @@ def audit(
     what a student gains from any teacher.
 
     - `"leaks"`: the teacher all but reads the label. It explains more than 0.8 of the
-      label loss that remains without the privileged features. A teacher that explains
-      the share `e` takes at most the share `1 - e` of the labels' noise out of what the
-      student learns from. Beyond 0.8, that is worth at most a quarter more rows. And a
-      feature that knows so much is rarely older than the label.
+      label loss that remains without the privileged features. By the law of total
+      variance, a teacher that explains the share `e` of the labels' noise leaves the
+      same share `e` of it in what the student learns from. With 0.8, that is worth at
+      most a quarter more rows. And a feature that knows so much is rarely older than
+      the label.
     - `"pays"`: otherwise, if the 95 % intervals of the gain over the student alone and
       of the gain over the control are both above 0.
     - `"doesn't"`: otherwise.

@@ -48,7 +48,7 @@ def chained(time: Array | None, rows: int, folds: int) -> list[Fold]:
     """
     edges = np.linspace(rows // 2, rows, folds + 1).astype(int)
     if time is not None:
-        edges[:-1] = np.searchsorted(time, time[edges[:-1]], side="left")
+        edges[:-1] = _between_times(time, edges[:-1])
     smallest = min(edges[0], np.diff(edges).min())
     if smallest < BLOCKS:
         raise ValueError(
@@ -62,6 +62,13 @@ def chained(time: Array | None, rows: int, folds: int) -> list[Fold]:
         Fold(every[:begin], every[begin:end])
         for begin, end in zip(edges[:-1], edges[1:], strict=True)
     ]
+
+
+def _between_times(time: Array, edges: Array) -> Array:
+    """Return the cuts nearest to some that have no time on both sides."""
+    before = np.searchsorted(time, time[edges], side="left")
+    after = np.searchsorted(time, time[edges], side="right")
+    return np.where(edges - before <= after - edges, before, after)
 
 
 def groups_of(groups: Array | None, folds: list[Fold]) -> Array:
@@ -102,5 +109,5 @@ def by_group(values: Array, groups: Array) -> Array:
     sizes = np.bincount(groups)
     means = values.mean(axis=1, keepdims=True)
     sums = np.stack([np.bincount(groups, weights=row) for row in values])
-    centred: Array = (sums - means * sizes) * len(sizes) / len(groups)
-    return means + centred
+    found: Array = means + (sums - means * sizes) * len(sizes) / len(groups)
+    return found
