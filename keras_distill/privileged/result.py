@@ -5,12 +5,7 @@ from collections.abc import Mapping
 from math import floor, log10
 from typing import Any
 
-from keras_distill.privileged.fits import (
-    ALONE,
-    CONTROL_TEACHER,
-    MODELS,
-    TEACHER,
-)
+from keras_distill.privileged.fits import ALONE, CONTROL_TEACHER, MODELS, TEACHER
 from keras_distill.tuning.interval import Gain
 
 # The share of the loss that remains without the privileged features, of which a teacher
@@ -70,7 +65,7 @@ class Audit:
         teacher where that is lower.
         """
         remaining = min(self.losses[ALONE], self.losses[CONTROL_TEACHER])
-        return 1.0 - self.losses[TEACHER] / remaining
+        return 1.0 - self.losses[TEACHER] / remaining if remaining else 0.0
 
     @property
     def verdict(self) -> str:
@@ -83,9 +78,9 @@ class Audit:
     @property
     def leading(self) -> list[str]:
         """The columns that matter most, at least half as much as the first of them."""
-        most = max(rise.mean for rise in self.columns.values())
-        ranked = sorted(self.columns, key=lambda name: -self.columns[name].mean)
-        return [name for name in ranked if self.columns[name].mean >= most / 2]
+        rises = {name: rise.mean for name, rise in self.columns.items()}
+        first, *others = sorted(rises, key=lambda name: -rises[name])
+        return [first, *(name for name in others if rises[name] >= rises[first] / 2)]
 
     @property
     def advice(self) -> str:
@@ -102,15 +97,15 @@ class Audit:
             )
         largest = max(0.0, min(self.gain.high, self.over_control.high))
         return (
-            "Serve the student alone. These rows and seeds exclude a gain above "
-            f"{largest:.{self._decimals}f}. If a smaller one matters to you, raise "
-            "`max_rows` or `seeds`."
+            "Train without these columns. On these rows they gain the student "
+            f"{largest:.{self._decimals}f} at most. Raise `max_rows` or `seeds` if that "
+            "still matters to you."
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as dicts, lists, text and numbers, as for a JSON file."""
-        said = {name: getattr(self, name) for name in ("verdict", "explained")}
-        return said | dataclasses.asdict(self) | {"advice": self.advice}
+        derived = {name: getattr(self, name) for name in ("verdict", "explained")}
+        return derived | dataclasses.asdict(self) | {"advice": self.advice}
 
     def __str__(self) -> str:
         ranked = sorted(self.columns.items(), key=lambda item: -item[1].mean)

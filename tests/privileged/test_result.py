@@ -78,15 +78,16 @@ def test_prints_all_that_the_verdict_rests_on() -> None:
         "  position                 +0.03000  [+0.01000, +0.05000]",
         "  page                     +0.00100  [-0.00200, +0.00400]",
         "Verdict: doesn't. Fits: 45.",
-        "Next: Serve the student alone. These rows and seeds exclude a gain above "
-        "0.00400. If a smaller one matters to you, raise `max_rows` or `seeds`.",
+        "Next: Train without these columns. On these rows they gain the student "
+        "0.00400 at most. Raise `max_rows` or `seeds` if that still matters to you.",
     ]
 
 
 def test_says_what_to_do_next_and_by_which_columns() -> None:
     assert result().advice.startswith("Distil from dwell, position on the whole log")
     assert result(teacher=0.01).advice.startswith("Leave out dwell, position: the")
-    assert "exclude a gain above 0.00000" in result(gain=WORSE).advice
+    assert "gain the student 0.00000 at most" in result(gain=WORSE).advice
+    assert result(over_control=NONE, dwell=WORSE, page=WORSE).leading == ["dwell"]
 
 
 def test_is_written_as_json() -> None:
