@@ -73,7 +73,8 @@ class Bootstrap:
         even = np.full(clusters, 1.0 / clusters)
         # The first "resample" is the data as they are.
         drawn = [np.ones(clusters), *generator.multinomial(clusters, even, count)]
-        self.y, self.weights = y, [counts[number] for counts in drawn]
+        self.y = y.astype("float64")
+        self.weights = [counts.astype("float32")[number] for counts in drawn]
         times = generator.multinomial(seeds, np.full(seeds, 1.0 / seeds), count)
         self.seeds = np.vstack([np.ones(seeds), times]) / seeds
 

@@ -19,6 +19,7 @@ Every fit is kept in the folder of the results, from which a stopped run goes on
 
 import argparse
 import functools
+import os
 import pathlib
 import statistics
 import sys
@@ -41,6 +42,7 @@ import logs  # noqa: E402
 from delayed_labels import train_alone, train_taught  # noqa: E402
 from log_models import CROSS_ENTROPY, Recipe, build, fit, predict  # noqa: E402
 
+BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared"
 ALONE, CONTROL, ORACLE = "student alone", "self-distilled, first", "oracle: all labels"
 TEACHER = "the privileged teacher itself"
 
@@ -232,12 +234,12 @@ class Study:
             model = self.trained(name, log, labelled, self.best(name), seed)
             seconds = time.perf_counter() - begin
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, predict(model, test).astype("float32"))
+            np.save(path, predict(model, test))
             return seconds
 
         self.best(name)  # so that a search isn't timed as training
         self.fits.add(f"{self.name}, {kind}: {name}", seed, measure)
-        return np.load(path).astype("float64")
+        return np.load(path)
 
     def seconds(self, name: str, seeds: int) -> float:
         """Return the median time of training with all labels."""
@@ -308,7 +310,12 @@ def reading(study: Study) -> float:
 def main() -> None:
     """Search, train and print the tables of each data set."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kuairand", metavar="DIR", help="without it, flights only")
+    prepared = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA", BESIDE))
+    found = prepared / "data" / "kuairand"
+    given = {"default": found} if found.exists() else {}
+    parser.add_argument(
+        "--kuairand", metavar="DIR", help="its folder; without it, flights only", **given
+    )
     parser.add_argument("--data", help="only this data set: flights, kuairand")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=int, default=8)
