@@ -8,6 +8,9 @@ for them, and the student learns from all rows.
 The controls are the same pipeline with a teacher that reads what the student reads, and
 with one that reads the columns of other rows. The oracle has all labels. Its lead over
 the student alone, which has the labelled rows only, is what there is to recover.
+
+On KuaiRand, the student reads the videos that a user clicked last on all days: an app
+knows them at once, and its training data get them as labels later.
 """
 
 import argparse

@@ -36,7 +36,7 @@ def build(log: Log, reads: Sequence[str], recipe: Recipe) -> keras.Model:
             continue
         of = "item" if name == "history" else name
         if of not in tables:
-            tables[of] = layers.Embedding(int(log.x[of].max()) + 1, 8)
+            tables[of] = layers.Embedding(log.sizes[of], 8)
         vectors = tables[of](inputs[name])
         if name == "history":
             held = ops.cast(ops.not_equal(inputs[name], 0), "float32")[..., None]

@@ -17,6 +17,7 @@ class Log(NamedTuple):
             `user`, `item`, `category` of shape (rows, 1) and `history` (rows, 10).
         y: Labels, float32 of shape (rows, 1), by task.
         privileged: The columns of `x` that only a teacher may read, by task.
+        sizes: One more than the largest id, by column of ids, in all rows of the log.
         truth: The probability of a purchase given a click and what a student may read,
             of shape (rows, 1), where it is known.
         day: The date of each row as yyyymmdd, of shape (rows,), where it is known.
@@ -25,6 +26,7 @@ class Log(NamedTuple):
     x: dict[str, np.ndarray]
     y: dict[str, np.ndarray]
     privileged: Mapping[str, tuple[str, ...]]
+    sizes: Mapping[str, int]
     truth: np.ndarray | None = None
     day: np.ndarray | None = None
 
@@ -56,7 +58,7 @@ class Log(NamedTuple):
         """Return some of the rows."""
         x, y = ({k: v[index] for k, v in d.items()} for d in (self.x, self.y))
         known = (None if it is None else it[index] for it in (self.truth, self.day))
-        return Log(x, y, self.privileged, *known)
+        return Log(x, y, self.privileged, self.sizes, *known)
 
     def shuffled(self, seed: int) -> "Log":
         """Return the log with the privileged columns of other rows: a control."""
@@ -86,13 +88,13 @@ def batches(
     count = -(-rows // batch_size)
 
     def in_order(epoch: tf.Tensor) -> tf.data.Dataset:
-        number = np.arange(rows) if lists is None else lists
-        place = tf.range(number.max() + 1)
+        place = tf.range(rows if lists is None else lists.max() + 1)
         place = tf.random.experimental.stateless_shuffle(place, [seed, epoch])
         order, begins = place, tf.range(rows, dtype="int64")
         if lists is not None:
-            order = tf.argsort(tf.gather(place, number), stable=True)
-            sorted_lists = tf.gather(tf.gather(place, number), order)
+            places = tf.gather(place, lists)
+            order = tf.argsort(places, stable=True)
+            sorted_lists = tf.gather(places, order)
             begins = tf.searchsorted(sorted_lists, sorted_lists, out_type="int64")
         # A row is in the batch in which its list begins.
         batch = begins * count // rows
@@ -117,15 +119,6 @@ def ids(values: np.ndarray, training: np.ndarray) -> np.ndarray:
     return np.where(names[place] == values, place + UNKNOWN + 1, UNKNOWN)
 
 
-def _until_next(user: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Return the seconds until the same user's next row, an hour at most."""
-    order = np.lexsort((np.arange(len(user)), user))
-    gaps = np.full(len(user), 3600.0)
-    same = user[order][1:] == user[order][:-1]
-    gaps[order[:-1][same]] = np.diff(seconds[order])[same]
-    return np.minimum(gaps, 3600.0)
-
-
 def make(
     x: Mapping[str, np.ndarray],
     y: Mapping[str, np.ndarray],
@@ -139,4 +132,6 @@ def make(
 
     x = {name: column(values) for name, values in x.items()}
     y = {name: values.astype("float32")[:, None] for name, values in y.items()}
-    return Log(x, y, privileged)
+    of_ids = {name: it for name, it in x.items() if it.dtype == np.int32}
+    sizes = {name: int(column.max()) + 1 for name, column in of_ids.items()}
+    return Log(x, y, privileged, sizes)

@@ -37,10 +37,12 @@ PACE, KUAIRAND = (2048, 2, 1e-2), (1024, 4, 3e-3)  # KuaiRand has few rows
 
 def build(log: Log, teacher_reads: Reads) -> tuple[keras.Model, keras.Model]:
     """Build a student and a teacher that share all embeddings but the users'."""
-    rows = {name: int(log.x[name].max()) + 1 for name in log.known}
-    items = layers.Embedding(max(rows["item"], rows["history"]), 16, name="items")
+    items = layers.Embedding(log.sizes["item"], 16, name="items")
     others = [name for name in log.known if name not in ("user", "item", "history")]
-    tables = {name: layers.Embedding(rows[name], 8, name=name) for name in others}
+    tables = {
+        name: layers.Embedding(log.sizes[name], 8, name=f"{name}_embedding")
+        for name in others
+    }
 
     def model(name: str, reads: Reads) -> keras.Model:
         ids = {
@@ -49,7 +51,7 @@ def build(log: Log, teacher_reads: Reads) -> tuple[keras.Model, keras.Model]:
         }
         read = dict.fromkeys(sum(reads.values(), ()))
         from_log = {key: keras.Input((1,), name=key) for key in read}
-        user = layers.Embedding(rows["user"], 16, name=f"{name}_users")(ids["user"])
+        user = layers.Embedding(log.sizes["user"], 16, name=f"{name}_users")(ids["user"])
         item, clicked = items(ids["item"]), items(ids["history"])
         held = keras.ops.not_equal(ids["history"], 0)
         interest = layers.Attention(use_scale=True)([item, clicked], mask=[None, held])

@@ -93,7 +93,7 @@ def test_the_models_share_items_and_categories_but_no_users(examples, log):
     shared = {layer.name for layer in student.layers} & {
         layer.name for layer in teacher.layers if layer in student.layers
     }
-    assert {"items", "categories"} <= shared
+    assert {"items", "category_embedding"} <= shared
     assert not any("users" in name for name in shared)
 
 
