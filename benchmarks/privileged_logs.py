@@ -314,7 +314,7 @@ def main() -> None:
     found = prepared / "data" / "kuairand"
     given = {"default": found} if found.exists() else {}
     parser.add_argument(
-        "--kuairand", metavar="DIR", help="its folder; without it, flights only", **given
+        "--kuairand", metavar="DIR", help="without it, flights only", **given
     )
     parser.add_argument("--data", help="only this data set: flights, kuairand")
     parser.add_argument("--seeds", type=int, default=5)

@@ -154,7 +154,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise FileNotFoundError(
             f"There is no {path.name} in {path.parent}. It is in `processed_data` of "
-            "https://github.com/alessandrosocc/predict_explicit_negative_feedback_kuairand"
+            "github.com/alessandrosocc/predict_explicit_negative_feedback_kuairand"
             ", which has it as a `.tsv`: compress it with gzip."
         )
     with gzip.open(path, "rt", newline="") as file:

@@ -51,8 +51,9 @@ def build(log: Log, teacher_reads: Reads) -> tuple[keras.Model, keras.Model]:
         }
         read = dict.fromkeys(sum(reads.values(), ()))
         from_log = {key: keras.Input((1,), name=key) for key in read}
-        user = layers.Embedding(log.sizes["user"], 16, name=f"{name}_users")(ids["user"])
-        item, clicked = items(ids["item"]), items(ids["history"])
+        users = layers.Embedding(log.sizes["user"], 16, name=f"{name}_users")
+        user, item = users(ids["user"]), items(ids["item"])
+        clicked = items(ids["history"])
         held = keras.ops.not_equal(ids["history"], 0)
         interest = layers.Attention(use_scale=True)([item, clicked], mask=[None, held])
         parts = [user, item, interest, user * item, item * interest]
