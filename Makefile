@@ -84,6 +84,7 @@ bench: $(DEV) test-slow
 	$(VENV)/bin/python benchmarks/remote_teacher.py
 	$(VENV)/bin/python benchmarks/privileged_gain.py
 	$(VENV)/bin/python benchmarks/audit_verdicts.py
+	$(VENV)/bin/python benchmarks/privileged_logs.py
 	$(VENV)/bin/python benchmarks/transfer_set.py
 	$(VENV)/bin/python benchmarks/quality_vs_keras.py
 	$(VENV)/bin/python benchmarks/search_demo.py
