@@ -98,8 +98,8 @@ class Audit:
         largest = max(0.0, min(self.gain.high, self.over_control.high))
         return (
             "Train without these columns. On these rows they gain the student "
-            f"{largest:.{self._decimals}f} at most. Raise `max_rows` or `seeds` if that "
-            "still matters to you."
+            f"{largest:.{self._decimals}f} at most. Raise `max_rows` or `seeds` if "
+            "that still matters to you."
         )
 
     def to_dict(self) -> dict[str, Any]:
