@@ -17,6 +17,7 @@ FLOORS = {
     "cautions": 0,
     "installing": 0,
     "naming": 0,
+    "retracing": 0,
     "signatures": 0,
     "standard_error": 0,
     "atomic": 1,

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_distill import retracing
 from keras_distill.cautions import TeacherWarning
 from keras_distill.distiller import Distiller
 from keras_distill.privileged.folds import Array, Fold
@@ -140,10 +141,11 @@ def all_values(
     of_seeds = []
     for index in range(seeds):
         first = seed + index * len(folds)
-        of_folds = [
-            fits.values(take(rows, fold.train), take(rows, fold.test), first + number)
-            for number, fold in enumerate(folds)
-        ]
+        with retracing.without_remarks():
+            of_folds = [
+                fits.values(take(rows, it.train), take(rows, it.test), first + number)
+                for number, it in enumerate(folds)
+            ]
         of_seeds.append(_joined(np.concatenate, of_folds))
     return _joined(np.stack, of_seeds)
 
