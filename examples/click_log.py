@@ -110,7 +110,11 @@ def movielens(name: str = "100k", data_dir: str | Path | None = None) -> Log:
 
 
 def kuairand(
-    directory: str | Path, *, test_from: int = KUAIRAND_TEST, leak: bool = False
+    directory: str | Path,
+    *,
+    test_from: int = KUAIRAND_TEST,
+    leak: bool = False,
+    withheld: float = 0.3,
 ) -> Log:
     """Read KuaiRand's impressions of short videos (Gao et al. 2022) as a log.
 
@@ -126,6 +130,9 @@ def kuairand(
             earlier rows. Defaults to 20220418.
         leak: Whether a teacher also reads `play_time_ms`, which all but defines a
             click: a control for leaks.
+        withheld: The share of the training rows, at random, whose `item` is the unknown
+            one. Most videos of later days are new. Without such rows, a model knows
+            unknown videos only from those that were shown once.
     """
     rows = _read(Path(directory) / KUAIRAND)
     training = rows["date"] < test_from
@@ -133,9 +140,10 @@ def kuairand(
     length = rows["duration_ms"]
     edges = np.quantile(length[training & (length > 0)], np.linspace(0, 1, 21)[1:-1])
     click = rows["is_click"] == 1
+    hidden_item = training & (np.random.default_rng(0).random(len(item)) < withheld)
     x = {
         "user": user,
-        "item": item,
+        "item": np.where(hidden_item, UNKNOWN, item),
         "category": np.where(length > 0, 2 + np.searchsorted(edges, length), UNKNOWN),
         "hour": rows["hourmin"] // 100 + 1,
         # Videos that were shown at once have one time.

@@ -177,7 +177,7 @@ def write_kuairand(directory, rows=600):
 def kuairand(examples, tmp_path_factory):
     directory = tmp_path_factory.mktemp("kuairand")
     table = write_kuairand(directory)
-    return directory, table, examples[0].kuairand(directory)
+    return directory, table, examples[0].kuairand(directory, withheld=0.0)
 
 
 def test_kuairand_is_a_log_of_the_same_shape(examples, kuairand):
@@ -214,7 +214,10 @@ def test_ids_are_those_of_training_rows(examples, kuairand):
     directory, table, log = kuairand
     for test_from, read in (
         (20220418, log),
-        (20220412, examples[0].kuairand(directory, test_from=20220412)),
+        (
+            20220412,
+            examples[0].kuairand(directory, test_from=20220412, withheld=0.0),
+        ),
     ):
         seen = table["video_id"][table["date"] < test_from]
         often = [(seen == video).sum() >= 2 for video in table["video_id"]]
@@ -224,6 +227,17 @@ def test_ids_are_those_of_training_rows(examples, kuairand):
     train, test = log.split_at(20220418)
     assert train.day.max() < 20220418 <= test.day.min()
     assert train.size + test.size == 600
+
+
+def test_items_of_some_training_rows_are_withheld(examples, kuairand):
+    directory, table, whole = kuairand
+    log = examples[0].kuairand(directory)
+    moved = (log.x["item"] != whole.x["item"]).ravel()
+    assert (log.x["item"][moved] == 1).all()
+    training = table["date"] < 20220418
+    assert not moved[~training].any() and 0.2 < moved[training].mean() < 0.4
+    for name in set(log.x) - {"item"}:
+        np.testing.assert_array_equal(log.x[name], whole.x[name])
 
 
 def test_a_click_is_not_in_the_history_of_what_was_shown_with_it(kuairand):
