@@ -165,8 +165,8 @@ class Study:
         self.name, self.data, self.every = name, data, every
         self.recipes = recipes(budget, data.batch)
         self.folder = folder / f"{name}-{budget}-{every}"
-        self.search = Results(folder / "search.jsonl", size, "log_loss_x_100")
-        self.fits = Results(folder / "fits.jsonl", size, "training_seconds")
+        self.search = Results(self.folder / "search.jsonl", size, "log_loss_x_100")
+        self.fits = Results(self.folder / "fits.jsonl", size, "training_seconds")
         self._splits: dict[tuple[int, bool], tuple[logs.Log, logs.Log]] = {}
         self._best: dict[str, Recipe] = {}
 
