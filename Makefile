@@ -34,7 +34,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Without this, ONNX Runtime reports its use to Microsoft.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-slow test-jax test-jax-whole test-oldest lint requirements bench clean
+.PHONY: demo test test-slow test-jax test-jax-whole test-oldest lint requirements bench \
+  dist check-dist clean
 
 demo: $(DEMO)
 	$(VENV)/bin/keras-distill demo
@@ -101,6 +102,15 @@ bench: $(DEV) test-slow
 	$(VENV)/bin/python benchmarks/scaling.py
 	$(VENV)/bin/python benchmarks/large_vocabulary.py
 
+# The sdist, and the wheel made from it: so no file of an earlier build gets into it.
+dist: $(DEV)
+	rm -rf dist
+	$(VENV)/bin/python -m build --installer uv . >/dev/null
+
+# Where no checkout is, as after `pip install`. `WHOLE=--whole` runs the whole demo.
+check-dist: dist
+	$(VENV)/bin/python .ci/check_dist.py $(WHOLE)
+
 $(DEMO): $(VENV)/.made $(DECLARED)
 	$(PIP) -e '.[demo]'
 	@touch $@
@@ -118,4 +128,4 @@ $(VENV)/.made:
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info demo-output
+	rm -rf $(VENV) build dist *.egg-info demo-output
