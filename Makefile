@@ -21,7 +21,7 @@ NEUTRAL_TOO = tests/losses tests/metrics tests/teachers tests/test_arguments.py 
   tests/online/test_peers_losses.py tests/online/test_peers_resume.py \
   tests/guards/test_look.py tests/guards/test_peers.py \
   tests/guards/test_against_student.py tests/guards/test_digits.py tests/sequence \
-  tests/report tests/tuning tests/students \
+  tests/privileged tests/report tests/tuning tests/students \
   tests/targets/test_formats.py tests/targets/test_joining.py tests/targets/test_recording.py
 # What is run with the oldest Keras of setup.cfg too: training, saving, several devices.
 CORE = tests/devices/test_workers.py tests/distiller/test_fit.py \
@@ -84,6 +84,8 @@ bench: $(DEV) test-slow
 	$(VENV)/bin/python benchmarks/ensemble_cost.py
 	$(VENV)/bin/python benchmarks/remote_teacher.py
 	$(VENV)/bin/python benchmarks/privileged_gain.py
+	$(VENV)/bin/python benchmarks/audit_verdicts.py
+	$(VENV)/bin/python benchmarks/privileged_logs.py
 	$(VENV)/bin/python benchmarks/transfer_set.py
 	$(VENV)/bin/python benchmarks/quality_vs_keras.py
 	$(VENV)/bin/python benchmarks/search_demo.py

@@ -49,6 +49,7 @@ FLOORS = {
     "callbacks": 6,
     "demo": 6,
     "online": 6,
+    "privileged": 6,
     "report": 6,
     "sequence": 6,
     "tuning": 6,
@@ -70,6 +71,7 @@ ON_THE_SAME_FLOOR = {
     ("demo", "report"),  # The demo ends with a report.
     ("batch", "per_output"),  # The record of one output is found by the output's path.
     ("labels", "losses"),  # A label mask acts as the sample weights of a loss.
+    ("privileged", "tuning"),  # An audit's intervals are those of a search.
     ("targets", "teachers"),  # What is recorded is a teacher's answer to a batch.
 }
 

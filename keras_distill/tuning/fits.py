@@ -88,7 +88,7 @@ class Fits:
         # Seeded twice: the teacher and the building draw no other batches.
         keras.utils.set_random_seed(seed)
         student = self.build_student()
-        model = Distiller(student, self.teacher if setting.alpha else _no_teacher)
+        model = Distiller(student, self.teacher if setting.alpha else no_teacher)
         given = self.compile()
         _check_compile(given)
         model.compile(
@@ -122,7 +122,7 @@ class Fits:
         return found
 
 
-def _no_teacher(inputs: Nested) -> None:
+def no_teacher(inputs: Nested) -> None:
     """Return nothing: the student learns from its labels only."""
 
 
