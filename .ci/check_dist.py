@@ -112,6 +112,8 @@ def check_wheel(wheel: Path) -> None:
     endings = {name.partition(".dist-info/")[2] for name in information}
     assert {"licenses/LICENSE", "entry_points.txt"} <= endings, endings
     assert f"{PACKAGE}/py.typed" in package
+    version = wheel.name.split("-")[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(), version
     print(f"{wheel.name}: {len(package)} files, as in the checkout")
 
 
