@@ -37,10 +37,18 @@ export ORT_DISABLE_TELEMETRY ?= 1
 # Otherwise each process would compile all modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-jax test-jax-whole test-oldest lint requirements bench clean
+# All examples but the file that they share.
+SMOKE := $(patsubst %,smoke/%,$(shell grep -l "^def main" examples/*.py))
+
+.PHONY: demo smoke $(SMOKE) test test-slow test-jax test-jax-whole test-oldest lint requirements bench clean
 
 demo: $(DEMO)
 	$(VENV)/bin/keras-distill demo
+
+smoke: $(SMOKE)
+
+$(SMOKE): $(DEV)
+	$(VENV)/bin/python $(@:smoke/%=%) --smoke
 
 test: $(DEV)
 	$(PYTEST) -m "not slow"
