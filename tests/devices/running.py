@@ -34,7 +34,7 @@ def run(fits: list[str], directory: Path, workers: int) -> list[dict[str, np.nda
             running.append(stack.enter_context(process))
             stack.callback(process.kill)  # Before its exit, which waits for its end.
         for process in running:
-            printed, _ = process.communicate(timeout=300)
+            printed, _ = process.communicate(timeout=600)
             if process.returncode:
                 raise RuntimeError(printed[-5000:])
     return [dict(np.load(file)) for file in files]

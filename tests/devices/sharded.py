@@ -1,5 +1,5 @@
 """Fits that are the same on one device and on many of JAX: `python -m
-tests.devices.sharded FILE`, where the environment tells on how many.
+tests.devices.sharded DIVIDED FILE`, where the environment tells on how many.
 
 `XLA_FLAGS` makes devices within a process; `SHARDED_PROCESSES`, `SHARDED_PROCESS` and
 `SHARDED_COORDINATOR` make a process one of several.
@@ -97,11 +97,15 @@ def train_under_a_divided_teacher() -> Fit:
     return distiller.student.get_weights(), history
 
 
-FITS: dict[str, Callable[[], Fit]] = {
-    "plain": lambda: train(hints=False),
-    "hints": lambda: train(hints=True),
-    "privileged": train_together,
-    "average": train_under_its_average,
+# By what is divided among the devices.
+FITS: dict[str, dict[str, Callable[[], Fit]]] = {
+    "data": {
+        "plain": lambda: train(hints=False),
+        "hints": lambda: train(hints=True),
+        "privileged": train_together,
+        "average": train_under_its_average,
+    },
+    "model": {"divided": train_under_a_divided_teacher},
 }
 
 
@@ -122,15 +126,16 @@ def distribute(how: str) -> None:
     keras.distribution.set_distribution(distribution)
 
 
-def main(how: str, file: str) -> None:
-    if jax.device_count() > 1:
-        distribute(how)
-    fits = FITS if how == "data" else {"divided": train_under_a_divided_teacher}
+def main(divided: str, file: str) -> None:
     found: dict[str, Any] = {"devices": jax.device_count()}
-    for name, trained in fits.items():
-        weights, history = trained()
-        found |= {f"{name}/weight/{n}": weight for n, weight in enumerate(weights)}
-        found |= {f"{name}/log/{log}": values for log, values in history.items()}
+    for how in divided.split(","):
+        if jax.device_count() > 1:
+            distribute(how)
+        for fit, trained in FITS[how].items():
+            weights, history = trained()
+            name = f"{how}/{fit}"
+            found |= {f"{name}/weight/{n}": it for n, it in enumerate(weights)}
+            found |= {f"{name}/log/{log}": values for log, values in history.items()}
     np.savez(file, **found)
 
 

@@ -28,12 +28,16 @@ def scope() -> Any:
 
 
 def train_keras(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """What Keras does by itself."""
+    """Whether what Keras does by itself fails, as it does on all workers alike."""
     with scope:
         model = mlp()
         model.compile("sgd", crossentropy())
     batches = tf.data.Dataset.from_tensor_slices(data(32)).batch(8)
-    return model.get_weights(), model.fit(batches, verbose=0).history
+    try:
+        model.fit(batches, verbose=0)
+    except Exception:
+        return [], {"failed": True}
+    return [], {"failed": False}
 
 
 def predict(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:

@@ -13,7 +13,7 @@ def test_two_devices_train_as_one() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-5000:]
     assert done.stdout.endswith("two devices train as one\n")
