@@ -26,8 +26,8 @@ import keras_distill as kd
 
 # Found on the last days of the training time, by benchmarks/privileged_logs.py.
 RECIPES = {
-    "flights": Recipe(1e-3, epochs=2, dropout=0.0, batch=2048),
-    "kuairand": Recipe(3e-3, epochs=4, dropout=0.3),
+    "flights": Recipe(1e-3, epochs=2, dropout=0.0, alpha=0.3, batch=2048),
+    "kuairand": Recipe(3e-3, epochs=4, dropout=0.2, alpha=0.3),
 }
 ALONE, ORACLE, FOLDS = "student alone", "oracle: all labels", 5
 VARIANTS = {  # what the teacher reads, and how it teaches
