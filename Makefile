@@ -34,7 +34,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Without this, ONNX Runtime reports its use to Microsoft.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-slow test-jax test-jax-whole test-oldest lint requirements bench clean
+.PHONY: demo test test-slow test-jax test-jax-whole test-oldest lint docs requirements \
+  bench clean
 
 demo: $(DEMO)
 	$(VENV)/bin/keras-distill demo
@@ -66,6 +67,11 @@ lint: $(DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The site, in build/docs. A warning is an error: dead links and anchors, pages in no
+# table of contents, public names that no page describes.
+docs: $(DEV)
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -n -c docs . build/docs
 
 # All requirements must have versions that fit together on each Python of setup.cfg.
 requirements: $(DEV)
