@@ -1,8 +1,8 @@
 """Links from a page to a file or a folder of the repository that isn't a page.
 
 Such a link leads to `repository_address` of conf.py, or, without an address, to a page
-that shows the file or lists the folder. A link to a path that doesn't exist is left to
-MyST, which warns of it.
+that shows the file or lists the folder. A file outside of the repository causes a
+warning. A link to a path that doesn't exist is left to MyST, which warns of it.
 """
 
 import html
@@ -16,11 +16,13 @@ from pygments.util import ClassNotFound
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
+from sphinx.util import logging
 from sphinx.util.osutil import relative_uri
 
 FOLDER = "repository"
 KEY = "repository_files"  # of the metadata of a page: the paths that it links to
 Page = tuple[str, dict[str, Any], str]
+logger = logging.getLogger(__name__)
 
 
 class RepositoryFiles(SphinxTransform):
@@ -34,6 +36,9 @@ class RepositoryFiles(SphinxTransform):
             # The collector of images and downloads runs later, and finds none of these.
             path = _in_repository(self.app, self.env.docname, node["reftarget"])
             if path is None:
+                if isinstance(node, addnodes.download_reference):
+                    message = "No file of the repository: %r"
+                    logger.warning(message, node["reftarget"], location=node)
                 continue
             link = nodes.reference(refuri=_address(self.app, self.env.docname, path))
             link += node.children
@@ -77,7 +82,7 @@ def _page_name(app: Sphinx, path: str) -> str:
 
 
 def pages(app: Sphinx) -> Iterator[Page]:
-    """Make a page of each file or folder that a page links to, and of their contents."""
+    """Make a page of each file or folder that a page links to, or that one contains."""
     if app.config.repository_address:
         return
     waiting = {path for data in app.env.metadata.values() for path in data.get(KEY, ())}
