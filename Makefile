@@ -34,8 +34,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Without this, ONNX Runtime reports its use to Microsoft.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-slow test-jax test-jax-whole test-oldest lint docs requirements \
-  bench clean
+.PHONY: demo test test-slow test-jax test-jax-whole test-oldest lint docs notebooks \
+  requirements bench clean
 
 demo: $(DEMO)
 	$(VENV)/bin/keras-distill demo
@@ -72,6 +72,10 @@ lint: $(DEV)
 # table of contents, public names that no page describes.
 docs: $(DEV)
 	$(VENV)/bin/python -m sphinx -q -W --keep-going -n -c docs . build/docs
+
+# Runs the notebooks of the site and writes their outputs into their files.
+notebooks: $(DEV)
+	$(VENV)/bin/python docs/site/run_notebooks.py docs/notebooks/*.ipynb
 
 # All requirements must have versions that fit together on each Python of setup.cfg.
 requirements: $(DEV)

@@ -72,3 +72,4 @@ html_static_path = ["site/static"]
 html_css_files = ["site.css"]
 html_extra_path = ["site/root"]  # index.html, which leads to docs/index.html
 html_copy_source = False
+html_show_copyright = False
