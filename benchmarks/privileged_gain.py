@@ -30,13 +30,6 @@ Xu et al. 2020 on Taobao, AUC of the student:
   purchases, 30 days   alone .9040   PFD .9084   privileged features alone .8965"""
 
 
-def shuffled(log: click_log.Log, seed: int) -> click_log.Log:
-    """Return a log with another row's privileged features in each row."""
-    other = np.random.default_rng(seed).permutation(len(log.x["user"]))
-    moved = {name: log.x[name][other] for name in click_log.PRIVILEGED}
-    return log._replace(x={**log.x, **moved})
-
-
 def main() -> None:
     """Train every variant on every seed; print means and paired differences."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -50,13 +43,14 @@ def main() -> None:
         for variant in VARIANTS:
             seen, trained_as = train_log, variant
             if variant == "shuffled":
-                seen, trained_as = shuffled(train_log, seed), "privileged"
+                seen, trained_as = train_log.shuffled(seed), "privileged"
             student, teacher = recommender.train(seen, trained_as, seed)
             scored = {variant: student}
             if variant == "privileged":
                 scored["its teacher"] = teacher
             for name, model in scored.items():
-                row = recommender.measure(model, test_log)
+                logits = recommender.predict(model, test_log)
+                row = recommender.measure(logits, test_log)
                 rows.setdefault(name, []).append(row)
                 print(
                     f"seed {seed}  {name:12s} buy AUC {row['buy AUC']:.4f}", flush=True

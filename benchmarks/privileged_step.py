@@ -26,6 +26,7 @@ import privileged_recommender as recommender  # noqa: E402
 
 import keras_distill as kd  # noqa: E402
 
+BATCH = recommender.PACE[0]
 LOSS = dict.fromkeys(
     recommender.TASKS, keras.losses.BinaryCrossentropy(from_logits=True)
 )
@@ -33,10 +34,10 @@ LOSS = dict.fromkeys(
 
 def distiller(log: click_log.Log, *, shared: bool, trains: bool) -> kd.Distiller:
     """Return a compiled distiller of the example's models."""
-    student, teacher = recommender.build(log, click_log.PRIVILEGED)
+    student, teacher = recommender.build(log, log.privileged)
     if not shared:
         teacher = keras.models.clone_model(teacher)  # embeddings of its own
-    model = kd.Distiller(student, teacher, privileged_features=click_log.PRIVILEGED)
+    model = kd.Distiller(student, teacher, privileged_features=log.hidden)
     model.compile(
         "adam",
         LOSS,
@@ -49,7 +50,7 @@ def distiller(log: click_log.Log, *, shared: bool, trains: bool) -> kd.Distiller
 def sides(log: click_log.Log, batch: tuple) -> dict[str, Callable[[], object]]:
     """Return what is timed, by name."""
     x, y, weight = batch
-    student, teacher = recommender.build(log, click_log.PRIVILEGED)
+    student, teacher = recommender.build(log, log.privileged)
     models = {"student": student, "teacher": keras.models.clone_model(teacher)}
     calls = {}
     for name, model in models.items():
@@ -92,7 +93,7 @@ def reading(log: click_log.Log, rounds: int) -> list[float]:
                 log.x,
                 log.y,
                 sample_weight=weight,
-                batch_size=recommender.BATCH,
+                batch_size=BATCH,
                 verbose=0,
             )
             times.append(time.perf_counter() - begin)
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--impressions", type=int, default=1_000_000)
     options = parser.parse_args()
     log = click_log.generate(options.impressions, seed=0)
-    rows = slice(recommender.BATCH)
+    rows = slice(BATCH)
     x, y = (
         {name: c[rows] for name, c in columns.items()} for columns in (log.x, log.y)
     )
@@ -123,7 +124,7 @@ def main() -> None:
     )
     first_then = [sum(pair) for pair in zip(teacher, under_fixed, strict=True)]
     show(
-        f"training step, batch {recommender.BATCH}",
+        f"training step, batch {BATCH}",
         times,
         {
             "shared inputs / (student + teacher)       (<= 1.1)": ratio(

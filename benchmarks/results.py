@@ -10,17 +10,26 @@ import keras
 
 
 class Results:
-    """Accuracies by method and seed, in a file of JSON lines, of one size of run."""
+    """Values by method and seed, in a file of JSON lines, of one size of run.
 
-    def __init__(self, path: pathlib.Path, size: dict[str, int]) -> None:
+    Args:
+        path: The file.
+        size: What results must share to be compared.
+        measure: What the values are. Defaults to "accuracy".
+    """
+
+    def __init__(
+        self, path: pathlib.Path, size: dict[str, int], measure: str = "accuracy"
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.size = size
+        self.measure = measure
         self.found: dict[tuple[str, int], float] = {}
         for line in path.read_text().splitlines() if path.exists() else []:
             entry = json.loads(line)
             if entry["size"] == size:
-                self.found[entry["method"], entry["seed"]] = entry["accuracy"]
+                self.found[entry["method"], entry["seed"]] = entry[measure]
 
     def add(self, method: str, seed: int, measure: Callable[[], float]) -> float:
         """Return what was measured earlier, or measure, print and write it."""
@@ -32,7 +41,7 @@ class Results:
         if not known:
             entry = {"size": self.size, "method": method, "seed": seed}
             with self.path.open("a") as file:
-                entry |= {"accuracy": value, "seconds": seconds}
+                entry |= {self.measure: value, "seconds": seconds}
                 file.write(json.dumps(entry) + "\n")
         took = "from the file" if known else f"{seconds:.0f} s"
         print(f"seed {seed}  {method:18s} {value:6.2f}  {took}", flush=True)

@@ -1,4 +1,4 @@
-"""Click logs for `privileged_recommender.py`: generated ones, and MovieLens as one.
+"""Click logs for the examples: generated ones, MovieLens as one, and KuaiRand.
 
 The generated log follows a stated model, so that the truth is known. Users and items
 have tastes `u, v` that decide clicks and others, `a, b`, that decide how long a user
@@ -14,41 +14,24 @@ stays:
 Position and dwell stand in the log only: nothing knows them when items are scored.
 """
 
+import csv
+import gzip
 from pathlib import Path
-from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from logs import UNKNOWN, Log, ids, make
 from scipy.special import expit
 
 USERS, ITEMS, CATEGORIES, TASTES = 2_000, 500, 20, 3
 VISIT, HISTORY = 10, 10
-PRIVILEGED = ("position", "dwell")
+POSITION_AND_DWELL = {"click": ("position",), "buy": ("dwell",)}
 
-
-class Log(NamedTuple):
-    """Impressions in the order of time; ids begin with 1, 0 is padding.
-
-    `x` holds int32 `user`, `item`, `category` of shape (rows, 1), `history` (rows, 10),
-    and the privileged float32 `position`, `dwell` (rows, 1); `y` float32 `click`, `buy`
-    (rows, 1); `truth` the probability of a purchase given a click and what a student
-    may read, (rows, 1), where it is known.
-    """
-
-    x: dict[str, np.ndarray]
-    y: dict[str, np.ndarray]
-    truth: np.ndarray | None
-
-    def split(self, share: float) -> tuple["Log", "Log"]:
-        """Return the first `share` of the impressions, and those that came later."""
-        first = int(share * len(self.x["user"]))
-        return self._part(slice(first)), self._part(slice(first, None))
-
-    def _part(self, rows: slice) -> "Log":
-        x, y = ({k: v[rows] for k, v in d.items()} for d in (self.x, self.y))
-        return Log(x, y, None if self.truth is None else self.truth[rows])
+KUAIRAND = "processed_standard_kcore_15.tsv.gz"
+KUAIRAND_TEST = 20220418  # the first day to test on
+AFTERWARDS = ("is_follow", "is_comment", "is_forward", "is_profile_enter")
 
 
 def generate(impressions: int, seed: int) -> Log:
@@ -80,10 +63,13 @@ def generate(impressions: int, seed: int) -> Log:
         "item": item + 1,
         "category": category[item] + 1,
         "history": history(user, item + 1, click),
-        "position": position,
+        "position": position.astype("float32"),
         "dwell": np.where(click, dwell, 0.0),
     }
-    return _log(x, {"click": click, "buy": buy}, truth)
+    y = {"click": click, "buy": buy}
+    return make(x, y, POSITION_AND_DWELL)._replace(
+        truth=truth.astype("float32")[:, None]
+    )
 
 
 def movielens(name: str = "100k", data_dir: str | Path | None = None) -> Log:
@@ -120,7 +106,72 @@ def movielens(name: str = "100k", data_dir: str | Path | None = None) -> Log:
         "position": np.ones(len(user)),
         "dwell": np.where(click, dwell, 0.0),
     }
-    return _log(x, {"click": click, "buy": stars == 5}, None)
+    return make(x, {"click": click, "buy": stars == 5}, POSITION_AND_DWELL)
+
+
+def kuairand(
+    directory: str | Path,
+    *,
+    test_from: int = KUAIRAND_TEST,
+    leak: bool = False,
+    withheld: float = 0.3,
+) -> Log:
+    """Read KuaiRand's impressions of short videos (Gao et al. 2022) as a log.
+
+    `is_click` is the click, `long_view` given a click the purchase. Known before an
+    impression are `user`, `item`, `hour`, the videos that the user clicked last, and
+    as `category` the bucket of the video's length, 1 where it isn't known. A teacher
+    reads what the user did afterwards. The column `label` is read by nothing: the
+    selection of the rows reveals it.
+
+    Args:
+        directory: The folder of `processed_standard_kcore_15.tsv.gz`.
+        test_from: The first day (yyyymmdd) to test on. Ids and buckets are those of
+            earlier rows. Defaults to 20220418.
+        leak: Whether a teacher also reads `play_time_ms`, which all but defines a
+            click: a control for leaks.
+        withheld: The share of the training rows, at random, whose `item` is the unknown
+            one. Most videos of later days are new. Without such rows, a model knows
+            unknown videos only from those that were shown once.
+    """
+    rows = _read(Path(directory) / KUAIRAND)
+    training = rows["date"] < test_from
+    user, item = (ids(rows[key], training) for key in ("user_id", "video_id"))
+    length = rows["duration_ms"]
+    edges = np.quantile(length[training & (length > 0)], np.linspace(0, 1, 21)[1:-1])
+    click = rows["is_click"] == 1
+    hidden_item = training & (np.random.default_rng(0).random(len(item)) < withheld)
+    x = {
+        "user": user,
+        "item": np.where(hidden_item, UNKNOWN, item),
+        "category": np.where(length > 0, 2 + np.searchsorted(edges, length), UNKNOWN),
+        "hour": rows["hourmin"] // 100 + 1,
+        # Videos that were shown at once have one time.
+        "history": history(user, item, click, rows["time_ms"]),
+        **{key: rows[key].astype("float32") for key in AFTERWARDS},
+    }
+    for key in ("comment_stay_time", *(("play_time_ms",) if leak else ())):
+        x[key] = np.log1p(rows[key]).astype("float32")
+    y = {"click": click, "buy": click & (rows["long_view"] == 1)}
+    hidden = tuple(name for name in x if name in rows)
+    return make(x, y, dict.fromkeys(y, hidden))._replace(day=rows["date"])
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Return the whole numbers of a table of tab-separated values, in order of time."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no {path.name} in {path.parent}. It is in `processed_data` of "
+            "github.com/alessandrosocc/predict_explicit_negative_feedback_kuairand"
+            ", which has it as a `.tsv`: compress it with gzip."
+        )
+    with gzip.open(path, "rt", newline="") as file:
+        head, *lines = csv.reader(file, delimiter="\t")
+    columns = dict(zip(head, zip(*lines, strict=True), strict=True))
+    del columns["timestamp"]
+    numbers = {name: np.array(it, "int64") for name, it in columns.items()}
+    order = np.argsort(numbers["time_ms"], kind="stable")
+    return {name: column[order] for name, column in numbers.items()}
 
 
 def _until_next(user: np.ndarray, seconds: np.ndarray) -> np.ndarray:
@@ -132,28 +183,33 @@ def _until_next(user: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     return np.minimum(gaps, 3600.0)
 
 
-def history(user: np.ndarray, item: np.ndarray, click: np.ndarray) -> np.ndarray:
-    """Return the last items that a user clicked before each row, the latest first."""
+def history(
+    user: np.ndarray,
+    item: np.ndarray,
+    click: np.ndarray,
+    moment: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the last items that a user clicked before each row, the latest first.
+
+    Args:
+        user: The user of each row, in the order of time.
+        item: The item of each row.
+        click: Whether it was clicked.
+        moment: When the row was shown. A click doesn't show in rows of its own moment.
+            By default each row has a moment of its own.
+    """
     recent: dict[int, list[int]] = {}
+    at_once: dict[int, tuple[int, list[int]]] = {}  # the moment, and its clicks
+    moments = range(len(user)) if moment is None else moment
     rows = []
-    for one, shown, clicked in zip(user, item, click, strict=True):
+    for one, shown, clicked, now in zip(user, item, click, moments, strict=True):
         seen = recent.setdefault(int(one), [])
+        then, clicks = at_once.get(int(one), (None, []))
+        if then != now:
+            seen[:] = [*reversed(clicks), *seen][:HISTORY]
+            clicks = []
+            at_once[int(one)] = (now, clicks)
         rows.append(list(seen))
         if clicked:
-            seen.insert(0, int(shown))
-            del seen[HISTORY:]
+            clicks.append(int(shown))
     return keras.utils.pad_sequences(rows, HISTORY, padding="post")
-
-
-def _log(
-    x: dict[str, np.ndarray], y: dict[str, np.ndarray], truth: np.ndarray | None
-) -> Log:
-    dtypes = {"position": "float32", "dwell": "float32"}
-    return Log(
-        {
-            name: values.reshape(len(values), -1).astype(dtypes.get(name, "int32"))
-            for name, values in x.items()
-        },
-        {name: values.astype("float32")[:, None] for name, values in y.items()},
-        None if truth is None else truth.astype("float32")[:, None],
-    )

@@ -32,7 +32,7 @@ if TYPE_CHECKING or not _is_the_command():
     from keras_distill.teachers import cross_fit
 
 if TYPE_CHECKING:
-    from keras_distill import export, report, students, targets, tuning
+    from keras_distill import export, privileged, report, students, targets, tuning
 
 __all__ = [
     "Distiller",
@@ -44,6 +44,7 @@ __all__ = [
     "losses",
     "metrics",
     "online",
+    "privileged",
     "report",
     "schedules",
     "sequence",
@@ -58,8 +59,9 @@ _WITHIN = {"Distiller": "distiller", "cross_fit": "teachers"}
 
 
 def __getattr__(name: str) -> Any:
-    # `export`, `report`, `targets`, `students` and `tuning` have half of the package's
-    # modules and no class that is in a Keras file: they are imported when first used.
+    # `export`, `privileged`, `report`, `targets`, `students` and `tuning` have half of
+    # the package's modules and no class that is in a Keras file: they are imported when
+    # first used.
     if name in _WITHIN:
         return getattr(importlib.import_module(f"keras_distill.{_WITHIN[name]}"), name)
     if name in __all__:

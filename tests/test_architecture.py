@@ -17,6 +17,7 @@ FLOORS = {
     "cautions": 0,
     "installing": 0,
     "naming": 0,
+    "retracing": 0,
     "signatures": 0,
     "standard_error": 0,
     "atomic": 1,
@@ -49,6 +50,7 @@ FLOORS = {
     "callbacks": 6,
     "demo": 6,
     "online": 6,
+    "privileged": 6,
     "report": 6,
     "sequence": 6,
     "tuning": 6,
@@ -70,6 +72,7 @@ ON_THE_SAME_FLOOR = {
     ("demo", "report"),  # The demo ends with a report.
     ("batch", "per_output"),  # The record of one output is found by the output's path.
     ("labels", "losses"),  # A label mask acts as the sample weights of a loss.
+    ("privileged", "tuning"),  # An audit's intervals are those of a search.
     ("targets", "teachers"),  # What is recorded is a teacher's answer to a batch.
 }
 

@@ -23,6 +23,7 @@ def public_classes():
         "losses",
         "metrics",
         "online",
+        "privileged",
         "schedules",
         "sequence",
         "students",

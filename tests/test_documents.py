@@ -140,6 +140,7 @@ def test_docs_privileged_features(folder):
     names = run_python("docs/privileged_features.md", {})
     assert names["recorded"].shape == (1_000, 1)
     assert np.isfinite(names["recorded"]).all()
+    assert names["found"].fits == 5 * 2 and names["found"].verdict != "leaks"
 
 
 def test_docs_any_teacher(folder):

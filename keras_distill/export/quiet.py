@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from keras_distill import retracing
+
 # Batches of other sizes are no reason to repeat a warning.
 _SHAPE = re.compile(r"\((?:(?:None|\d+),? ?)+\)")
 
@@ -53,36 +55,25 @@ def no_remarks() -> Iterator[None]:
     that are traced again, as Keras' grouped convolutions are, are no fault of a caller.
     Other warnings are shown once, however often the model is called.
     """
-    logger = logging.getLogger("tensorflow")
-    retraced = _Retraced()
-    logger.addFilter(retraced)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", r"Layer .* was passed an input with a mask attached to it"
-            )
-            # The filter "once" forgets what it showed when filters change.
-            show, shown = warnings.showwarning, set[tuple[str, type[Warning]]]()
+    with retracing.without_remarks(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", r"Layer .* was passed an input with a mask attached to it"
+        )
+        # The filter "once" forgets what it showed when filters change.
+        show, shown = warnings.showwarning, set[tuple[str, type[Warning]]]()
 
-            def show_once(
-                message: Warning | str,
-                category: type[Warning],
-                filename: str,
-                lineno: int,
-                file: TextIO | None = None,
-                line: str | None = None,
-            ) -> None:
-                key = _SHAPE.sub("", str(message)), category
-                if key not in shown:
-                    shown.add(key)
-                    show(message, category, filename, lineno, file, line)
+        def show_once(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            key = _SHAPE.sub("", str(message)), category
+            if key not in shown:
+                shown.add(key)
+                show(message, category, filename, lineno, file, line)
 
-            warnings.showwarning = show_once
-            yield
-    finally:
-        logger.removeFilter(retraced)
-
-
-class _Retraced(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "triggered tf.function retracing" not in record.getMessage()
+        warnings.showwarning = show_once
+        yield

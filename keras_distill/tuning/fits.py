@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_distill import atomic
+from keras_distill import atomic, retracing
 from keras_distill.distiller import Distiller
 from keras_distill.tuning.settings import Setting, Space
 from keras_distill.types import Nested
@@ -75,8 +75,9 @@ class Fits:
         key = json.dumps([part, seed, *dataclasses.astuple(setting)])
         known = key in self.record.scores
         if not known:
-            model = self._fitted(setting, seed)
-            self.record.add(key, self._scores(model, part, blocks))
+            with retracing.without_remarks():
+                model = self._fitted(setting, seed)
+                self.record.add(key, self._scores(model, part, blocks))
         found = self.record.scores[key]
         if self.verbose:
             source = ", from the file" if known else ""
@@ -88,7 +89,7 @@ class Fits:
         # Seeded twice: the teacher and the building draw no other batches.
         keras.utils.set_random_seed(seed)
         student = self.build_student()
-        model = Distiller(student, self.teacher if setting.alpha else _no_teacher)
+        model = Distiller(student, self.teacher if setting.alpha else no_teacher)
         given = self.compile()
         _check_compile(given)
         model.compile(
@@ -122,7 +123,7 @@ class Fits:
         return found
 
 
-def _no_teacher(inputs: Nested) -> None:
+def no_teacher(inputs: Nested) -> None:
     """Return nothing: the student learns from its labels only."""
 
 

@@ -98,17 +98,22 @@ def gain(differences: Any, *, error: float = 0.05) -> Gain:
         both = values.var(ddof=1) / values.size
         variance = max(variance + of_rows - both, variance, of_rows)
         freedom = min(seeds, blocks) - 1
-    half = _quantile(1 - error / 2, freedom) * float(np.sqrt(variance))
+    half = quantile(1 - error / 2, freedom) * float(np.sqrt(variance))
     mean = float(values.mean())
     return Gain(mean, mean - half, mean + half, seeds)
 
 
-def _quantile(probability: float, freedom: int) -> float:
+def quantile(probability: float, freedom: int) -> float:
+    """Return a quantile of Student's distribution.
+
+    Raises:
+        ImportError: If SciPy isn't installed.
+    """
     try:
         from scipy import stats
     except ImportError as error:
         raise ImportError(
-            "`tuning` needs SciPy, which isn't installed. Install it with "
+            "Intervals of a gain need SciPy, which isn't installed. Install it with "
             f"{advice('tuning')}."
         ) from error
     return float(stats.t.ppf(probability, freedom))
