@@ -97,12 +97,16 @@ def test_readme(readme):
 
 
 @pytest.mark.parametrize(
-    "page", ["index", "quick_start", "choosing", "symptoms", "from_keras_io"]
+    "page",
+    ["index", "quick_start", "choosing", "methods", "symptoms", "saving", "jax"]
+    + ["from_keras_io"],
 )
 def test_docs_of_the_site(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_python(f"docs/{page}.md", {})
     assert int(names["distiller"].optimizer.iterations) > 0
+    if page == "quick_start":  # What the page says.
+        assert names["report"].verdict("distilled") == "better"
 
 
 def test_docs_from_keras_distillation(tmp_path, monkeypatch):
@@ -260,11 +264,14 @@ def test_no_page_is_left_out():
         "docs/from_keras_distillation.md",
         "docs/from_keras_io.md",
         "docs/index.md",
+        "docs/jax.md",
         "docs/large_vocabulary.md",
+        "docs/methods.md",
         "docs/privileged_features.md",
         "docs/quick_start.md",
         "docs/recording.md",
         "docs/remote_teacher.md",
+        "docs/saving.md",
         "docs/symptoms.md",
         "docs/teachers_and_hints.md",
         "docs/token_models.md",

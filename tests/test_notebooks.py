@@ -1,5 +1,6 @@
 """The notebooks run as they are written, and the files have their outputs."""
 
+import resource
 from pathlib import Path
 
 import nbformat
@@ -10,17 +11,33 @@ NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
 
 
 def test_there_are_two() -> None:
-    assert len(NOTEBOOKS) == 2
+    names = [path.stem for path in NOTEBOOKS]
+    assert names == ["first_distillation", "privileged_features"]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook(path: Path, tmp_path: Path, monkeypatch) -> None:
+SLOW = pytest.mark.slow("compiles fifteen models")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["first_distillation", pytest.param("privileged_features", marks=SLOW)],
+)
+def test_a_notebook(name: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "docs/site")
     from run_notebooks import run
 
+    path = ROOT / f"docs/notebooks/{name}.ipynb"
     committed = outputs(nbformat.read(path, as_version=4))
     assert "picture" in committed and "text" in committed  # A reader sees both.
+    before = cpu_seconds()
     assert outputs(run(path, tmp_path)) == committed, "run `make notebooks`"
+    assert cpu_seconds() - before < 120  # as its first cell says
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of the processes that were started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def outputs(notebook: nbformat.NotebookNode) -> list[str]:
