@@ -80,6 +80,13 @@ def test_a_page_in_no_table_of_contents_fails_the_build(tmp_path: Path) -> None:
     assert done.returncode == 1 and "b.md" in done.stderr
 
 
+def test_no_line_begins_with_a_comment_of_myst() -> None:
+    """A code host shows such a line, and the site leaves it out in silence."""
+    folders = ("*.md", "docs/**/*.md", "examples/*.md", "export/**/*.md", "bench*/*.md")
+    for page in (page for pattern in folders for page in ROOT.glob(pattern)):
+        assert not re.search("^%", page.read_text(), re.MULTILINE), page
+
+
 @pytest.fixture
 def public_names(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs/site")
