@@ -121,6 +121,17 @@ def test_a_name_that_no_page_describes_fails_the_build(
     assert warned == names[:1]
 
 
+def test_the_arguments_of_a_model(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs/site")
+    from docstrings import _signature
+
+    from keras_distill import Distiller
+
+    given = (None, "class", "Distiller", Distiller, None, "(*args, **kwargs)", None)
+    signature, _ = _signature(*given)
+    assert signature.startswith("(student, teacher=None, ")
+
+
 def test_docstrings_as_restructuredtext(monkeypatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "docs/site")
     from docstrings import to_rst

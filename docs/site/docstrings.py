@@ -1,9 +1,11 @@
 """The package's docstrings, which are plain text, as reStructuredText for autodoc."""
 
+import inspect
 import re
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.util.inspect import stringify_signature
 
 EXAMPLE = re.compile(r"(?<=^Example:\n)>>>.*", re.MULTILINE | re.DOTALL)
 IN_BACKTICKS = re.compile(r"(`[^`]*`)")
@@ -35,6 +37,17 @@ def _on_docstring(
     lines[:] = to_rst("\n".join(lines)).split("\n")
 
 
+def _signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, given: str, returned: Any
+) -> tuple[str, Any] | None:
+    """Give a class its constructor's arguments, where Keras' `__new__` hides them."""
+    if what != "class" or not (given or "").startswith("(*args"):
+        return None
+    whole = inspect.signature(obj.__init__)
+    shown = whole.replace(parameters=list(whole.parameters.values())[1:])
+    return stringify_signature(shown, show_annotation=False), returned
+
+
 def _skip(
     app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
 ) -> bool | None:
@@ -46,5 +59,6 @@ def _skip(
 def setup(app: Sphinx) -> dict[str, bool]:
     """Change docstrings before napoleon reads them."""
     app.connect("autodoc-process-docstring", _on_docstring, priority=100)
+    app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-skip-member", _skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
