@@ -43,7 +43,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SMOKE := $(patsubst %,smoke/%,$(shell grep -l "^def main" examples/*.py))
 
 .PHONY: demo smoke $(SMOKE) test test-slow test-jax test-jax-whole test-oldest lint \
-  requirements bench dist check-dist clean
+  docs notebooks requirements bench dist check-dist clean
 
 demo: $(DEMO)
 	$(VENV)/bin/keras-distill demo
@@ -80,6 +80,15 @@ lint: $(DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The site, in build/docs. A warning is an error: dead links and anchors, pages in no
+# table of contents, public names that no page describes.
+docs: $(DEV)
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -n -c docs . build/docs
+
+# Runs the notebooks of the site and writes their outputs into their files.
+notebooks: $(DEV)
+	$(VENV)/bin/python docs/site/run_notebooks.py docs/notebooks/*.ipynb
 
 # All requirements must have versions that fit together on each Python of setup.cfg.
 requirements: $(DEV)

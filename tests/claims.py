@@ -81,8 +81,20 @@ class Table:
         return {"page": self.page, "head": self.head, "rows": rows}
 
     def faults(self, declared: dict[str, Any]) -> list[str]:
-        """What differs from the results file, as sentences."""
+        """What differs from the results file, as sentences.
+
+        With `"part": true` the results file has some of the rows.
+        """
         rows = declared["rows"]
+        if declared.get("part"):
+            names = [row[0] for row in rows]
+            kept = tuple(
+                row
+                for label, row in zip(self.labels, self.rows, strict=True)
+                if label in names
+            )
+            whole = {"rows": rows}
+            return Table(self.page, self.heading, self.head, kept).faults(whole)
         if self.labels != [row[0] for row in rows]:
             return [f"labels are {self.labels}, declared are {[it[0] for it in rows]}"]
         found = []
@@ -215,11 +227,15 @@ def undeclared() -> tuple[list[Table], list[Figure]]:
     """Return the measured tables and numbers of all pages that no file declares."""
     exempt = json.loads(NOT_MEASURED.read_text())
     files = [*results().values(), exempt]
-    declared = {
-        (it["page"], it["head"], *(row[0] for row in it.get("rows", [])))
-        for file in files
-        for it in file["tables"]
-    }
+    declared = set()
+    parts: dict[tuple[str, str], set[str]] = {}
+    for file in files:
+        for it in file["tables"]:
+            labels = [row[0] for row in it.get("rows", [])]
+            if it.get("part"):
+                parts.setdefault((it["page"], it["head"]), set()).update(labels)
+            else:
+                declared.add((it["page"], it["head"], *labels))
     stated: dict[str, list[float]] = {}
     for file in files:
         for it in file["sentences"]:
@@ -228,7 +244,8 @@ def undeclared() -> tuple[list[Table], list[Figure]]:
     for page in PAGES:
         for table in tables(page):
             names = {(page, table.head), (page, table.head, *table.labels)}
-            if table.measured and not names & declared:
+            whole = set(table.labels) <= parts.get((page, table.head), set())
+            if table.measured and not (whole or names & declared):
                 missing_tables.append(table)
         for figure in figures(page):
             if not any(agree([figure.number], [it]) for it in stated.get(page, [])):
@@ -278,6 +295,8 @@ def reword() -> None:
         for declared in file["tables"]:
             for table in tables(declared["page"]):
                 rows = declared["rows"]
+                if declared.get("part"):
+                    continue
                 if len(table.rows) == len(rows) and all(
                     agree(numbers(cell), values)
                     for row, measured in zip(table.rows, rows, strict=True)

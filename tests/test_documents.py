@@ -96,6 +96,32 @@ def test_readme(readme):
     assert [tensor.name for tensor in student.inputs] == ["item"]
 
 
+@pytest.mark.parametrize(
+    "page",
+    ["index", "quick_start", "choosing", "methods", "symptoms", "saving", "jax"]
+    + ["from_keras_io"],
+)
+def test_docs_of_the_site(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_python(f"docs/{page}.md", {})
+    assert int(names["distiller"].optimizer.iterations) > 0
+    if page == "quick_start":  # What the page says.
+        assert names["report"].verdict("distilled") == "better"
+
+
+def test_docs_from_keras_distillation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_python("docs/from_keras_distillation.md", {})
+    t, s = names["t"], names["s"]
+    assert names["default"].compute_loss(t, s) != names["default"].compute_loss(
+        t + 9.0, s + 9.0
+    )
+    values = names["forward_kl"](t, s), names["forward_kl"](t + 9.0, s + 9.0)
+    np.testing.assert_allclose(*values, rtol=1e-5)
+    (projector,) = names["hinted"].projectors.values()
+    assert projector.count_params() == 8 * 64 + 64
+
+
 def test_docs_export(readme, folder):
     names = run_python("docs/export.md", {**readme[0], "distiller": first(readme)})
     assert (folder / "models/student/1/model.int8.onnx").is_file()
@@ -228,16 +254,25 @@ def test_no_page_is_left_out():
     run = {
         "README.md",
         "docs/any_teacher.md",
+        "docs/choosing.md",
         "docs/comparing.md",
         "docs/compression.md",
         "docs/devices.md",
         "docs/does_it_pay.md",
         "docs/export.md",
         "docs/extending.md",
+        "docs/from_keras_distillation.md",
+        "docs/from_keras_io.md",
+        "docs/index.md",
+        "docs/jax.md",
         "docs/large_vocabulary.md",
+        "docs/methods.md",
         "docs/privileged_features.md",
+        "docs/quick_start.md",
         "docs/recording.md",
         "docs/remote_teacher.md",
+        "docs/saving.md",
+        "docs/symptoms.md",
         "docs/teachers_and_hints.md",
         "docs/token_models.md",
         "export/onnxruntime/README.md",
