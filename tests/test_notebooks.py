@@ -15,18 +15,11 @@ def test_there_are_two() -> None:
     assert names == ["first_distillation", "privileged_features"]
 
 
-SLOW = pytest.mark.slow("compiles fifteen models")
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["first_distillation", pytest.param("privileged_features", marks=SLOW)],
-)
-def test_a_notebook(name: str, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook(path: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "docs/site")
     from run_notebooks import run
 
-    path = ROOT / f"docs/notebooks/{name}.ipynb"
     committed = outputs(nbformat.read(path, as_version=4))
     assert "picture" in committed and "text" in committed  # A reader sees both.
     before = cpu_seconds()
