@@ -47,7 +47,9 @@ def test_zero_with_zero_gradient_at_equality(name, temperature):
     for teacher, student in cases.batches().values():
         for logits in (teacher.astype("float32"), student.astype("float32")):
             value, gradient = value_and_gradient(loss, logits, logits)
-            assert np.abs(value).max() == 0.0
+            assert np.abs(value).max() == 0.0, (
+                "sum terms that are each 0 where p == q: see losses/divergences.py"
+            )
             # a rounding of float32 in sums that JAX takes in another order
             rounding = 0.0 if neutral.IS_TENSORFLOW else 2.0**-23
             np.testing.assert_allclose(

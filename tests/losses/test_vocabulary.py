@@ -177,7 +177,9 @@ class TestValuesAndGradients:
             )
 
         _, gradient = value_and_gradient(function, STUDENT)
-        np.testing.assert_array_equal(gradient, 0.0)
+        np.testing.assert_array_equal(
+            gradient, 0.0, "`gradient` must sum terms that are each 0 where p == q"
+        )
 
     @each_loss
     def test_finite_at_logits_that_are_far_apart(self, name):
@@ -185,7 +187,9 @@ class TestValuesAndGradients:
         student = np.asarray(far, "float32")[:, None] * np.ones(OF_STUDENT, "float32")
         value, found = value_and_gradient(summed(made(name)), student, KERNEL, BIAS)
         assert np.isfinite(value)
-        assert all(np.isfinite(gradient).all() for gradient in found)
+        assert all(np.isfinite(gradient).all() for gradient in found), (
+            "`gradient` overflows: compute no ratio such as p / q"
+        )
 
     def test_masked_entries_of_the_vocabulary(self):
         of_teacher, of_student = TEACHER_HEAD.bias.copy(), BIAS.copy()
