@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,38 @@ ROOT = Path(__file__).parents[2]
 def run(fits: list[str], directory: Path, workers: int) -> list[dict[str, np.ndarray]]:
     """Return what each worker found; raise an error with what it printed."""
     hosts = [f"{HOST}:{port}" for port in free_ports(workers)]
-    files = [directory / f"{workers}_{index}.npz" for index in range(workers)]
+    tasks = [{"type": "worker", "index": index} for index in range(workers)]
+    configs = [{"cluster": {"worker": hosts}, "task": task} for task in tasks]
+    environments = {
+        directory / f"{workers}_{index}.npz": (
+            {"TF_CONFIG": json.dumps(config)} if workers > 1 else {}
+        )
+        for index, config in enumerate(configs)
+    }
+    return run_together("tests.devices.worker", ",".join(fits), environments)
+
+
+def run_together(
+    module: str, argument: str, environments: Mapping[Path, Mapping[str, str]]
+) -> list[dict[str, np.ndarray]]:
+    """Run a test program in processes at the same time, and return what each found.
+
+    Args:
+        module: The program's module. It writes an `.npz` file.
+        argument: Its argument before the file.
+        environments: For each process, its file and what its environment has beside
+            this process's own.
+
+    Raises:
+        RuntimeError: A process fails. The message is what it printed.
+    """
     with contextlib.ExitStack() as stack:
         running = []
-        for index, file in enumerate(files):
-            task = {"type": "worker", "index": index}
-            config = json.dumps({"cluster": {"worker": hosts}, "task": task})
+        for file, environment in environments.items():
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.devices.worker", ",".join(fits), file],
+                [sys.executable, "-m", module, argument, file],
                 cwd=ROOT,
-                env=os.environ | ({"TF_CONFIG": config} if workers > 1 else {}),
+                env=os.environ | environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -37,4 +60,4 @@ def run(fits: list[str], directory: Path, workers: int) -> list[dict[str, np.nda
             printed, _ = process.communicate(timeout=600)
             if process.returncode:
                 raise RuntimeError(printed[-5000:])
-    return [dict(np.load(file)) for file in files]
+    return [dict(np.load(file)) for file in environments]

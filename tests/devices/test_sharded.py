@@ -1,9 +1,5 @@
 """Several devices of JAX, by `keras.distribution`, train as one does."""
 
-import contextlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_distill.devices.launching import HOST, free_ports
-from tests.devices.running import ROOT
+from tests.devices.running import run_together
 
 pytest.importorskip("jax")
 
@@ -28,32 +24,20 @@ def run(
         devices: The number of devices of each.
     """
     (port,) = free_ports(1)
-    environment = os.environ | {
+    shared = {
         "KERAS_BACKEND": "jax",
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "SHARDED_PROCESSES": str(processes),
         "SHARDED_COORDINATOR": f"{HOST}:{port}",
     }
-    files = [folder / f"{processes}_{devices}_{it}.npz" for it in range(processes)]
-    with contextlib.ExitStack() as stack:
-        running = []
-        for index, file in enumerate(files):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.devices.sharded", how, file],
-                cwd=ROOT,
-                env=environment | {"SHARDED_PROCESS": str(index)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            running.append(stack.enter_context(process))
-            stack.callback(process.kill)
-        for process in running:
-            printed, _ = process.communicate(timeout=600)
-            if process.returncode:
-                raise RuntimeError(printed[-5000:])
-    return [dict(np.load(file)) for file in files]
+    environments = {
+        folder / f"{processes}_{devices}_{index}.npz": (
+            shared | {"SHARDED_PROCESS": str(index)}
+        )
+        for index in range(processes)
+    }
+    return run_together("tests.devices.sharded", how, environments)
 
 
 def check_alike(
