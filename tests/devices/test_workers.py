@@ -41,4 +41,4 @@ def test_they_train_the_others_as_one(tmp_path: Path) -> None:
 
 def test_keras_still_needs_the_work_around(two: list[dict[str, Any]]) -> None:
     # Once it doesn't, `keras_distill/devices/workers.py` can go.
-    assert [bool(each["keras/log/failed"]) for each in two] == [True, True]
+    assert all("Error" in str(each["keras/log/error"]) for each in two)

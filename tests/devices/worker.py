@@ -28,16 +28,16 @@ def scope() -> Any:
 
 
 def train_keras(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """Whether what Keras does by itself fails, as it does on all workers alike."""
+    """The error of what Keras does by itself, "" if there is none."""
     with scope:
         model = mlp()
         model.compile("sgd", crossentropy())
     batches = tf.data.Dataset.from_tensor_slices(data(32)).batch(8)
     try:
         model.fit(batches, verbose=0)
-    except Exception:
-        return [], {"failed": True}
-    return [], {"failed": False}
+    except Exception as error:
+        return [], {"error": repr(error)}
+    return [], {"error": ""}
 
 
 def predict(scope: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
