@@ -1,23 +1,18 @@
 """The example of delayed labels: which labels its models learn from, and its table."""
 
 import importlib
-import pathlib
-import sys
 
 import keras
 import numpy as np
 import pytest
 
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+from tests.scripts import imported
 
 
 @pytest.fixture(scope="module")
 def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        yield importlib.import_module("delayed_labels")
-    for name in ("delayed_labels", "flights", "click_log", "log_models", "logs"):
-        sys.modules.pop(name, None)
+    with imported("examples/delayed_labels.py") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,14 @@
 import importlib
 import importlib.util
 import io
-import pathlib
-import sys
 import zipfile
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+from tests.scripts import imported
+
 FLIGHT = (
     "year month day dep_time sched_dep_time dep_delay arr_time sched_arr_time "
     "arr_delay carrier flight tailnum origin dest air_time distance hour minute "
@@ -25,11 +24,8 @@ WEATHER = (
 
 @pytest.fixture(scope="module")
 def flights():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        yield importlib.import_module("flights")
-    for name in ("flights", "logs"):
-        sys.modules.pop(name, None)
+    with imported("examples/flights.py") as module:
+        yield module
 
 
 def flight(month, day, hour, arr_delay, **replaced):

@@ -1,26 +1,20 @@
 """The example on privileged features measures what the paper reports."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 import pytest
+
+from tests.scripts import imported
 
 # It is what the paper does.
 pytestmark = pytest.mark.filterwarnings("ignore:The teacher reads privileged features")
 
 TRAINS = pytest.mark.slow("trains 160 models")
 
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-
 
 @pytest.fixture(scope="module")
 def example():
-    path = EXAMPLES / "generalized_distillation.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with imported("examples/generalized_distillation.py") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

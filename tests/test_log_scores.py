@@ -1,23 +1,16 @@
 """The benchmarks' scores of logs, and that their intervals respect clusters."""
 
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+from tests.scripts import imported
 
 
 @pytest.fixture(scope="module")
 def log_scores():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import log_scores
-
-        yield log_scores
-    del sys.modules["log_scores"]
+    with imported("benchmarks/log_scores.py") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,17 @@
 """The example on real tables: what its models learn from, and what that is worth."""
 
-import importlib
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_distill as kd
-
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+from tests.scripts import imported
 
 
 @pytest.fixture(scope="module")
 def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        yield importlib.import_module("privileged_features")
-    for name in ("privileged_features", "tabular"):
-        del sys.modules[name]
+    with imported("examples/privileged_features.py") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +12,13 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import keras_distill as kd
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from tests.scripts import ROOT, imported
 
 
 @pytest.fixture(scope="module")
 def examples():
-    sys.path.insert(0, str(EXAMPLES))
-    import click_log
-    import privileged_recommender
-
-    yield click_log, privileged_recommender
-    sys.path.remove(str(EXAMPLES))
+    with imported("examples/privileged_recommender.py") as module:
+        yield module.click_log, module
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +251,7 @@ def test_a_missing_log_is_named(examples, tmp_path):
 
 
 def test_kuairand_as_published(examples):
-    root = Path(os.environ.get("KERAS_DISTILL_DATA", EXAMPLES.parents[1] / "shared"))
+    root = Path(os.environ.get("KERAS_DISTILL_DATA", ROOT.parent / "shared"))
     directory = root / "data" / "kuairand"
     if not directory.exists():
         pytest.skip(f"KuaiRand isn't in {directory}: set KERAS_DISTILL_DATA")

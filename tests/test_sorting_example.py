@@ -1,22 +1,16 @@
 """The example on token models measures what its page says."""
 
-import importlib.util
-import pathlib
-
 import keras
 import numpy as np
 import pytest
 
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+from tests.scripts import imported
 
 
 @pytest.fixture(scope="module")
 def sorting():
-    path = EXAMPLES / "sorting.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with imported("examples/sorting.py") as module:
+        yield module
 
 
 def constant(sorting, logits):
