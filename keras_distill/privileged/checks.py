@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_distill import inputs
 from keras_distill.privileged.folds import Array, Fold
+from keras_distill.tuning.checks import check_counts, check_labelled
 from keras_distill.tuning.fits import Rows
 
 # Arguments of `Distiller.compile` of which the audit takes care itself, or which ask
@@ -25,11 +26,9 @@ def check_functions(functions: Mapping[str, Any]) -> None:
             )
 
 
-def check_numbers(numbers: Mapping[str, int | None], seeds: int) -> None:
+def check_numbers(counts: Mapping[str, int | None], seeds: int) -> None:
     """Raise ValueError for a number out of its range."""
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be 1 or more. Received: {name}={value}")
+    check_counts(counts)
     if seeds < 2:
         raise ValueError(
             f"`seeds` must be 2 or more, for an interval. Received: seeds={seeds}"
@@ -44,13 +43,7 @@ def arrays(data: Any, privileged_features: Sequence[str]) -> Rows:
         ValueError: If labels or a privileged feature are missing, or arrays have other
             numbers of rows.
     """
-    given = isinstance(data, (tuple, list)) and len(data) in (2, 3)
-    if not given or any(part is None for part in data):
-        raise ValueError(
-            "`data` must be (x, y) or (x, y, sample_weight), arrays with a label for "
-            f"each row. Received: data of {type(data).__name__}"
-            + (f" with {[type(it).__name__ for it in data]}" if given else "")
-        )
+    check_labelled("data", data, "arrays with a label for each row")
     if not isinstance(data[0], Mapping):
         raise ValueError(
             "`data` must have a dict of columns as `x`, from which each model reads "

@@ -16,13 +16,8 @@ def count(rows: Rows) -> int:
 
 def split(held_out: Any, seed: int) -> dict[str, Rows]:
     """Return half of the rows for the search, and the other half to confirm."""
-    given = isinstance(held_out, (tuple, list)) and len(held_out) in (2, 3)
-    if not given or any(part is None for part in held_out):
-        raise ValueError(
-            "`held_out` must be (x, y) or (x, y, sample_weight), arrays that aren't in "
-            f"`train`, with labels. Received: held_out of {type(held_out).__name__}"
-            + (f" with {[type(it).__name__ for it in held_out]}" if given else "")
-        )
+    what = "arrays that aren't in `train`, with labels"
+    check_labelled("held_out", held_out, what)
     rows = keras.tree.map_structure(np.asarray, tuple(held_out))
     counts = {len(array) for array in keras.tree.flatten(rows)}
     if len(counts) != 1 or min(counts) < 2 * BLOCKS:
@@ -33,6 +28,30 @@ def split(held_out: Any, seed: int) -> dict[str, Rows]:
     order = np.random.default_rng(seed).permutation(counts.pop())
     half = len(order) // 2
     return {"search": take(rows, order[:half]), "confirm": take(rows, order[half:])}
+
+
+def check_labelled(name: str, data: Any, what: str) -> None:
+    """Raise ValueError unless data are inputs, labels and perhaps sample weights.
+
+    Args:
+        name: The name of the argument.
+        data: Its value.
+        what: What its parts must be.
+    """
+    given = isinstance(data, (tuple, list)) and len(data) in (2, 3)
+    if not given or any(part is None for part in data):
+        raise ValueError(
+            f"`{name}` must be (x, y) or (x, y, sample_weight), {what}. "
+            f"Received: {name} of {type(data).__name__}"
+            + (f" with {[type(it).__name__ for it in data]}" if given else "")
+        )
+
+
+def check_counts(counts: Mapping[str, int | None]) -> None:
+    """Raise ValueError for a number below 1; None is no number."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be 1 or more. Received: {name}={value}")
 
 
 def check_callable(functions: Mapping[str, Any], *optional: Any) -> None:
@@ -56,9 +75,7 @@ def check_numbers(
     smallest_gain: float,
 ) -> None:
     """Raise ValueError for a number out of its range."""
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be 1 or more. Received: {name}={value}")
+    check_counts(counts)
     if not 2 <= seeds <= max_seeds:
         raise ValueError(
             "`seeds` must be 2 or more, and at most `max_seeds`. Received: "
