@@ -38,7 +38,7 @@ def scores(y: Array, p: Array, cluster: Array, lists: Array) -> dict[str, float]
     mixed = np.bincount(lists, y) * np.bincount(lists, 1.0 - y) > 0
     kept = mixed[lists]
     labels, predicted, mask = kd.metrics.by_group(lists[kept], y[kept], p[kept])
-    ndcg = keras_rs.metrics.NDCG(k=5)
+    ndcg = keras_rs.metrics.NDCG(k=5, seed=0)  # which orders equal predictions
     ndcg.update_state({"labels": labels, "mask": mask}, predicted)
     calibration = kd.metrics.ExpectedCalibrationError()
     calibration.update_state(y, p)
