@@ -22,13 +22,13 @@ BESIDE = Path(__file__).resolve().parents[2] / "shared"
 class Task(NamedTuple):
     """What to predict from which table, and how many rows are trained on.
 
-    `url` has the file, `member` is the table in it where it's an archive. `logged`
-    names a column that counts by `log(1 + value)`.
+    The download `url` is an archive with the archive `archive`, which has the table
+    `file`. `logged` names a column of which `log(1 + value)` is used.
     """
 
     url: str
+    archive: str
     file: str
-    member: str | None
     target: str
     privileged: tuple[str, ...]
     logged: str | None
@@ -38,9 +38,9 @@ class Task(NamedTuple):
 
 TASKS = {
     "students": Task(
-        url="https://archive.ics.uci.edu/dataset/320/student+performance",
+        url="https://archive.ics.uci.edu/static/public/320/student+performance.zip",
+        archive="student.zip",
         file="student-por.csv",
-        member=None,
         target="G3",
         privileged=("G1", "G2"),
         logged=None,
@@ -48,9 +48,9 @@ TASKS = {
         unlabelled=300,
     ),
     "bank": Task(
-        url="https://archive.ics.uci.edu/dataset/222/bank+marketing",
-        file="bank.zip",
-        member="bank-full.csv",
+        url="https://archive.ics.uci.edu/static/public/222/bank+marketing.zip",
+        archive="bank.zip",
+        file="bank-full.csv",
         target="y",
         privileged=("duration",),
         logged="duration",
@@ -65,22 +65,22 @@ def read(task: Task, data_dir: str | Path | None = None) -> Arrays:
 
     Args:
         task: One of `TASKS`.
-        data_dir: The folder of `task.file`, or the folder of that folder. Default:
-            `data` in `KERAS_DISTILL_DATA`, else in `shared` beside the project.
+        data_dir: The folder of `task.file` or `task.archive`, or the folder of that
+            folder. Default: `data` in `KERAS_DISTILL_DATA`, else in `shared` beside the
+            project. If neither file is there, the table is downloaded.
 
     Raises:
-        FileNotFoundError: If it isn't there; nothing is downloaded.
+        ConnectionError: If `task.url` can't be reached to download the table.
     """
     prepared = Path(os.environ.get("KERAS_DISTILL_DATA", BESIDE)) / "data"
     folder = Path(data_dir or prepared)
-    found = [*folder.glob(task.file), *folder.glob(f"*/{task.file}")]
-    if not found:
-        raise FileNotFoundError(
-            f"`{task.file}` is neither in {folder} nor in a folder of it. Download it "
-            f"from {task.url} and give its folder with `--data-dir FOLDER`, or put it "
-            "into the folder `data` of one that `KERAS_DISTILL_DATA` names."
-        )
-    opened = zipfile.Path(found[0], task.member) if task.member else found[0]
+    found = [
+        path
+        for name in (task.file, task.archive)
+        for path in [*folder.glob(name), *folder.glob(f"*/{name}")]
+    ]
+    path = found[0] if found else _downloaded(task, folder)
+    opened = path if path.name == task.file else zipfile.Path(path, task.file)
     names, *rows = csv.reader(opened.read_text("utf-8").splitlines(), delimiter=";")
     table = {}
     for name, values in zip(names, np.array(rows).T, strict=True):
@@ -88,6 +88,20 @@ def read(task: Task, data_dir: str | Path | None = None) -> Arrays:
         column = values.astype("float32") if numeric else values
         table[name] = np.log1p(column) if name == task.logged else column
     return table
+
+
+def _downloaded(task: Task, folder: Path) -> Path:
+    """Return the path of `task.archive` in Keras' folder of downloads."""
+    try:
+        extracted = keras.utils.get_file(origin=task.url, extract=True)
+    except Exception as error:  # Keras raises no class of its own
+        raise ConnectionError(
+            f"`{task.file}` is neither in {folder} nor in a folder of it, and "
+            f"{task.url} can't be reached to download it. Give the folder that has it "
+            "with `--data-dir FOLDER`, or put it into the folder `data` of the folder "
+            "that `KERAS_DISTILL_DATA` names."
+        ) from error
+    return Path(extracted) / task.archive
 
 
 def split(task: Task, table: Arrays, seed: int) -> tuple[Arrays, np.ndarray, Arrays]:

@@ -1,5 +1,12 @@
 """The example on real tables: what its models learn from, and what that is worth."""
 
+import threading
+import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -22,7 +29,7 @@ def splits(example):
         task = example.tabular.TASKS[name]
         try:
             table = example.tabular.read(task)
-        except FileNotFoundError as error:
+        except ConnectionError as error:
             pytest.skip(str(error))
         table |= {column: make(table) for column, make in replaced.items()}
         return example.tabular.split(task, table, seed)
@@ -30,19 +37,55 @@ def splits(example):
     return split
 
 
-def test_a_missing_table_says_where_it_is_to_be_had(example, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"archive\.ics\.uci\.edu.*--data-dir"):
-        example.tabular.read(example.tabular.TASKS["bank"], tmp_path)
+TABLE = 'school;G1;G3\n"GP";"7";11\n"MS";-1;0\n'
+
+
+def is_the_table(table):
+    np.testing.assert_array_equal(table["G1"], np.array([7.0, -1.0], "float32"))
+    return list(table["school"]) == ["GP", "MS"]
+
+
+def zipped(path, name, content):
+    """Write an archive with one file, and return its bytes."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, content)
+    return path.read_bytes()
+
+
+def test_a_table_that_is_nowhere_names_its_address_and_the_remedy(example, tmp_path):
+    task = example.tabular.TASKS["bank"]._replace(url="http://127.0.0.1:9/bank.zip")
+    with pytest.raises(ConnectionError, match=r"bank-full.*127\.0\.0\.1:9.*--data-dir"):
+        example.tabular.read(task, tmp_path)
 
 
 @pytest.mark.parametrize("where", ["", "student_performance"])
-def test_a_table_is_found_in_the_folder_or_one_below(where, example, tmp_path):
-    (tmp_path / where).mkdir(exist_ok=True)
-    path = tmp_path / where / "student-por.csv"
-    path.write_text('school;G1;G3\n"GP";"7";11\n"MS";-1;0\n')
-    table = example.tabular.read(example.tabular.TASKS["students"], tmp_path)
-    assert list(table["school"]) == ["GP", "MS"]
-    np.testing.assert_array_equal(table["G1"], np.array([7.0, -1.0], "float32"))
+@pytest.mark.parametrize("form", ["file", "archive"])
+def test_a_table_is_found_in_the_folder_or_one_below(where, form, example, tmp_path):
+    folder, task = tmp_path / where, example.tabular.TASKS["students"]
+    folder.mkdir(exist_ok=True)
+    if form == "file":
+        (folder / task.file).write_text(TABLE)
+    else:
+        zipped(folder / task.archive, task.file, TABLE)
+    assert is_the_table(example.tabular.read(task, tmp_path))
+
+
+def test_a_table_that_is_nowhere_is_downloaded_once(example, tmp_path, monkeypatch):
+    task = example.tabular.TASKS["students"]
+    inner = zipped(tmp_path / "inner", task.file, TABLE)
+    zipped(tmp_path / "student+performance.zip", task.archive, inner)
+    served = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    get_file = partial(keras.utils.get_file, cache_dir=tmp_path / "keras")
+    monkeypatch.setattr(keras.utils, "get_file", get_file)
+    with ThreadingHTTPServer(("127.0.0.1", 0), served) as server:
+        threading.Thread(target=server.serve_forever).start()
+        name = Path(task.url).name
+        task = task._replace(url=f"http://127.0.0.1:{server.server_port}/{name}")
+        try:
+            assert is_the_table(example.tabular.read(task, tmp_path / "empty"))
+        finally:
+            server.shutdown()
+    assert is_the_table(example.tabular.read(task, tmp_path / "empty"))
 
 
 @pytest.mark.parametrize(
