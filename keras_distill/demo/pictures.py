@@ -74,7 +74,7 @@ def _telling_example(
 
 def _draw_softening(figure: Any, teacher: keras.Model, test: Digits) -> None:
     image, logits, label = _telling_example(teacher, test)
-    figure.suptitle("What the teacher says of a test image")
+    figure.suptitle("The teacher's probabilities for a test image")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.7))
     picture = left.add_subplot()
     # 8x8 pixels are a mosaic to the eye; smoothed, they are handwriting.
@@ -146,7 +146,7 @@ def _draw_gains(figure: Any, results: Results) -> None:
         xticks=places,
         xticklabels=results.seeds,
         xlim=(-0.6, len(places) - 0.4),
-        xlabel="seed: another split, other first weights",
+        xlabel="seed of the split and of the initial weights",
         ylabel="test accuracy in % after training",
     )
     axes.margins(y=0.15)
