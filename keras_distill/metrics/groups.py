@@ -19,7 +19,7 @@ def group_auc(
 
     `sum_g n_g * AUC_g / sum_g n_g` over the groups that have a positive and a negative
     row, where `n_g` is the number of rows of a group. A score that differs only between
-    groups, such as how often a user clicks, doesn't raise the result. A tie counts half.
+    groups, such as how often a user clicks, doesn't raise the result. Ties count half.
 
     Args:
         labels: 0 or 1. All arguments have the shape `(rows,)` or `(rows, 1)`.
