@@ -105,10 +105,7 @@ class TeacherAgreement(keras.callbacks.Callback):
         super().set_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Compare the models on the first batch, so that errors are raised early.
-
-        This needs a student that is built.
-        """
+        """Compare the models on the first batch, so that errors are raised early."""
         self._kept = []
         model, teacher = self.model, self.model.adapted_teacher
         of_teacher = SimpleNamespace(variables=teacher.state)
