@@ -105,7 +105,7 @@ def _called(
     sample_weight: Any,
     mask: Tensor | None,
 ) -> Tensor:
-    """Return a loss with a mask that the tensor `student` has lost, or None."""
+    """Return a loss; `mask` is a Keras mask that `student` has lost, or None."""
     if mask is not None and isinstance(loss, ChecksShapes):
         return loss.with_mask(teacher, student, sample_weight, mask)
     weight = masked_weights(mask, sample_weight, loss.reduction, loss.dtype)

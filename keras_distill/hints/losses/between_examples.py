@@ -146,8 +146,8 @@ class RelationalAngle(HuberRelationLoss):
     The value of an example is the mean over the angles at this example. The paper
     prints a sum over the triplets. The authors chose the weights for their code, which
     divides the sum by `batch**3`. So the value of their code is smaller than this one
-    by the fraction `3 / batch`. If `t_i` or `t_k` equals `t_j`, the teacher has no
-    angle, and the value of the triplet is 0. If `s_i` or `s_k` equals `s_j`, the
+    by about the fraction `3 / batch`. If `t_i` or `t_k` equals `t_j`, the teacher has
+    no angle, and the value of the triplet is 0. If `s_i` or `s_k` equals `s_j`, the
     student's cosine is 0 and has no gradient. A batch of one or two examples has no
     triplets, so its value is 0.
 
