@@ -1,12 +1,11 @@
-"""Schedules of alpha and temperature from papers, in addition to Keras' own.
+"""Schedules of alpha and temperature that papers use and Keras lacks.
 
-A schedule is a `keras.optimizers.schedules.LearningRateSchedule` of the number of the
-optimiser's steps, so Keras' schedules can be used in the same arguments. A schedule is
-here only if Keras has none that does the same, and a paper names it.
+A schedule is a `keras.optimizers.schedules.LearningRateSchedule` of the optimiser's
+step, so the schedules of Keras can be passed as the same arguments.
 
-The classes below derive from schedules of Keras, which compute the value. A schedule of
-your own computes it in `__call__(step)` with `keras.ops`. The step is an integer tensor
-in training, and a Python integer in the check of the values.
+The classes below derive from schedules of Keras, which compute the value. Your own
+schedule computes the value in `__call__(step)` with `keras.ops`. The step is an integer
+tensor in training, and a Python integer when the values of the schedule are checked.
 """
 
 import numbers
@@ -38,13 +37,14 @@ def _check_steps(steps: int, minimum: int) -> int:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class LateStart(PiecewiseConstantDecay):
-    """0 for the first `steps` optimiser steps, then `value`.
+    """A schedule that is 0 for the first `steps` optimiser steps, then `value`.
 
-    Use it for a teacher that trains with its student: its first outputs are random.
+    Use it for a teacher that trains with its student: the teacher's first outputs are
+    random.
 
     Args:
-        steps: The number of optimiser steps at 0, an integer >= 0.
-        value: The value from step number `steps` on, counted from 0. Defaults to 1.
+        steps: The number of optimiser steps with value 0, an integer >= 0.
+        value: The value from step `steps` on. The first step is 0. Defaults to 1.
         name: Name of the schedule.
 
     Raises:
@@ -75,7 +75,9 @@ class LateStart(PiecewiseConstantDecay):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class LinearWarmup(PolynomialDecay):
-    """Rises linearly from 0 to `value` in `steps` optimiser steps, then is `value`.
+    """A schedule that rises linearly from 0 to `value` in `steps` optimiser steps.
+
+    After that it is `value`.
 
     Args:
         steps: The length of the rise in optimiser steps, an integer >= 1.
@@ -106,13 +108,13 @@ class LinearWarmup(PolynomialDecay):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class TeacherAnnealing(PolynomialDecay):
-    """Falls linearly from 1 to 0 in `steps` optimiser steps.
+    """A schedule that falls linearly from 1 to 0 in `steps` optimiser steps.
 
-    As `alpha`, it moves the student from the teacher to the labels.
+    As `alpha`, it moves the weight from the distillation loss to the label loss.
 
     Args:
-        steps: The length of the fall in optimiser steps, an integer >= 1. Usually that
-            of the whole training.
+        steps: The length of the fall in optimiser steps, an integer >= 1. Usually it is
+            the length of the whole training.
         name: Name of the schedule.
 
     Raises:

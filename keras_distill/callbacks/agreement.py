@@ -27,43 +27,46 @@ class _Kept(NamedTuple):
 
 
 class TeacherAgreement(keras.callbacks.Callback):
-    r"""Logs how well the student follows its teacher on validation data.
+    r"""A callback that logs how well the student matches its teacher.
 
-    At the end of each epoch, the logs get, as means over all rows:
+    At the end of each epoch, it adds means over all rows of the validation data to the
+    logs:
 
-    - `val_agreement`, the share of rows whose likeliest class is the teacher's,
+    - `val_agreement`, the share of rows for which both models have the same likeliest
+      class,
     - `val_teacher_kl`, `KL(t || s) = sum_c t_c * log(t_c / s_c)` at temperature 1,
     - `val_teacher_entropy`, `-sum_c t_c * log(t_c)`, and `val_student_entropy`.
 
     `t` and `s` are the probabilities of both models. Divergences and entropies are in
-    nats. Where the models have several outputs, each has its own values, such as
-    `val_<output>_agreement`. The units of a sigmoid, and the positions of a sequence,
-    count as rows, padding included. Outputs that aren't scores of classes are left out.
-    Labels are given to teachers that read them, and are otherwise not needed.
+    nats. If the models have several outputs, each output has its own values, such as
+    `val_<output>_agreement`. Each unit of a sigmoid output counts as a row, and so does
+    each position of a sequence, including padding. Outputs that aren't class scores are
+    left out. Labels are needed only for teachers that read them.
 
     Callbacks run in the order of their list. Put this one before those that read its
     values, such as `EarlyStopping`, `ModelCheckpoint`, `CSVLogger` and `TensorBoard`.
 
-    The outputs of a fixed teacher are computed in the first epoch only, and kept as
-    log-probabilities: 4 bytes for each row and class in main memory, 8 for each row and
-    unit of a sigmoid. They are computed again if the rows of a batch change, as in a
-    data set that shuffles, or if the teacher's outputs for the first batch do.
+    The outputs of a fixed teacher are computed in the first epoch only. Main memory
+    keeps them as log-probabilities: 4 bytes for each row and class, 8 bytes for each
+    row and unit of a sigmoid. They are computed again if the rows of a batch change, as
+    in a data set that shuffles, or if the teacher's outputs for the first batch change.
 
     Args:
-        validation_data: Inputs as arrays of shape `(rows, ...)`, or a tuple of inputs
-            and labels. Or a `tf.data.Dataset` of batches of either. Inputs may be a
-            dict with all keys that `fit` gets, such as privileged features and recorded
-            outputs of a teacher.
-        batch_size: The number of rows of a batch of arrays; None for a data set.
-            Defaults to 32.
+        validation_data: Inputs as arrays of shape `(rows, ...)`, a tuple of inputs and
+            labels, or a `tf.data.Dataset` of batches of either form. Inputs may be a
+            dict with all keys of the inputs of `fit`, such as privileged features and
+            recorded outputs of a teacher.
+        batch_size: The number of rows of a batch of arrays, by default 32. Must be None
+            for a data set.
 
     Raises:
         TypeError: If the data are neither arrays nor a data set. In `fit`, before the
             first step, if the model isn't a `Distiller`.
-        ValueError: If there are no rows, or sample weights; if `batch_size` isn't
-            positive or is given for a data set. In `fit`, if no output has classes or
-            the teacher returns no outputs: before the first step if the student is
-            built, else at the end of the first epoch.
+        ValueError: If the data have no rows or have sample weights; if `batch_size`
+            isn't positive or is given for a data set. In `fit`, if no output has
+            classes or the teacher returns no outputs. `fit` raises this error before
+            the first step if the student is built, otherwise at the end of the first
+            epoch.
 
     Example:
         >>> from keras_distill.callbacks import TeacherAgreement
@@ -93,7 +96,7 @@ class TeacherAgreement(keras.callbacks.Callback):
         self._kept: list[_Kept] = []
 
     def set_model(self, model: keras.Model) -> None:
-        """Take the model that `fit` trains."""
+        """Set the model that `fit` trains."""
         if not isinstance(model, Distiller):
             raise TypeError(
                 "`TeacherAgreement` compares the student of a `Distiller` with its "
@@ -102,7 +105,7 @@ class TeacherAgreement(keras.callbacks.Callback):
         super().set_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Compare both models on the first batch, so that mistakes show up."""
+        """Compare the models on the first batch, so that errors are raised early."""
         self._kept = []
         model, teacher = self.model, self.model.adapted_teacher
         of_teacher = SimpleNamespace(variables=teacher.state)
@@ -113,7 +116,7 @@ class TeacherAgreement(keras.callbacks.Callback):
         self._student = backend.compiled(
             lambda x: model(x, training=False), lambda: [model.student]
         )
-        # A teacher that follows the student would have to be asked again.
+        # Outputs aren't kept if the teacher changes while the student trains.
         trained = {id(variable) for variable in model.student.variables}
         self._keeps = not (
             teacher.changes
@@ -125,7 +128,7 @@ class TeacherAgreement(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Add the comparison to the logs of the epoch."""
-        # While `fit` runs on JAX, variables have no values of their own.
+        # On JAX, variables don't have their current values while `fit` runs.
         getattr(self.model, "jax_state_sync", lambda: None)()
         sums: dict[str, Array] = {}
         for number, given in enumerate(self._data.batches()):
@@ -142,7 +145,7 @@ class TeacherAgreement(keras.callbacks.Callback):
 
         Args:
             number: The number of the batch in the data.
-            given: The inputs, and the labels where there are any.
+            given: The inputs, and the labels if there are any.
         """
         if not self._keeps:
             return self._compared(given)
@@ -195,10 +198,10 @@ def _are_equal(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
 
 
 def _shaped(of_teacher: Array, of_student: Array) -> Array:
-    """Return the teacher's values in the shape of the student's, `(rows, 1)` as well.
+    """Return the teacher's values, reshaped to the shape of the student's values.
 
     Raises:
-        ValueError: If the models have other numbers of rows or classes.
+        ValueError: If the models' numbers of rows or classes differ.
     """
     if of_teacher.size != of_student.size or len(of_teacher) != len(of_student):
         raise ValueError(
@@ -222,7 +225,7 @@ def _log_probabilities(output: Any, kind: Kind) -> Array:
 
 
 def _sums(log_p: Array, log_q: Array) -> Array:
-    """Return the sums of what is logged, and the number of rows, a vector of 5."""
+    """Return a vector of 5: the sums of the logged values, and the number of rows."""
     log_p, log_q = log_p.astype("float64"), log_q.astype("float64")
     values = (
         distributions.agreement(log_p, log_q),

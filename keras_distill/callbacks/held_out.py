@@ -16,17 +16,17 @@ tree = keras.tree
 
 
 class HeldOut:
-    """Inputs, and labels where there are any, in batches.
+    """Held-out inputs and optional labels, in batches.
 
     Args:
-        data: Inputs as arrays, or a tuple of inputs and labels; or a `tf.data.Dataset`
-            of batches of either.
+        data: Inputs as arrays, a tuple of inputs and labels, or a `tf.data.Dataset` of
+            batches of either form.
         batch_size: The number of rows of a batch of arrays; None for a data set.
 
     Raises:
         TypeError: If the data are neither arrays nor a data set.
-        ValueError: If there are no rows, sample weights, or a `batch_size` for a data
-            set.
+        ValueError: If the data have no rows or have sample weights; if `batch_size`
+            isn't positive or is given for a data set.
     """
 
     def __init__(self, data: Any, batch_size: int | None) -> None:
@@ -35,7 +35,11 @@ class HeldOut:
         self._is_arrays = backend.dataset_spec(data) is None
 
     def batches(self) -> Iterator[list[Any]]:
-        """Yield the inputs of each batch as tensors, with the labels if there are."""
+        """Yield the inputs, and the labels if there are any, of each batch as tensors.
+
+        Raises:
+            ValueError: If the data set is empty.
+        """
         is_empty = True
         for batch in self._of_arrays() if self._is_arrays else self._data:
             is_empty = False
@@ -65,7 +69,7 @@ def digest(tensors: Nested) -> bytes:
     hashed = hashlib.blake2b(digest_size=16)
     for tensor in tree.flatten(tensors):
         array = ops.convert_to_numpy(tensor)
-        # The bytes of an array of strings are addresses.
+        # The bytes of an array of objects, such as strings, are their addresses.
         of_objects = array.dtype.hasobject
         hashed.update(repr(array.tolist()).encode() if of_objects else array.tobytes())
     return hashed.digest()
@@ -101,7 +105,7 @@ def _check(data: Any, batch_size: int | None) -> None:
 
 
 def _parts(data: Any) -> list[Any]:
-    """Return the inputs of data, and the labels where there are any."""
+    """Return the inputs of data, and the labels if there are any."""
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
     if weight is not None:
         raise ValueError(
@@ -112,6 +116,6 @@ def _parts(data: Any) -> list[Any]:
 
 
 def _array(values: Any) -> Array:
-    """Return an array; floats as Keras gives them to a model."""
+    """Return an array, with floats in the dtype that Keras passes to a model."""
     array = np.asarray(values)
     return array.astype(keras.config.floatx()) if array.dtype.kind == "f" else array

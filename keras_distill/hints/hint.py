@@ -1,4 +1,4 @@
-"""A pair of layers, of which the teacher's guides the student's."""
+"""A hint: a layer of the teacher that guides a layer of the student."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,36 +16,36 @@ Projector = Any  # "auto", a Keras layer, or None
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Hint:
-    r"""Trains a layer of the student to return what a layer of the teacher returns.
+    r"""A loss term that trains a layer of the student to match a layer of the teacher.
 
-    Adds `weight * loss(teacher_layer, projector(student_layer))` to the loss that a
-    `Distiller` trains with. The outputs of both layers are caught while their models
-    run, so that no model runs twice. `alpha` doesn't act on hints. A `sample_weight`
-    that is one tensor for all outputs acts on them as on the label loss. Weights given
-    by output don't.
+    A `Distiller` adds `weight * loss(teacher_layer, projector(student_layer))` to its
+    loss. It reads the outputs of both layers while their models run, so no model runs
+    twice. `alpha` doesn't apply to hints. A `sample_weight` that is one tensor for all
+    outputs applies to hints as it does to the label loss. A `sample_weight` per output
+    doesn't.
 
     Args:
-        guided: The student's layer: its name, after those of the nested models or
-            layers around it, `"backbone/block3/conv"`. Or, where names change, a
-            function that takes the student and returns the layer.
-        hint: The teacher's layer, named in the same way; or, where its output was
-            recorded, a `Recorded` key of the batch.
-        loss: One of `keras_distill.hints.losses`, or any Keras loss, called with the
-            teacher's features as `y_true` and the student's as `y_pred`. Defaults to
-            `"mse"`, which with a projector is the hint loss of FitNets.
+        guided: The student's layer, by its path, such as `"backbone/block3/conv"`: its
+            name after the names of the nested models or layers around it. If names
+            change, use a function that maps the student to the layer.
+        hint: The teacher's layer, given in the same way. If its output was recorded, a
+            `Recorded` with the key in the batch.
+        loss: A loss from `keras_distill.hints.losses`, or any Keras loss. It is called
+            with the teacher's features as `y_true` and the student's as `y_pred`.
+            Defaults to `"mse"`, which with a projector is the hint loss of FitNets.
         projector: A Keras layer that maps the student's features to the shape of the
-            teacher's, or None. `"auto"`, the default, makes one where the loss compares
-            element by element and the last axes differ: a 1x1 convolution for images,
-            otherwise a `Dense`. It trains with the student, and the distiller's files
-            hold it, but it is no part of the student.
+            teacher's, or None. `"auto"`, the default, makes a projector if the loss
+            compares element by element and the last axes differ in size: a 1x1
+            convolution for images, otherwise a `Dense`. A projector trains with the
+            student and is saved with the distiller, but isn't part of the student.
         weight: The weight of the hint in the loss, a float or a schedule, not negative.
             Defaults to 1.
         name: The hint is logged as `<name>_loss`. Defaults to the name of the guided
             layer, followed by `_hint`.
 
     Raises:
-        TypeError: If `guided` or `hint` is neither a name nor a function, nor `hint`
-            recorded, or if the projector isn't a layer.
+        TypeError: If `guided` is neither a name nor a function, if `hint` is neither of
+            them nor a `Recorded`, or if the projector isn't a layer.
         ValueError: If the weight is negative.
 
     Example:
@@ -113,7 +113,7 @@ class Hint:
         self.weighting.value = value
 
     def with_projector(self, projector: Projector) -> "Hint":
-        """Return the hint with another projector."""
+        """Return a copy of the hint with another projector."""
         return Hint(
             self.guided,
             self.hint,

@@ -18,13 +18,13 @@ def find(model: keras.Model, where: Where, *, whose: str) -> keras.Layer:
 
     Args:
         model: The model.
-        where: The layer's path, `"block3"` or, within a nested model or layer,
-            `"backbone/block3/conv"`. Or a function of the model that returns the layer.
+        where: The layer's path: `"block3"`, or `"backbone/block3/conv"` within nested
+            models or layers. Or a function that maps the model to the layer.
         whose: `"student"` or `"teacher"`, for error messages.
 
     Raises:
-        ValueError: If the model holds no such layer, or more than one.
-        TypeError: If a function returns something else.
+        ValueError: If the model has no such layer, or more than one.
+        TypeError: If the function doesn't return a layer.
     """
     if not isinstance(where, str):
         layer = where(model)
@@ -50,7 +50,7 @@ def find(model: keras.Model, where: Where, *, whose: str) -> keras.Layer:
 
 
 def output_shape(layer: keras.Layer, *, whose: str) -> Shape:
-    """Return the shape of a layer's output, with None for the sizes of a batch.
+    """Return the shape of a layer's output, with None for the size of the batch.
 
     Raises:
         ValueError: If the shape isn't known, or if the layer has several outputs.
@@ -91,7 +91,7 @@ def listing(model: keras.Model, *, whose: str, like: str = "") -> str:
 
 
 class Axes:
-    """A shape that is a single leaf in Keras' trees."""
+    """A shape that the functions of `keras.tree` treat as a single leaf."""
 
     def __init__(self, shape: Any) -> None:
         self.axes = tuple(shape)
@@ -121,7 +121,7 @@ def _known_shape(layer: keras.Layer) -> str:
     try:
         return f" {output_shape(layer, whose='model')}"
     except Exception:
-        # A layer of the caller's may raise any error, and this is only for a listing.
+        # A custom layer may raise any error, and the shape is only for a message.
         return ""
 
 

@@ -1,4 +1,4 @@
-"""Features that a layer of the teacher returned before, read from the batch."""
+"""Recorded features of a teacher's layer, read from the batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,15 +14,16 @@ from keras_distill.types import Nested, Tensor
 class Recorded:
     """The recorded output of a layer of the teacher, as the `hint` of a `Hint`.
 
-    The batch holds it under a key of its inputs. Neither model is given this key.
+    The inputs of each batch contain the output under `key`. Neither model receives this
+    key.
 
     Args:
-        key: The key.
-        shape: The shape of one row, as of `keras.Input`: without the axis of the rows.
-            Projectors are made for it before there is a batch.
+        key: The key in the inputs.
+        shape: The shape of one row, without the batch axis, as in `keras.Input`.
+            Projectors are made for this shape before the first batch.
 
     Raises:
-        TypeError: If the key isn't a name, or the shape isn't one.
+        TypeError: If `key` isn't a string, or `shape` isn't a sequence of sizes.
 
     Example:
         >>> import numpy as np
@@ -59,14 +60,14 @@ class Recorded:
 
     @property
     def batch_shape(self) -> Shape:
-        """The shape with the axis of the rows."""
+        """The shape with the batch axis."""
         return (None, *self.shape)
 
     def read(self, x: Nested) -> Tensor:
         """Return the features from the inputs of a batch.
 
         Raises:
-            ValueError: If the batch lacks them, or if their shape is another.
+            ValueError: If the inputs lack the key, or the features have another shape.
         """
         if not isinstance(x, Mapping) or self.key not in x:
             keys = sorted(x) if isinstance(x, Mapping) else None

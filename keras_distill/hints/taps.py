@@ -1,4 +1,4 @@
-"""The outputs of layers, caught while their model runs, so that it runs only once."""
+"""Taps, which collect the outputs of layers while their model runs."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ _OPEN: dict[int, int] = {}
 
 
 class _Listeners(threading.local):
-    """The open taps of one thread: each replica of a strategy traces in its own."""
+    """The open taps of one thread. Each replica of a strategy traces in its own."""
 
     def __init__(self) -> None:
         self.caught: list[dict[int, list[Any]]] = []
@@ -28,10 +28,10 @@ _LISTENERS = _Listeners()
 
 
 class Taps:
-    """Some layers of a model, whose outputs are caught while the model runs.
+    """Layers of a model whose outputs are collected while the model runs.
 
     Args:
-        layers: The layers by the names that error messages call them.
+        layers: The layers by name. Error messages use these names.
     """
 
     def __init__(self, layers: Mapping[str, keras.Layer]) -> None:
@@ -39,7 +39,7 @@ class Taps:
 
     @contextmanager
     def open(self) -> Iterator["Caught"]:
-        """Yield the outputs of the layers, whose methods are restored at the end."""
+        """Collect outputs inside a `with` block; then restore the layers' methods."""
         layers = list({id(layer): layer for layer in self._layers.values()}.values())
         outputs: dict[int, list[Any]] = {id(layer): [] for layer in layers}
         _LISTENERS.caught.append(outputs)
@@ -56,7 +56,7 @@ class Caught:
 
     Args:
         layers: The layers by name.
-        outputs: All outputs of each by the layer's id.
+        outputs: A list of all outputs of each layer, by the layer's `id`.
     """
 
     def __init__(
@@ -69,8 +69,9 @@ class Caught:
         """Return the output of the layer of this name.
 
         Raises:
-            ValueError: If it didn't run once, returned more than one tensor, or ran
-                inside a loop or a condition, outside of which its output is unknown.
+            ValueError: If the layer didn't run exactly once, returned more than one
+                tensor, or ran inside a loop or a condition. Its output isn't available
+                outside of the loop or condition.
         """
         outputs = self._outputs[id(self._layers[name])]
         received = f"Received: layer '{self._layers[name].name}' of '{name}'"
@@ -116,7 +117,8 @@ def _remove(layers: Sequence[keras.Layer]) -> None:
                     tapped = vars(layer).get(name)
                     if tapped is not None:
                         object.__delattr__(layer, name)
-                        if tapped.earlier is not None:  # The instance had its own.
+                        # The instance may have had a method of its own.
+                        if tapped.earlier is not None:
                             object.__setattr__(layer, name, tapped.earlier)
 
 

@@ -28,8 +28,8 @@ _TAKEN = ("student", "distillation", "teacher")
 class HintTerm:
     """The hints of one student and its teacher, their projectors and their logs.
 
-    A plain object: a model that holds it doesn't track or save it. The model holds the
-    `projectors` itself.
+    This is a plain object, so a model that has it as an attribute doesn't track or save
+    it. The model tracks the `projectors` itself.
 
     Args:
         student: The student.
@@ -52,7 +52,7 @@ class HintTerm:
             hint.name: hint.hint for hint in hints if isinstance(hint.hint, Recorded)
         }
         self._is_attached = False
-        # Those of "auto" are made once the teacher, and so its width, is known.
+        # `attach` makes those of "auto", because it needs the teacher's width.
         self.projectors: dict[str, keras.Layer] = {
             hint.name: hint.projector
             for hint in hints
@@ -74,15 +74,15 @@ class HintTerm:
 
     @property
     def reads(self) -> list[str]:
-        """The keys of the inputs that hold recorded hints."""
+        """The keys of the recorded hints in the inputs."""
         return [recorded.key for recorded in self._recorded.values()]
 
     def attach(self, teacher: Any) -> None:
-        """Find the teacher's layers, and make the projectors to their shapes.
+        """Find the teacher's layers, and make projectors to their output shapes.
 
         Raises:
-            TypeError: If the teacher has no layers, and a hint isn't recorded.
-            ValueError: If it lacks one of the layers, or if shapes can't be compared.
+            TypeError: If the teacher has no layers and a hint isn't recorded.
+            ValueError: If the teacher lacks a layer, or if shapes can't be compared.
         """
         if not self._hints:
             return
@@ -111,31 +111,31 @@ class HintTerm:
         self._is_attached = True
 
     def of_student(self) -> AbstractContextManager[Caught]:
-        """Catch the outputs of the guided layers while the student runs."""
+        """Collect the outputs of the guided layers while the student runs."""
         return self._guided.open()
 
     def of_teacher(self) -> AbstractContextManager[Caught]:
-        """Catch the outputs of the hint layers while the teacher runs."""
+        """Collect the outputs of the hint layers while the teacher runs."""
         return self._hinting.open()
 
     @property
     def state(self) -> list[keras.Variable]:
-        """The variables of weights that are floats: no metric holds them."""
+        """The variables of the hints' weights."""
         return [hint.weighting.state for hint in self._hints]
 
     def add_to(
         self, loss: Tensor, guided: Caught | None, hinting: Caught, batch: Batch
     ) -> Tensor:
-        """Return a batch's loss with the weighted hints, and log them.
+        """Return the loss of a batch plus the weighted hints, and log the hints.
 
         Args:
             loss: The loss without hints.
-            guided: The outputs of the student's layers; None if it didn't run.
+            guided: The outputs of the student's layers; None if the student didn't run.
             hinting: The outputs of the teacher's layers.
-            batch: The batch. One sample weight for all outputs acts on hints too.
+            batch: The batch. A sample weight that is one tensor applies to hints too.
 
         Raises:
-            ValueError: If the student wasn't called in training before.
+            ValueError: If the student wasn't called before with `training=True`.
         """
         if not self._hints:
             return loss
@@ -251,7 +251,7 @@ def _projector(hint: Hint, shape: Shape, target: Shape) -> keras.Layer:
 
 
 def _for_values(loss: Any, sample_weight: Any, features: Tensor) -> Any:
-    """Return the weights of rows with the rank of the values that a loss averages."""
+    """Return the sample weights in the rank of the loss's values before reduction."""
     if sample_weight is None or isinstance(loss, FeatureLoss):
         return sample_weight
     return of_rank(sample_weight, features[..., 0])

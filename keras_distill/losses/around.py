@@ -10,7 +10,7 @@ from keras_distill.types import Tensor
 
 
 class LossAround(DistillationLoss):
-    """A loss that computes with another distillation loss, and has its temperature.
+    """A loss that computes with another distillation loss and uses its temperature.
 
     Args:
         loss: The other loss. Its dtype and class axis are used.
@@ -18,7 +18,7 @@ class LossAround(DistillationLoss):
         name: Name of the loss.
     """
 
-    # Completes the error where `loss` has no temperature.
+    # The verb in the error message for a `loss` without a temperature.
     does = "computes with"
 
     def __init__(
@@ -61,7 +61,7 @@ class LossAround(DistillationLoss):
         return self._around(self.loss.for_batch(batch))
 
     def for_weights(self, sample_weight: Tensor, mask: Tensor) -> Self:
-        """Return the loss for a call with these weights and Keras mask, or None."""
+        """Return the loss for a call with these weights and this Keras mask."""
         return self._around(self.loss.for_weights(sample_weight, mask))
 
     def counted(self, y_true: Any, y_pred: Tensor) -> Tensor | None:
@@ -98,7 +98,7 @@ class LossAround(DistillationLoss):
 
 
 def innermost(loss: Any) -> Any:
-    """Return the loss that computes: itself, unless it is around another."""
+    """Return the innermost loss: `loss` itself if it isn't a `LossAround`."""
     while isinstance(loss, LossAround):
         loss = loss.loss
     return loss

@@ -28,24 +28,24 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
     """A Keras loss whose `y_true` is the teacher's output.
 
     Subclasses implement `compare(teacher_logits, student_logits)`, which returns a
-    value per example. The rest is `keras.losses.Loss`: reductions, sample weights,
-    masks. The maths is done in float32 at least, whatever the dtype of the outputs,
-    and no gradient reaches the teacher's.
+    value per example. Reductions, sample weights and masks work as in
+    `keras.losses.Loss`. The loss is computed in float32 or wider, whatever the dtype of
+    the outputs. No gradient reaches the teacher's output.
 
-    A subclass with arguments of its own returns them in `get_config`. It is registered
-    with `keras.saving.register_keras_serializable`, because the files of a `Distiller`
-    hold its loss.
+    A subclass with arguments of its own returns them in `get_config`. Register it with
+    `keras.saving.register_keras_serializable`, because a saved `Distiller` contains its
+    loss.
 
-    A subclass may override these methods too:
+    A subclass may also override these methods:
 
-    - `for_batch`, which `Distiller` calls, returns the loss for one batch of training
-      data, where the loss depends on labels, inputs or the step;
-    - `for_weights`, which every call calls, returns the loss for these sample weights
-      and this mask, where values depend on them;
-    - `counted` returns which values count, where the loss leaves some out.
+    - `for_batch` returns the loss for one batch of training data, if the loss depends
+      on labels, inputs or the step. `Distiller` calls it.
+    - `for_weights` returns the loss for given sample weights and a mask, if values
+      depend on them. Every call of the loss calls it.
+    - `counted` returns which values count, if the loss leaves some out.
 
-    The first two must not change the loss itself. To keep something of the batch, they
-    set it on `self.copied()` and return that.
+    The first two must not change the loss itself. To store data of the batch, they set
+    attributes of `self.copied()` and return this copy.
 
     Args:
         axis: The class axis. Defaults to -1.
@@ -64,8 +64,8 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
 
     # The temperature, in losses that have one.
     tempering: Value | None = None
-    # Whether `y_true` is a part of the teacher's output in another form, or what the
-    # output is computed from.
+    # Whether `y_true` isn't the teacher's output, but a part of it in another form, or
+    # hidden states from which the output is computed.
     reads_packed = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -87,16 +87,16 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
 
     @abstractmethod
     def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        """Return the loss per example from logits of one shape.
+        """Return the loss per example.
 
         Args:
-            teacher_logits: Finite, in float32 or float64. No gradient passes through
-                them.
-            student_logits: Of the same shape.
+            teacher_logits: Finite logits in float32 or float64. No gradient passes
+                through them.
+            student_logits: Logits of the same shape.
 
         Returns:
-            A tensor of the logits' shape without `axis`. A reduced tensor would ignore
-            sample weights and masks.
+            A tensor of the logits' shape without `axis`. Don't reduce it further, or
+            sample weights and masks have no effect.
         """
 
     @property
@@ -106,14 +106,14 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
 
     @property
     def trains(self) -> Sequence[keras.Variable]:
-        """The variables of the student that the loss computes with, and that train.
+        """The trainable variables that the loss computes with.
 
-        They must be weights of the student, or nothing would update them.
+        They must be weights of the student. Otherwise nothing updates them.
         """
         return ()
 
     def for_batch(self, batch: Batch) -> Self:
-        """Return the loss for one batch of training data: itself, by default.
+        """Return the loss for one batch of training data; by default the loss itself.
 
         Args:
             batch: The record of the output that the loss compares, as
@@ -131,13 +131,13 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
         return self
 
     def counted(self, y_true: Any, y_pred: Tensor) -> Tensor | None:
-        """Return which values of a call count in its reduction, a boolean tensor.
+        """Return a boolean tensor: which values count in the reduction of a call.
 
-        Values that don't count weigh 0, and a mean is taken over the others. Returns
-        None, the default, where all count.
+        Values that don't count have weight 0, and a mean is over the other values. The
+        default is None: all values count.
 
         Args:
-            y_true: The teacher's output, as `call` gets it.
+            y_true: The teacher's output, as passed to `call`.
             y_pred: The student's output.
         """
         return None
@@ -145,18 +145,18 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
     def __call__(
         self, y_true: Any, y_pred: Tensor, sample_weight: Tensor = None
     ) -> Tensor:
-        """Return the loss, reduced; `y_true` is the teacher's output."""
+        """Return the reduced loss; `y_true` is the teacher's output."""
         return self.with_mask(y_true, y_pred, sample_weight, backend.keras_mask(y_pred))
 
     def with_mask(
         self, y_true: Any, y_pred: Tensor, sample_weight: Tensor, mask: Tensor
     ) -> Tensor:
-        """Return the loss, reduced, of a student's output with a Keras mask or None."""
+        """Return the reduced loss; `mask` is the Keras mask of `y_pred`, or None."""
         loss = self.for_weights(sample_weight, mask)
         counted = both(mask, loss.counted(y_true, y_pred))
         weight = masked_weights(counted, sample_weight, self.reduction, self.dtype)
         if mask is not None:
-            # Keras would count the mask that is on the output a second time.
+            # Without the copy, Keras would apply the mask of the output once more.
             y_pred = ops.copy(y_pred)
         return super(DistillationLoss, loss).__call__(y_true, y_pred, weight)
 
@@ -165,12 +165,12 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
         return self.compare(*self.prepared(y_true, y_pred))
 
     def logits(self, output: Tensor, whose: str) -> Tensor:
-        """Return the logits of the `"teacher"`'s or the `"student"`'s output."""
+        """Return the logits of an output; `whose` is `"teacher"` or `"student"`."""
         return output
 
     def prepared(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of both outputs, checked and fit to compute with."""
-        # Keras converts the leaves of nested lists only, so these are lists still.
+        """Return the logits of both outputs, checked, and without infinite values."""
+        # Keras has converted only the leaves of nested lists.
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         self.check_outputs(y_true, y_pred)
         # `Distiller` stops the gradient for all Keras losses. Custom loops need it
@@ -182,12 +182,12 @@ class DistillationLoss(checks.ChecksShapes, keras.losses.Loss, ABC):
         )
 
     def check_outputs(self, teacher_output: Tensor, student_output: Tensor) -> None:
-        """Raise ValueError if the shapes can't be those of both outputs."""
+        """Raise ValueError if the shapes of the outputs don't fit."""
         checks.check_same_shape(teacher_output, student_output)
         checks.check_axis(student_output, self.axis)
 
     def copied(self) -> Self:
-        """Return a copy that shares its attributes, temperature included."""
+        """Return a copy that shares all attributes, including the temperature."""
         # `copy.copy` would serialise the loss and build another temperature.
         copied = object.__new__(type(self))
         copied.__dict__.update(self.__dict__)
@@ -203,22 +203,23 @@ class TemperedLoss(DistillationLoss):
     """A divergence of tempered distributions, times the squared temperature.
 
     Subclasses implement `divergence(teacher_logits, student_logits, temperature)`. It
-    divides both logits by the temperature, and doesn't multiply by its square.
+    divides the logits of both models by the temperature, and doesn't multiply the
+    result by the squared temperature.
 
     Gradients of tempered divergences shrink with `1 / temperature**2`. The factor
     `temperature**2` keeps the balance with the label loss when the temperature changes
-    (Hinton, Vinyals, Dean 2015, section 2.1). It is applied here and nowhere else.
+    (Hinton, Vinyals, Dean 2015, section 2.1). Only this class applies the factor.
 
     Args:
-        temperature: Divides the logits; positive. A float, which a callback may
-            assign while `fit` runs, or a `LearningRateSchedule` of the optimiser's
-            step, which `Distiller` reads. In a custom loop, assign `loss.step`, or the
-            schedule is read at step 0. On JAX, an assignment acts on compiled steps of
-            a `Distiller` only; others have the temperature as a constant. Defaults
-            to 1.
+        temperature: Divides the logits; positive. Either a float, which a callback may
+            assign while `fit` runs, or a `LearningRateSchedule`, which `Distiller`
+            evaluates at the optimiser's step. In a custom loop, assign `loss.step`.
+            Otherwise the schedule is evaluated at step 0. On JAX, assigning another
+            temperature affects compiled steps of a `Distiller` only. For other compiled
+            functions the temperature is a constant. Defaults to 1.
         from_logits: Whether both outputs are logits (default) or probabilities. The
-            logarithm of probabilities is taken; a 0 counts as the smallest positive
-            number of its dtype.
+            loss computes the logarithm of probabilities. A 0 counts as the smallest
+            positive number of its dtype.
         teacher_from_logits: The same for the teacher's output alone. Defaults to
             `from_logits`.
         axis: The class axis. Defaults to -1.
@@ -227,8 +228,8 @@ class TemperedLoss(DistillationLoss):
         dtype: dtype of the loss's result. Defaults to `keras.config.floatx()`.
 
     Raises:
-        ValueError: If `temperature` isn't positive, or, when called, if the outputs'
-            shapes differ.
+        ValueError: If `temperature` isn't positive. When called, if the outputs' shapes
+            differ.
     """
 
     # False for divergences whose bounds don't depend on the temperature.
@@ -258,7 +259,7 @@ class TemperedLoss(DistillationLoss):
         )
         self.from_logits = from_logits
         self.teacher_from_logits = teacher_from_logits
-        # The step at which a schedule of the temperature is read.
+        # The step at which a schedule of the temperature is evaluated.
         self.step: Any = 0
         self._warned: set[str] = set()
 
@@ -279,11 +280,11 @@ class TemperedLoss(DistillationLoss):
 
         Args:
             teacher_logits: As in `compare`, before the division by the temperature.
-            student_logits: Of the same shape.
+            student_logits: Logits of the same shape.
             temperature: A scalar tensor.
 
         Returns:
-            As `compare`.
+            A tensor of the logits' shape without `axis`.
         """
 
     def compare(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -319,7 +320,7 @@ class TemperedLoss(DistillationLoss):
             "temperature": temperature,
             "from_logits": self.from_logits,
         }
-        # Versions without the argument can read files that don't use it.
+        # So versions without the argument can read files that don't use it.
         if self.teacher_from_logits is not None:
             config["teacher_from_logits"] = self.teacher_from_logits
         return config
@@ -347,7 +348,7 @@ class TemperedLoss(DistillationLoss):
         return self.from_logits
 
     def warn_of_probabilities(self, whose: str) -> None:
-        """Warn, once for each output, that probabilities are taken for logits."""
+        """Warn, once for each output, that probabilities are used as logits."""
         if whose in self._warned:
             return
         self._warned.add(whose)
@@ -367,7 +368,7 @@ class TemperedLoss(DistillationLoss):
 
 
 def computable(x: Tensor) -> Tensor:
-    """Return an output in float32 at least, without infinite values."""
+    """Return an output in float32 or wider, without infinite values."""
     narrow = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
     return ops.clip(ops.cast(x, "float32") if narrow else x, -INFINITE, INFINITE)
 

@@ -13,13 +13,13 @@ from keras_distill.types import Tensor
 
 
 class SigmoidLoss(TemperedLoss):
-    """A tempered loss of independent units, each a logit or a sigmoid."""
+    """A tempered loss of independent units, each with a logit or a probability."""
 
     activation = "sigmoid"
 
     def logits_of_probabilities(self, probabilities: Tensor) -> Tensor:
         """Return logits whose sigmoid is `probabilities`."""
-        # The spacing of floats below 1 limits how exactly 1 - p is known.
+        # The spacing of floats below 1 limits the precision of 1 - p.
         epsneg = float(
             np.finfo(keras.backend.standardize_dtype(probabilities.dtype)).epsneg
         )
@@ -42,15 +42,16 @@ class BinarySoftTargets(SigmoidLoss):
     r"""Binary cross-entropy of each unit under the teacher's soft target.
 
     `T**2 * (-p * log(q) - (1 - p) * log(1 - q))`, `p = sigmoid(t / T)`,
-    `q = sigmoid(s / T)`, averaged over the units of an example as
-    `keras.losses.BinaryCrossentropy` does. For click and conversion heads keep
-    `temperature=1`: the student is less well calibrated at higher temperatures.
+    `q = sigmoid(s / T)`, for logits `t` of the teacher and `s` of the student. The loss
+    of an example is the mean over its units, as in `keras.losses.BinaryCrossentropy`.
+    For click and conversion heads, keep `temperature=1`: the student is less well
+    calibrated at higher temperatures.
 
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
-        subtract_entropy: Whether to subtract the teacher's entropy: the KL
-            divergence, which is 0 where the student equals the teacher, with the same
-            gradient. Defaults to False.
+        subtract_entropy: Whether to subtract the teacher's entropy. The loss is then
+            the KL divergence: it is 0 if the student equals the teacher, and has the
+            same gradient. Defaults to False.
         from_logits: Whether outputs are logits (default) or probabilities. The range
             of probabilities is checked, except in steps that XLA or JAX compiles.
         teacher_from_logits: The same for the teacher's output alone. Defaults to

@@ -1,4 +1,4 @@
-"""Calls of one loss with a teacher's and a student's output, as Keras makes them."""
+"""Calls of a loss with the outputs of a teacher and a student, as Keras calls it."""
 
 import re
 from typing import Any
@@ -13,7 +13,7 @@ from keras_distill.losses.ranks import of_one_rank as of_one_rank
 from keras_distill.losses.weighting import masked_weights
 from keras_distill.types import Tensor
 
-# Keras losses whose `y_true` are ids, so it has one axis less than `y_pred`.
+# Keras losses whose `y_true` are ids, with one axis less than `y_pred`.
 _OF_IDS = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CTC)
 _FUNCTIONS_OF_IDS = (keras.losses.sparse_categorical_crossentropy, keras.losses.ctc)
 
@@ -30,7 +30,7 @@ _ROOT_SCOPE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\>-]*")
 
 
 class FunctionLoss(keras.losses.Loss):
-    """A loss function, such as Keras' own of the name `"mse"`, with a reduction."""
+    """A loss that reduces the values of a function, such as Keras' `"mse"`."""
 
     def __init__(self, function: Any) -> None:
         super().__init__(name=_scope_name(_name_of(function)))
@@ -54,7 +54,7 @@ def as_loss(loss: Any) -> Any:
 def crossentropy(y_true: Tensor, y_pred: Tensor) -> Tensor:
     """Return the loss that Keras computes under the name `"crossentropy"`.
 
-    The shapes decide between the binary, the sparse and the categorical one.
+    The shapes decide whether it is the binary, sparse or categorical cross-entropy.
     """
     classes = y_pred.shape[-1]
     if classes == 1:
@@ -69,12 +69,12 @@ def call_loss(
 ) -> Tensor:
     """Return a loss between the outputs of a teacher and a student.
 
-    Ranks that differ by a last axis of size 1 are brought together as Keras brings
-    those of labels and predictions. A static shape that the teacher's output lacks is
-    taken from the student's.
+    If the ranks differ by a last axis of size 1, they are aligned as Keras aligns those
+    of labels and predictions. If the teacher's output has no static shape, it gets that
+    of the student's output.
 
     Raises:
-        ValueError: If the shapes differ otherwise.
+        ValueError: If the shapes differ in another way.
     """
     student, teacher = ops.convert_to_tensor(student), ops.convert_to_tensor(teacher)
     loss = _with_scope_name(loss)
@@ -105,7 +105,7 @@ def _called(
     sample_weight: Any,
     mask: Tensor | None,
 ) -> Tensor:
-    """Return a loss with a mask that isn't on the student's output."""
+    """Return a loss; `mask` is a Keras mask that `student` has lost, or None."""
     if mask is not None and isinstance(loss, ChecksShapes):
         return loss.with_mask(teacher, student, sample_weight, mask)
     weight = masked_weights(mask, sample_weight, loss.reduction, loss.dtype)
@@ -128,14 +128,14 @@ def with_known_shape(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def _of_students_rank(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both with the student's rank, in which the last axis is of the units."""
+    """Return both with one rank. The student's last axis, of its units, is kept."""
     if len(student.shape) == len(teacher.shape) + 1 > 2 and student.shape[-1] == 1:
         return ops.expand_dims(teacher, -1), student
     return of_one_rank(teacher, student)
 
 
 def _check_no_broadcast(teacher: Tensor, student: Tensor) -> None:
-    """Raise ValueError where an operation would compare rows with other rows."""
+    """Raise ValueError if broadcasting would compare rows with other rows."""
     shapes = tuple(teacher.shape), tuple(student.shape)
     alike = len(shapes[0]) == len(shapes[1]) and not any(
         t != s and 1 in (t, s) and None not in (t, s)
@@ -166,8 +166,8 @@ def _reads_ids(loss: keras.losses.Loss) -> bool:
 def _may_be_ids(loss: keras.losses.Loss, teacher: Tensor, student: Tensor) -> bool:
     """Return whether a teacher's output may be ids of classes that the loss reads.
 
-    Ids are integers without the axis of the classes. It is known which of Keras' losses
-    read ids. Any other loss may.
+    Ids are integers without the axis of the classes. Of Keras' losses, it is known
+    which read ids. Any other loss may read ids.
     """
     dtype = keras.backend.standardize_dtype(teacher.dtype)
     if keras.backend.is_float_dtype(dtype):
@@ -187,10 +187,10 @@ def _is_of_keras(loss: keras.losses.Loss) -> bool:
 
 
 def _with_scope_name(loss: keras.losses.Loss) -> keras.losses.Loss:
-    """Return the loss, or a copy with a name that TensorFlow takes for a scope.
+    """Return the loss, or a copy whose name TensorFlow accepts for a scope.
 
-    TensorFlow raises an error for other names. Keras would keep the scope that it
-    couldn't enter, and models that are built later would fail.
+    TensorFlow raises an error for other names. Keras would keep the failed scope, and
+    models that are built later would fail.
     """
     name = _scope_name(loss.name)
     if name == loss.name:

@@ -1,8 +1,8 @@
 """Checks of the outputs, labels and arguments that losses are called with.
 
-Shapes are checked in every call, and values where a tensor has some: not while a
-step is traced. A TensorFlow graph asserts the values when it runs. XLA leaves
-assertions out, and JAX has none, so steps that they compile don't check values.
+Shapes are checked in every call. Values are checked if a tensor has values, so not
+while a step is traced. A TensorFlow graph checks the values when it runs. XLA removes
+these assertions, and JAX has none, so steps that they compile don't check values.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from keras_distill.types import Tensor
 # How far probabilities may exceed 1, e.g. as the weighted mean of an ensemble's.
 _ROUNDING = 1e-3
 # How far the sum of a row of probabilities may be from 1, rounded to half precision or
-# to float32. So many rows are needed, because the logits of a few may sum to 1 too.
+# to float32, and the least number of rows: the logits of a few rows may sum to 1 too.
 _OF_HALF, _ROWS_OF_HALF = 1e-2, 8
 _OF_SINGLE, _ROWS_OF_SINGLE = 1e-5, 2
 
 
 class ChecksShapes:
-    """A loss that checks shapes itself, and computes with Keras masks itself."""
+    """A loss that checks shapes and applies Keras masks itself."""
 
     def with_mask(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor, mask: Tensor
     ) -> Tensor:
-        """Return the loss, reduced, of a student's output with a Keras mask or None."""
+        """Return the reduced loss; `mask` is the Keras mask of `y_pred`, or None."""
         raise NotImplementedError
 
 
@@ -43,7 +43,7 @@ def check_same_shape(teacher_output: Tensor, student_output: Tensor) -> None:
 
 
 def _advice(teacher_output: Tensor, student_output: Tensor) -> str:
-    """Return what to do where the teacher's output may be a recorded part of one."""
+    """Return advice if the teacher's output may be a recorded part of an output."""
     *rows, width = teacher_output.shape
     if not may_have_shape(student_output, [*rows, None]) or (width or 1) % 2:
         return ""
@@ -56,7 +56,7 @@ def _advice(teacher_output: Tensor, student_output: Tensor) -> str:
 
 
 def may_have_shape(x: Tensor, shape: Sequence[int | None]) -> bool:
-    """Return whether a tensor has a shape wherever both are known."""
+    """Return whether a tensor has a shape, as far as both are known."""
     return len(x.shape) == len(shape) and all(
         size == expected or size is None or expected is None
         for size, expected in zip(x.shape, shape, strict=True)
@@ -64,7 +64,7 @@ def may_have_shape(x: Tensor, shape: Sequence[int | None]) -> bool:
 
 
 def checked_weight(name: str, value: float) -> float:
-    """Return the weight of a loss's term, or raise ValueError if it can't be one."""
+    """Return the weight of a loss's term. Raise ValueError unless finite and >= 0."""
     if not 0.0 <= value < np.inf:
         raise ValueError(
             f"`{name}` must be finite and not negative. Received: {name}={value}"
@@ -93,10 +93,10 @@ def check_classes(output: Tensor, axis: int) -> None:
 
 
 def other_vocabulary(received: str) -> ValueError:
-    """Return the error of models whose outputs are over different tokens.
+    """Return the error for models whose outputs are over different tokens.
 
     Args:
-        received: The sentence with both sizes.
+        received: The last sentence of the message, which names both sizes.
     """
     return ValueError(
         "Teacher and student must have one vocabulary: token 17 of one tokenizer isn't "
@@ -110,7 +110,7 @@ def check_probabilities(
 ) -> None:
     """Raise ValueError if values lie outside [0, 1].
 
-    NaN passes: it has another cause than logits in the place of probabilities.
+    NaN passes, because logits in place of probabilities aren't its cause.
     """
     _check_range(
         output,
@@ -145,11 +145,11 @@ def _check_range(values: Tensor, least: Tensor, greatest: Tensor, message: str) 
 
 
 def are_probabilities(output: Tensor, axis: int, activation: str) -> bool:
-    """Return whether `output` is found to be probabilities, where that is cheap.
+    """Return whether `output` looks like probabilities, if that is cheap to find out.
 
-    In a TensorFlow graph, the operation that computes the tensor decides. Where a
-    tensor has values, rows of a softmax are found by their sum. Nothing is found while
-    JAX traces a step.
+    In a TensorFlow graph, the operation that computes the tensor decides. If a tensor
+    has values, the sums of its rows show whether it is a softmax. The result is False
+    while JAX traces a step.
     """
     if backend.is_traced(output):
         return backend.comes_from(output, activation.capitalize())

@@ -1,7 +1,7 @@
 """Divergences and their gradients, computed from hidden states chunk by chunk.
 
-The temperature is 1 here: callers divide the hidden states and the biases by it, which
-divides the logits.
+Callers divide the hidden states and the biases by the temperature, which divides the
+logits. So the temperature is 1 here.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,14 @@ State = tuple[Tensor, ...]
 
 
 class Chunks(NamedTuple):
-    """The tokens of a batch, of which a chunk is computed at a time.
+    """The tokens of a batch, computed one chunk at a time.
 
     Args:
         loss: The divergence.
-        teacher_hidden: Of shape `(tokens, hidden)`, through which no gradient passes.
-        teacher_head: The teacher's kernel and bias, for which the same holds.
-        size: The number of tokens in a chunk, which divides that of all tokens.
+        teacher_hidden: The teacher's hidden states, `(tokens, hidden)`. No gradient
+            passes through them.
+        teacher_head: The teacher's kernel and bias, also without a gradient.
+        size: The number of tokens in a chunk. It divides the number of all tokens.
     """
 
     loss: SoftmaxDivergence
@@ -41,7 +42,7 @@ class Chunks(NamedTuple):
         Args:
             hidden: The student's hidden states, `(tokens, hidden)`.
             kernel: The student's kernel.
-            *bias: The student's bias, where there is one.
+            *bias: The student's bias, if there is one.
         """
 
         @ops.custom_gradient
@@ -56,7 +57,7 @@ class Chunks(NamedTuple):
     def weighted_sum(
         self, weight: Tensor, hidden: Tensor, kernel: Tensor, *bias: Tensor
     ) -> Tensor:
-        """Return the sum of the divergences times weights.
+        """Return the weighted sum of the divergences.
 
         The gradient is computed in the same pass, so that the logits are computed once.
 
@@ -64,7 +65,7 @@ class Chunks(NamedTuple):
             weight: A weight for each token, through which no gradient passes.
             hidden: The student's hidden states, `(tokens, hidden)`.
             kernel: The student's kernel.
-            *bias: The student's bias, where there is one.
+            *bias: The student's bias, if there is one.
         """
 
         @ops.custom_gradient
@@ -132,7 +133,7 @@ class Chunks(NamedTuple):
         return ops.slice(x, self._start(x, i), sizes)
 
     def _put(self, x: Tensor, i: Tensor, part: Tensor) -> Tensor:
-        """Return a tensor with other rows in the place of a chunk's."""
+        """Return a tensor with `part` in place of a chunk's rows."""
         return ops.slice_update(x, self._start(x, i), part)
 
     def _start(self, x: Tensor, i: Tensor) -> tuple[Tensor, ...]:

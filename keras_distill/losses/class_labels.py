@@ -13,16 +13,16 @@ from keras_distill.types import Tensor
 def target_ids(
     labels: Any, logits: Tensor, axis: int, *, labelled: Any, reader: str
 ) -> Tensor:
-    """Return the class of each example, of the outputs' shape without the class axis.
+    """Return the class of each example, in the outputs' shape without the class axis.
 
     Args:
-        labels: Class ids of that shape, or with a last axis of size 1; or one number
-            for each class, of which the largest is at the label's class.
+        labels: Class ids of that shape, or with an additional last axis of size 1. Or a
+            number for each class; the largest number is at the label.
         logits: The outputs.
         axis: The class axis.
-        labelled: Boolean, which rows have a label. The others get the id 0. None where
-            all have one.
-        reader: The name in error messages of the loss that reads the labels.
+        labelled: Boolean: which rows have a label. Other rows get the id 0. None if all
+            rows have a label.
+        reader: The name of the loss that reads the labels, for error messages.
 
     Raises:
         ValueError: If the shapes don't fit, or a label isn't a class. The classes
@@ -32,7 +32,7 @@ def target_ids(
     shape = list(logits.shape)
     shape.pop(axis)
     if checks.may_have_shape(labels, logits.shape):
-        # This raises in a graph where a dimension that wasn't known differs.
+        # In a graph, this raises an error if a dimension that wasn't known differs.
         labels = ops.reshape(labels, ops.shape(logits))
         return ops.argmax(ops.cast(labels, logits.dtype), axis=axis)
     if checks.may_have_shape(labels, [*shape, 1]):
@@ -45,7 +45,7 @@ def target_ids(
             f"axis={axis}"
         )
     if keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype)):
-        # Backends cast NaN to different integers, of which 0 would be a class.
+        # Backends cast NaN to different integers. One of them is 0, which is a class.
         labels = ops.where(ops.isnan(labels), -ops.ones_like(labels), labels)
     ids = ops.cast(labels, "int32")
     if labelled is not None:

@@ -1,4 +1,4 @@
-"""Pearson's correlation, with values where it is undefined."""
+"""Pearson's correlation, with fixed values where it is undefined."""
 
 import keras
 import numpy as np
@@ -13,18 +13,18 @@ _TINY = 1e-30
 def pearson_distance(
     teacher: Tensor, student: Tensor, weight: Tensor, axis: int
 ) -> Tensor:
-    """Return `1 - r`, `r` Pearson's correlation coefficient along an axis.
+    """Return `1 - r`, where `r` is Pearson's correlation coefficient along an axis.
 
     A value of weight `w` counts as `w` equal values. A value of weight 0 doesn't
-    count. Where the teacher's values are all equal, there is no relation to learn, and
-    the distance is 0. Where the student's values are all equal, the distance is 1, and
-    its gradient is that of deviations of unit length, so that training can start there.
+    count. If the teacher's values are all equal, there is no relation to learn, and
+    the distance is 0. If the student's values are all equal, the distance is 1. Its
+    gradient is computed with a deviation of 1, so that training can start there.
 
     Args:
         teacher: The teacher's values.
         student: The student's values, of the same shape.
         weight: Weights that broadcast to that shape; not negative.
-        axis: The axis to correlate along, which the result lacks.
+        axis: The axis to correlate along. The result doesn't have this axis.
     """
     weight = ops.broadcast_to(weight, ops.shape(teacher))
     share = weight / ops.maximum(ops.sum(weight, axis=axis, keepdims=True), _TINY)

@@ -1,4 +1,4 @@
-"""Decoupled distillation: separate losses of the target class and the others."""
+"""Decoupled distillation: separate losses for the target class and the others."""
 
 from typing import Any, Self
 
@@ -19,25 +19,26 @@ from keras_distill.types import Tensor
 class DecoupledKD(SoftmaxLoss):
     r"""Forward KL in two terms with separate weights: the target class and the others.
 
-    `T**2 * (alpha * KL(b_t || b_s) + beta * KL(r_t || r_s))`, where `b` has two
-    probabilities, that of the target class and that of all other classes together, and
-    `r` is the distribution over the other classes. Both come from `softmax(t / T)` and
-    `softmax(s / T)`. `ForwardKL` is this loss with `alpha=1` and with the teacher's
+    The loss is `T**2 * (alpha * KL(b_t || b_s) + beta * KL(r_t || r_s))`. `b` has two
+    probabilities: that of the target class, and that of all other classes together.
+    `r` is the distribution over the other classes. `b_t` and `r_t` come from
+    `softmax(t / T)` of the teacher's logits, `b_s` and `r_s` from `softmax(s / T)` of
+    the student's. `ForwardKL` is this loss with `alpha=1` and with the teacher's
     probability of the other classes as `beta`. So in `ForwardKL` the second term
-    vanishes where the teacher is certain, and here it doesn't.
+    vanishes if the teacher is certain. Here it doesn't, because `beta` is constant.
 
-    The target class is the label. `Distiller` passes the labels; elsewhere, call
+    The target class is the label. `Distiller` passes the labels. Elsewhere, call
     `loss.with_labels(labels)(teacher_output, student_output)`. Labels are class ids of
-    the outputs' shape without the class axis, or with a last axis of size 1; or one
-    number for each class, of which the largest is at the target, as in one-hot or
-    smoothed labels. Rows without a label have no target class. A `label_mask` leaves
-    them out of this loss as well as out of the label loss, so the student learns
-    nothing from them.
+    the outputs' shape without the class axis, or with a last axis of size 1. They may
+    also have one number for each class, of which the largest is at the target, as in
+    one-hot or smoothed labels. Rows without a label have no target class. A
+    `label_mask` leaves these rows out of both this loss and the label loss, so the
+    student learns nothing from them.
 
     Args:
-        temperature: Divides the logits; positive; float or schedule. Defaults to 1;
-            the paper has 4 for CIFAR-100.
-        alpha: Weight of the target's term; not negative. It isn't the `alpha` of
+        temperature: Divides the logits; positive; float or schedule. Defaults to 1; the
+            paper uses 4 for CIFAR-100.
+        alpha: Weight of the target class's term; not negative. It isn't the `alpha` of
             `Distiller.compile`. Defaults to 1.
         beta: Weight of the other classes' term; not negative. Defaults to 8, one of
             the paper's values for CIFAR-100. Teachers that are more certain need
@@ -51,7 +52,7 @@ class DecoupledKD(SoftmaxLoss):
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.
 
     Raises:
-        ValueError: If the temperature isn't positive or a weight is negative; when
+        ValueError: If the temperature isn't positive or a weight is negative. When
             called, if there are no labels, the shapes don't fit, there are fewer than
             three classes, or a label isn't a class. In steps that XLA or JAX compiles,
             the loss of such a label is NaN instead.
@@ -98,9 +99,9 @@ class DecoupledKD(SoftmaxLoss):
         """Return the loss for a batch with these labels.
 
         Args:
-            labels: The labels, in one of the forms above.
-            labelled: Boolean, which rows have a label, of the labels' shape or of
-                `(batch,)` or `(batch, 1)`. None, the default, where all have one.
+            labels: The labels, in a form that the class documents.
+            labelled: Boolean: which rows have a label. It has the labels' shape,
+                `(batch,)` or `(batch, 1)`. None, the default, if all rows have a label.
         """
         loss = self.copied()
         loss._labels, loss._labelled = labels, labelled
@@ -136,7 +137,7 @@ class DecoupledKD(SoftmaxLoss):
         given = teacher_logits, student_logits, temperature, target
         values = self.alpha * divergences.target_kl(*given)
         values += self.beta * divergences.nontarget_kl(*given)
-        # XLA and JAX leave out the check of the labels.
+        # Steps that XLA or JAX compiles don't check the labels.
         return ops.where(ops.any(target, axis=-1), values, np.nan)
 
     def get_config(self) -> dict[str, Any]:

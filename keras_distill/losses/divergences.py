@@ -4,13 +4,13 @@ These are pure functions of logits, with `p = softmax(teacher_logits / temperatu
 and `q = softmax(student_logits / temperature)`. They compute in log space, and don't
 multiply by the squared temperature. Logits must be finite: `DistillationLoss` replaces
 infinite ones. Each function returns one value per example, in the shape of the logits
-without `axis`. The gradients are exact in the student's logits only. Callers stop
-those of the teacher's.
+without `axis`. Only the gradients of the student's logits are exact. Callers stop the
+gradients of the teacher's logits.
 
-The list-wise and pair-wise functions return one value per list. Their `members` is a
-boolean `(lists, items)`, True for the items of a list, to which scores of shape
-`(rows, items)` broadcast. Either each row is a list, or one row has the items of all
-lists.
+The list-wise and pair-wise functions return one value per list. Their argument
+`members` is a boolean `(lists, items)`, True for the items of a list. Scores have shape
+`(rows, items)` and broadcast to it: either each row is a list, or one row has the items
+of all lists.
 
 Some sums below contain the term `- p + q`, which adds 0 to the value because both
 sum to 1. It makes every summand non-negative, so that small divergences keep their
@@ -32,7 +32,7 @@ def log_probabilities(logits: Tensor, temperature: Tensor, axis: int) -> Tensor:
     """Return `log softmax(logits / temperature)`.
 
     The largest logit is subtracted before the division, so that a large common offset
-    costs no precision. `log_softmax` itself does so where there is nothing to divide.
+    costs no precision. At temperature 1, `log_softmax` itself subtracts it.
     """
     if isinstance(temperature, float) and temperature == 1.0:
         return ops.log_softmax(logits, axis=axis)
@@ -71,11 +71,11 @@ def reverse_kl(
 ) -> Tensor:
     """Return `KL(q || p) = sum q (log q - log p)`.
 
-    Where the teacher gives almost no probability to the classes that the student
-    considers likely, `log q - log p` is large and nearly the same for all of them. The
+    If the teacher gives almost no probability to the classes that the student considers
+    likely, `log q - log p` is large and nearly the same for all of these classes. The
     gradient depends on its differences between classes, which rounding would destroy.
-    So the ratio is computed relative to that of the student's most likely class, from
-    differences of raw logits.
+    So `log q - log p` is computed from differences of raw logits, relative to its value
+    for the student's most likely class.
     """
     log_p = log_probabilities(teacher_logits, temperature, axis)
     log_q = log_probabilities(student_logits, temperature, axis)
@@ -89,8 +89,9 @@ def reverse_kl(
     # The sum has the value of `ratio` and the gradient of `log q`.
     ratio = ops.stop_gradient(ratio - log_q) + log_q
     differentiated = ops.sum(q * ratio - q, axis=axis)
-    # Its value isn't the divergence: it lacks that of the top class, and its terms have
-    # both signs, so that the sum over many classes would lose the small divergences.
+    # The value of `differentiated` isn't the divergence: the ratio of the top class was
+    # subtracted. Its terms have both signs, so a sum over many classes would lose small
+    # divergences.
     value = ops.sum(q * (log_q - log_p) - q + ops.exp(log_p), axis=axis)
     nothing = differentiated - ops.stop_gradient(differentiated)
     return ops.stop_gradient(value) + nothing
@@ -106,8 +107,8 @@ def generalized_jsd(
 ) -> Tensor:
     """Return `beta KL(p || m) + (1 - beta) KL(q || m)`, `m = beta p + (1 - beta) q`.
 
-    With `beta=0` it is the forward KL and with `beta=1` the reverse KL (Agarwal et al.
-    2024, https://arxiv.org/abs/2306.13649, equation 1 and the text below it).
+    With `beta=0` the result is the forward KL, with `beta=1` the reverse KL (Agarwal et
+    al. 2024, https://arxiv.org/abs/2306.13649, equation 1 and the text below it).
     """
     if beta == 0.0:
         return forward_kl(teacher_logits, student_logits, temperature, axis)
@@ -130,8 +131,8 @@ def generalized_jsd(
 def log_mixed(log_ratio: Tensor, weight: float) -> Tensor:
     """Return `log(1 - weight + weight * exp(log_ratio))`.
 
-    Results near 0 keep their relative precision, also for weights near 0, so that the
-    divergence may be divided by its weights.
+    Results near 0 keep their relative precision, even for weights near 0. So the
+    divergence can be divided by its weights.
     """
     # exp(80) is finite in float32, and its product with any weight is far above 0.5.
     shift = weight * ops.expm1(ops.minimum(log_ratio, 80.0))
@@ -151,9 +152,9 @@ def jeffreys(
 def target_kl(
     teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor, target: Tensor
 ) -> Tensor:
-    """Return `KL` between the distributions over the target class and all others.
+    """Return `KL` over two classes: the target class, and all other classes together.
 
-    `target`, a boolean of the shape of the logits, is True at one class of the last
+    `target` is a boolean of the shape of the logits, and True at one class of the last
     axis (Zhao et al. 2022, https://arxiv.org/abs/2203.08679, the first term of
     equation 6).
     """
@@ -218,7 +219,7 @@ def listwise_cross_entropy(
     members: Tensor,
     item_weight: Tensor,
 ) -> Tensor:
-    """Return `-sum w p log q` of each list, `p` and `q` softmaxes over its members."""
+    """Return `-sum w p log q` per list; `p` and `q` are softmaxes over its members."""
     log_p = _log_shares(teacher_scores, temperature, members)
     log_q = _log_shares(student_scores, temperature, members)
     p, q = item_weight * ops.exp(log_p), ops.exp(log_q)
@@ -238,8 +239,8 @@ def pairwise_cross_entropy(
     """Return the mean of `binary_cross_entropy` over the pairs of each list.
 
     `rivals`, of shape `(rows, items, items)`, is True for the items that an item may be
-    paired with. A pair counts where the teacher scores its first item higher, and has
-    the weight of that item. The mean of no pairs is 0.
+    paired with. A pair counts if the teacher scores its first item higher. It has the
+    weight of that item. The mean is 0 if there are no pairs.
     """
     teacher_gap, student_gap = _gaps(teacher_scores), _gaps(student_scores)
     values = binary_cross_entropy(teacher_gap, student_gap, temperature)
@@ -262,7 +263,7 @@ def _log_shares(scores: Tensor, temperature: Tensor, members: Tensor) -> Tensor:
 
 
 def _margin(logits: Tensor, temperature: Tensor, target: Tensor) -> Tensor:
-    """Return the tempered logit of the target class against all others together."""
+    """Return the tempered logit of the target class minus that of all the others."""
     top = ops.max(
         ops.where(target, _LOWEST, logits), axis=-1, keepdims=True, initial=_LOWEST
     )

@@ -1,10 +1,10 @@
-"""Gradients of divergences in the student's logits, in closed form.
+"""Gradients of divergences with respect to the student's logits, in closed form.
 
 Each function returns the gradient of the function of the same name in
 `keras_distill.losses.divergences`, in the shape of the logits. So a loss over a large
 vocabulary needs no automatic differentiation, which would keep every intermediate
-result. All are `q * (v - sum q v) / temperature`, where
-`v` is the derivative of the divergence in `q`, up to a constant.
+result in memory. All gradients are `q * (v - sum q v) / temperature`, where `v` is the
+derivative of the divergence with respect to `q`, up to a constant.
 """
 
 from keras import ops
@@ -27,8 +27,8 @@ def reverse_kl(
 ) -> Tensor:
     """Return `q (d - sum q d) / temperature`, `d = log q - log p`.
 
-    As in the divergence, the ratio is relative to that of the student's most likely
-    class, so that its differences between classes aren't rounded away.
+    As in the divergence, `d` is computed relative to its value for the student's most
+    likely class. So rounding doesn't destroy its differences between classes.
     """
     q = ops.exp(log_probabilities(student_logits, temperature, axis))
     top = ops.expand_dims(ops.argmax(student_logits, axis=axis), axis)
@@ -78,6 +78,6 @@ def total_variation(
 
 
 def _centred(q: Tensor, derivative: Tensor, axis: int) -> Tensor:
-    """Return `q (v - sum q v)`, the gradient of what has the derivative v in q."""
+    """Return `q (v - sum q v)` for a derivative `v` with respect to `q`."""
     mean = ops.sum(q * derivative, axis=axis, keepdims=True)
     return q * (derivative - mean)

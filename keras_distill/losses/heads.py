@@ -16,7 +16,7 @@ class Head(NamedTuple):
 
     Args:
         kernel: A variable or tensor of shape `(hidden, vocabulary)`.
-        bias: Of shape `(vocabulary,)`; None, the default, without.
+        bias: A variable or tensor of shape `(vocabulary,)`, or None, the default.
 
     Example:
         >>> head = Head(ops.ones((4, 10)))
@@ -28,16 +28,16 @@ class Head(NamedTuple):
     bias: Any = None
 
 
-# What computes logits: a `Dense` or `Embedding` layer, or a `Head`.
+# A `Dense` or `Embedding` layer, or a `Head`.
 HeadLike = Any
 
 
 def check_head(name: str, head: HeadLike) -> None:
-    """Raise an error unless a head is built and does nothing but a linear map.
+    """Raise an error unless a head is built and is only a linear map.
 
     Raises:
-        TypeError: If it is neither a `Head`, nor a `Dense`, nor an `Embedding`.
-        ValueError: If the layer isn't built, or does more.
+        TypeError: If the head is neither a `Head`, nor a `Dense`, nor an `Embedding`.
+        ValueError: If the layer isn't built, or computes more than a linear map.
     """
     if isinstance(head, Head):
         return
@@ -67,7 +67,7 @@ def check_head(name: str, head: HeadLike) -> None:
 def resolved(head: HeadLike, dtype: Any) -> Head:
     """Return the kernel and the bias of a head as tensors.
 
-    They are read in each call, because a layer may compute them, as one with LoRA does.
+    Each call reads them again, because a layer may compute them, e.g. with LoRA.
     """
     if isinstance(head, keras.layers.Embedding):
         head = Head(_embedding_kernel(head))
@@ -87,7 +87,7 @@ def resolved(head: HeadLike, dtype: Any) -> Head:
             "The bias of a head must have the shape (vocabulary,). Received: shape "
             f"{tuple(bias.shape)} beside a kernel of shape {tuple(kernel.shape)}"
         )
-    # Entries of the vocabulary are masked by an infinite bias.
+    # The bias of masked entries of the vocabulary is infinite.
     bias = ops.cast(ops.convert_to_tensor(bias), dtype)
     return Head(kernel, ops.clip(bias, -INFINITE, INFINITE))
 
@@ -95,7 +95,7 @@ def resolved(head: HeadLike, dtype: Any) -> Head:
 def check_widths(
     teacher: Tensor, student: Tensor, teacher_head: Head, student_head: Head
 ) -> None:
-    """Raise ValueError unless the heads fit the hidden states and one vocabulary."""
+    """Raise ValueError unless heads fit their hidden states and have one vocabulary."""
     pairs = {"teacher": (teacher, teacher_head), "student": (student, student_head)}
     for whose, (hidden, head) in pairs.items():
         if hidden.shape[-1] != head.kernel.shape[0]:
@@ -114,7 +114,7 @@ def check_widths(
 
 
 def variables(head: HeadLike) -> Sequence[keras.Variable]:
-    """Return the variables that a head is read from."""
+    """Return the variables of a head."""
     if isinstance(head, keras.Layer):
         found: list[keras.Variable] = head.variables
         return found

@@ -1,4 +1,4 @@
-"""Hidden states of a call, checked, as matrices of tokens that chunks divide."""
+"""Hidden states of a call, checked and reshaped to matrices of tokens."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from keras_distill.types import Tensor
 
 
 class HiddenStates:
-    """The arguments of one call, checked, as matrices of tokens.
+    """The hidden states of one call, checked, as matrices of tokens.
 
     Args:
-        loss: As in `per_token`; so are the others.
+        loss: The divergence, as in `per_token`.
         teacher_hidden: The teacher's hidden states.
         student_hidden: The student's hidden states.
         chunk: The number of tokens in a chunk.
@@ -38,7 +38,7 @@ class HiddenStates:
         self._loss = loss
         self._shape = ops.shape(student)[:-1]
         student = _rows(computable(student))
-        # In the dtype of the student's, whose gradients the head must have.
+        # The teacher's states get the student's dtype, in which gradients are computed.
         teacher = ops.cast(_rows(computable(teacher)), student.dtype)
         self._count = ops.shape(student)[0]
         static = student.shape[0]
@@ -58,7 +58,7 @@ class HiddenStates:
     def weighted_sum(
         self, teacher_head: HeadLike, student_head: HeadLike, weight: Tensor
     ) -> Tensor:
-        """Return the sum of the divergences times weights."""
+        """Return the weighted sum of the divergences."""
         weight = ops.cast(ops.convert_to_tensor(weight), self._hidden[1].dtype)
         weight = ops.broadcast_to(weight, self._shape)
         weight = ops.stop_gradient(self._padded(ops.reshape(weight, (-1,))))
@@ -72,7 +72,7 @@ class HiddenStates:
     def _tempered(
         self, teacher_head: HeadLike, student_head: HeadLike, temperature: Tensor
     ) -> tuple[Chunks, list[Tensor]]:
-        """Return the chunks, and the student's tensors, of tempered logits."""
+        """Return the chunks and the student's tensors, both for tempered logits."""
         teacher, student = self._hidden
         of_teacher = resolved(teacher_head, student.dtype)
         of_student = resolved(student_head, student.dtype)
@@ -83,10 +83,10 @@ class HiddenStates:
         return Chunks(loss, hidden, of_teacher, self._chunk), inputs
 
     def _padded(self, x: Tensor) -> Tensor:
-        """Return a tensor with rows of zeros, up to a multiple of the chunk."""
+        """Return a tensor with rows of zeros added, up to a multiple of the chunk."""
         missing = -self._count % self._chunk
         if x.shape[0] == 0:
-            missing = self._chunk  # JAX traces a chunk where there is none, too.
+            missing = self._chunk  # JAX traces a chunk even if there are no tokens.
         return ops.concatenate([x, ops.zeros((missing, *x.shape[1:]), x.dtype)])
 
 
@@ -95,14 +95,14 @@ def _rows(hidden: Tensor) -> Tensor:
 
 
 def _divided(head: Head, temperature: Tensor) -> list[Tensor]:
-    """Return the kernel, and the bias divided by the temperature where there is one."""
+    """Return the kernel, and the bias, if any, divided by the temperature."""
     if head.bias is None:
         return [head.kernel]
     return [head.kernel, head.bias / temperature]
 
 
 def check_loss(loss: Any) -> None:
-    """Raise an error unless a loss has a gradient in closed form, and takes logits."""
+    """Raise an error unless a loss reads logits and has a gradient in closed form."""
     if not isinstance(loss, SoftmaxDivergence):
         raise TypeError(
             "A divergence over a large vocabulary needs a gradient in closed form, "

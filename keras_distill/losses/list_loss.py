@@ -80,7 +80,7 @@ class RankingLoss(SigmoidLoss):
 
     @abstractmethod
     def has_a_ranking(self, teacher_logits: Tensor, lists: Lists) -> Tensor:
-        """Return per list whether the teacher ranks its items, a boolean."""
+        """Return a boolean per list: whether the teacher ranks its items."""
 
     def with_lists(self, teacher_output: Tensor, inputs: Any) -> Any:
         """Return the `y_true` of the loss for a batch of training data.
@@ -91,7 +91,7 @@ class RankingLoss(SigmoidLoss):
 
         Returns:
             A dict of `teacher_output` and the inputs that `mask` and `group` name; the
-            output itself where they name none.
+            output itself if they are None.
 
         Raises:
             ValueError: If the batch has no input of such a name.
@@ -119,17 +119,17 @@ class RankingLoss(SigmoidLoss):
     def with_mask(
         self, y_true: Any, y_pred: Tensor, sample_weight: Tensor, mask: Tensor
     ) -> Tensor:
-        """Return the loss, reduced; `y_true` is a tensor or a dict as above."""
+        """Return the reduced loss; `y_true` is as `with_lists` returns it."""
         if self._inputs is not None:
             y_true = self.with_lists(y_true, self._inputs)
         given = y_true if isinstance(y_true, Mapping) else {"scores": y_true}
         self._check_keys(given)
         y_true, y_pred, weight = arranged(given, y_pred, sample_weight, mask)
-        # The mask is one of items, and the values are those of lists.
+        # The mask is per item, but the values are per list. `arranged` has applied it.
         return super().with_mask(y_true, y_pred, weight, None)
 
     def counted(self, y_true: dict[str, Tensor], y_pred: Tensor) -> Tensor:
-        """Return per list whether it has a ranking; repetitions don't count."""
+        """Return a boolean per list: whether it has a ranking and isn't repeated."""
         scores = computable(ops.convert_to_tensor(y_true["scores"], dtype=self.dtype))
         if not self.takes_logits("teacher"):
             scores = self.logits_of_probabilities(scores)

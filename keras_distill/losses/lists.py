@@ -15,15 +15,15 @@ from keras_distill.types import Tensor
 class Lists:
     """The items that form each list.
 
-    Scores have shape `(rows, items)`. Either each row is a list, or one row holds all
-    items of the batch. In the second case there is a list for each item: the items of
-    the same group. So a group's list is repeated, and the list of its first item is
-    the one that counts.
+    Scores have shape `(rows, items)`. Either each row is a list, or one row has all
+    items of the batch. In the second case there is a list for each item, with all items
+    of its group. So the list of a group is repeated, and only the list of the group's
+    first item counts.
 
     Args:
         members: Boolean `(lists, items)`: whether the item belongs to the list.
-        first: Boolean `(lists,)`: whether the list is the first of its group. None
-            where each row is a list.
+        first: Boolean `(lists,)`: whether the list is the first of its group. None if
+            each row is a list.
         item_weight: The factor of an item's term in the loss, a number or
             `(rows, items)`.
     """
@@ -36,7 +36,7 @@ class Lists:
     def rivals(self) -> Tensor:
         """Boolean `(rows, items, items)`: the members of each item's list.
 
-        It broadcasts to that shape where all items of a row are in one list.
+        If all items of a row are in one list, it only broadcasts to that shape.
         """
         return self.members[:, None] if self.first is None else self.members[None]
 
@@ -52,8 +52,9 @@ def arranged(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Return the arguments of a Keras loss for scores, a mask and group ids.
 
-    Keras casts all arguments to the dtype of the loss, in which ids may collide. So
-    ids become booleans here, which `read` takes back.
+    Keras casts all arguments to the dtype of the loss, in which different ids may
+    become equal. So this function replaces ids by booleans, from which `read` makes the
+    lists.
 
     Args:
         given: The teacher's output under `"scores"`, and optionally `"mask"` and
@@ -100,7 +101,7 @@ def arranged(
 
 
 def read(y_true: Mapping[str, Tensor], dtype: str) -> Lists:
-    """Return the lists in the arguments from `arranged`, with weights in `dtype`."""
+    """Return the lists of arguments from `arranged`, with weights in `dtype`."""
     booleans = {
         key: ops.cast(y_true[key], "bool")
         for key in ("members", "first")
@@ -113,7 +114,8 @@ def read(y_true: Mapping[str, Tensor], dtype: str) -> Lists:
 
 def _rows(x: Tensor, *, flat: bool) -> Tensor | None:
     """Return `x` as `(rows, items)`, or None where its shape doesn't allow it."""
-    # A reshape, not a squeeze: `backend.comes_from` looks for activations through it.
+    # This isn't a squeeze, because `backend.comes_from` finds activations through a
+    # reshape only.
     rank = len(x.shape)
     if flat:
         of_items = rank == 1 or (rank == 2 and x.shape[1] in (1, None))

@@ -1,4 +1,4 @@
-"""Losses of recorded teacher outputs that hold a part of the distribution only."""
+"""Losses for records of only a part of the teacher's distribution."""
 
 from typing import Any
 
@@ -25,20 +25,20 @@ _ROUNDING = 1e-3
 class PackedLoss(DistillationLoss):
     """A loss whose `y_true` is a part of the teacher's output, packed in one tensor.
 
-    Its last axis has the ids of some classes and then numbers of them. It has another
-    size than the class axis of the student's output, which is the last one.
+    The last axis of `y_true` has the ids of some classes and then numbers for these
+    classes. The student's output has all classes on its last axis.
     """
 
     reads_packed = True
     # The form of `y_true`, for messages.
     form: str
-    # How many numbers there are besides ids and the numbers of each.
+    # How many numbers there are besides the ids and one number for each id.
     extra = 0
 
     def with_mask(
         self, y_true: Any, y_pred: Tensor, sample_weight: Tensor, mask: Tensor
     ) -> Tensor:
-        """Return the loss, reduced, of a student's output with a Keras mask or None."""
+        """Return the reduced loss; `mask` is the Keras mask of `y_pred`, or None."""
         for dtype in (getattr(y_true, "dtype", "float32"), self.dtype):
             if keras.backend.standardize_dtype(dtype) in ("float16", "bfloat16"):
                 raise ValueError(
@@ -68,27 +68,27 @@ class PackedLoss(DistillationLoss):
         if width is None or classes is None:
             return False
         count, odd = divmod(width - self.extra, 2)
-        # Places of samples that aren't used may be more than there are classes.
+        # There may be more places for samples than classes: some places aren't used.
         return not odd and count >= 1 and (not self.extra or count <= classes)
 
     def logits(self, output: Tensor, whose: str) -> Tensor:
-        """Return the student's logits; the teacher's output is packed."""
+        """Return the student's logits, or the teacher's packed output as it is."""
         return output if whose == "teacher" else super().logits(output, whose)
 
     def unpacked(
         self, packed: Tensor, classes: int, least: float, greatest: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the ids, the other numbers, and which rows hold such values.
+        """Return the ids, the other numbers, and which rows are valid.
 
         Args:
             packed: The teacher's output.
             classes: The number of classes.
-            least: The least that the other numbers may be.
-            greatest: The greatest.
+            least: The least valid value of the other numbers.
+            greatest: The greatest valid value of the other numbers.
 
         Raises:
-            ValueError: If a row doesn't hold such values. A TensorFlow graph raises an
-                error when it runs. Steps that XLA or JAX compiles raise none.
+            ValueError: If a row isn't valid. A TensorFlow graph raises an error when it
+                runs. Steps that XLA or JAX compiles raise none.
         """
         k = (packed.shape[-1] - self.extra) // 2
         ids, numbers = packed[..., :k], packed[..., k : 2 * k + self.extra // 2]
@@ -130,28 +130,30 @@ class PackedLoss(DistillationLoss):
 
 @_register
 class TopKForwardKL(PackedLoss, TemperedLoss):
-    r"""Forward KL divergence from the k likeliest classes of a recorded teacher.
+    r"""Forward KL divergence, computed from the teacher's k likeliest classes.
 
     `T**2 * [sum_k p (log p - log q) + (1 - a) (log(1 - a) - log(1 - b))]`, where `a` is
-    the probability that the teacher gives to its top k, and `b` the student's of the
-    same classes. All other classes are one bucket, so that the student isn't told to
-    give them nothing. With all classes recorded it is `ForwardKL`.
+    the teacher's probability of its k likeliest classes together, and `b` is the
+    student's probability of the same classes. All other classes form one bucket, so the
+    loss doesn't push their probabilities to 0. If all classes are recorded, the loss is
+    `ForwardKL`.
 
     At `T != 1` it approximates `ForwardKL`: the k classes and the bucket, with their
-    probabilities at temperature 1, are tempered as `k + 1` classes. How the teacher
-    spreads the rest at another temperature wasn't recorded.
+    probabilities at temperature 1, are tempered as `k + 1` classes. The record doesn't
+    show how the teacher spreads the rest over the other classes at another temperature.
 
     `y_true` has shape `(..., 2k + 2)`, in float32: k ids of classes, their k
     log-probabilities at temperature 1, the logarithm of the probability of all others,
-    and the logsumexp of the teacher's logits, which this loss doesn't use. Where a
-    probability is 0, its logarithm is a large negative number such as -65504.
-    (`Distiller` takes -inf for a teacher's failure.) `y_pred` has shape
+    and the logsumexp of the teacher's logits, which this loss doesn't use. The
+    logarithm of a probability of 0 is a large negative number such as -65504, because
+    `Distiller` treats -inf as a failure of the teacher. `y_pred` has shape
     `(..., classes)`.
 
-    There is no reverse KL of a top k, and no divergence of a top k that is
-    renormalised. The first is smallest where the student moves its probability to
-    classes that weren't recorded. The second has another gradient than the divergence
-    of all classes: `benchmarks/recorded_precision.py` prints the cosine of both.
+    The package has no reverse KL of a top k, and no divergence of a renormalised top k.
+    A reverse KL of a top k is smallest if the student moves its probability to classes
+    that weren't recorded. A divergence of a renormalised top k has another gradient
+    than the divergence of all classes: `benchmarks/recorded_precision.py` prints the
+    cosine between these gradients.
 
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
@@ -163,8 +165,8 @@ class TopKForwardKL(PackedLoss, TemperedLoss):
 
     Raises:
         ValueError: If the temperature isn't positive, the shapes don't fit, or `y_true`
-            isn't such a record. In a step that XLA or JAX compiles, the values of such
-            rows are NaN.
+            isn't such a record. In a step that XLA or JAX compiles, the values of wrong
+            rows are NaN instead.
 
     Example:
         >>> loss = TopKForwardKL()
@@ -214,17 +216,18 @@ class TopKForwardKL(PackedLoss, TemperedLoss):
 
 @_register
 class SampledSoftTargets(PackedLoss):
-    r"""Cross-entropy of the student under classes that a teacher has drawn.
+    r"""Cross-entropy of the student for classes that were sampled from the teacher.
 
     `-sum_i c_i / N * log(q_i)`, `q = softmax(s)`, where class `i` was drawn `c_i` times
-    in N draws from the teacher's distribution. Its gradient is that of `SoftTargets`
-    and `ForwardKL` on average over draws, at temperature 1. There is no temperature:
-    the draws are of the distribution at 1, and shares that are tempered afterwards are
-    no unbiased estimates of it. For the same reason no other divergence reads samples.
+    in N draws from the teacher's distribution. On average over draws, its gradient is
+    that of `SoftTargets` and `ForwardKL` at temperature 1. The loss has no temperature:
+    classes are drawn at temperature 1, and tempered shares of the draws are biased
+    estimates of tempered probabilities. For the same reason no other divergence reads
+    samples.
 
-    `y_true` has shape `(..., 2n)`, in float32: n ids of classes, and n shares
-    `c_i / N`, which are 0 in places that aren't used. `y_pred`, the student's logits,
-    has shape `(..., classes)`.
+    `y_true` has shape `(..., 2n)`, in float32: n ids of classes and their n shares
+    `c_i / N`. The shares are 0 in places that aren't used. `y_pred` has shape
+    `(..., classes)` and contains the student's logits.
 
     Args:
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
@@ -234,7 +237,7 @@ class SampledSoftTargets(PackedLoss):
 
     Raises:
         ValueError: If the shapes don't fit, or `y_true` isn't such a record. In a step
-            that XLA or JAX compiles, the values of such rows are NaN.
+            that XLA or JAX compiles, the values of wrong rows are NaN instead.
 
     Example:
         >>> loss = SampledSoftTargets()

@@ -1,7 +1,7 @@
 """Divergences from a part of the teacher's distribution: its top k, or samples of it.
 
-These are pure functions, as in `divergences`. `ids` are the classes that were recorded,
-integers of shape `(..., k)`, on the last axis of logits of shape `(..., classes)`.
+These are pure functions, as in `divergences`. `ids` are the recorded classes, integers
+of shape `(..., k)`. Logits have the shape `(..., classes)`.
 """
 
 from keras import ops
@@ -21,19 +21,21 @@ def top_k_forward_kl(
 ) -> Tensor:
     """Return `KL` between distributions over k classes and the bucket of all others.
 
-    With `a` and `b` the probabilities that both give to the k classes, at temperature 1
-    it is `sum_k p (log p - log q) + (1 - a) (log(1 - a) - log(1 - b))`. At others, the
-    k classes and the bucket of mass `1 - a` are tempered as `k + 1` classes.
+    At temperature 1 it is
+    `sum_k p (log p - log q) + (1 - a) (log(1 - a) - log(1 - b))`, where `a` and `b` are
+    the teacher's and the student's probabilities of the k classes together. At other
+    temperatures, the k classes and the bucket of probability `1 - a` are tempered as
+    `k + 1` classes.
 
     Args:
-        teacher_log_probabilities: Those of the k classes and of the bucket, of shape
-            `(..., k + 1)`, at temperature 1.
+        teacher_log_probabilities: The log-probabilities of the k classes and of the
+            bucket, of shape `(..., k + 1)`, at temperature 1.
         student_logits: Of shape `(..., classes)`.
         temperature: Divides the log-probabilities.
         ids: The k classes, all different.
     """
     student = with_bucket(student_logits, ids)
-    # Without other classes there is no bucket.
+    # If all classes were recorded, there is no bucket.
     teacher = teacher_log_probabilities[..., : student.shape[-1]]
     return forward_kl(teacher, student, temperature, -1)
 
@@ -57,7 +59,7 @@ def with_bucket(logits: Tensor, ids: Tensor) -> Tensor:
 def sampled_cross_entropy(
     shares: Tensor, student_logits: Tensor, ids: Tensor
 ) -> Tensor:
-    """Return `-sum shares log q` over sampled classes, `q` the student's softmax.
+    """Return `-sum shares log q` over sampled classes; `q` is the student's softmax.
 
     Args:
         shares: The shares of the samples in each class of `ids`, which sum to 1.

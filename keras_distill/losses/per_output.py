@@ -20,12 +20,12 @@ class PerOutputLoss:
     """The distillation losses of a model's outputs.
 
     Args:
-        losses: A loss for every output, or a list, tuple or dict of losses that
-            mirrors the outputs, with None for those that aren't distilled. A loss is
-            what `keras.Model.compile` takes: a `keras.losses.Loss`, a function of
-            `(teacher_output, student_output)`, or a name that Keras knows.
-        output_names: The names of the outputs in order, where the model has any, so
-            that a dict of losses may be given for a list of outputs.
+        losses: One loss for all outputs, or a list, tuple or dict of losses that
+            mirrors the outputs, with None for outputs that aren't distilled. As in
+            `keras.Model.compile`, a loss is a `keras.losses.Loss`, a function of
+            `(teacher_output, student_output)`, or the name of a Keras loss.
+        output_names: The names of the outputs in order, if the model has any. With
+            names, a dict of losses also fits a list of outputs.
         of_labels: Whether these are label losses, called as Keras calls them.
     """
 
@@ -46,11 +46,11 @@ class PerOutputLoss:
             )
 
     def __call__(self, teacher_output: Nested, batch: Batch) -> dict[Path, Tensor]:
-        """Return the loss of each distilled output, scalars, by the output's path.
+        """Return the scalar loss of each distilled output, by the output's path.
 
         Args:
-            teacher_output: The targets, in the structure of the outputs. Where
-                `of_labels`, the labels.
+            teacher_output: The targets, in the structure of the outputs. If
+                `of_labels`, these are the labels.
             batch: The record of the step. `output` holds the outputs that are compared
                 with the targets, and `labels` are in the structure of the outputs.
         """

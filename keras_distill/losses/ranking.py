@@ -24,7 +24,7 @@ class ListwiseLoss(RankingLoss):
 
     @abstractmethod
     def log_masses(self, logits: Tensor) -> Tensor:
-        """Return the numbers whose softmax over a list is its distribution."""
+        """Return the numbers whose softmax over a list is the list's distribution."""
 
     def list_divergence(
         self,
@@ -51,31 +51,32 @@ class ListwiseLoss(RankingLoss):
 class ListwiseSoftTargets(ListwiseLoss):
     r"""Cross-entropy between the softmaxes of teacher and student over a list.
 
-    `T**2 * -sum_i(w_i * p_i * log(q_i))`, `p = softmax(t / T)`, `q = softmax(s / T)`
-    over the valid items of a list, `w` the items' weights, 1 by default. A number that
-    is added to all scores of a list doesn't change the loss. Lists with one valid item
-    or none are left out of the mean.
+    `T**2 * -sum_i(w_i * p_i * log(q_i))` over the valid items of a list, with
+    `p = softmax(t / T)` of the teacher's scores and `q = softmax(s / T)` of the
+    student's. `w` are the items' weights, 1 by default. Adding a number to all scores
+    of a list doesn't change the loss. Lists with fewer than two valid items are left
+    out of the mean.
 
     Lists: outputs of shape `(batch, list_size)` or `(batch, list_size, 1)` have one
     list per row. A boolean mask of that shape is True for items and False for padding.
-    Outputs of shape `(batch,)` or `(batch, 1)` have one item per row: rows of a batch
-    with the same group id, an integer or a string, form a list, and a mask is True for
-    the rows that count. This takes memory for `batch**2` numbers. Strings need
-    TensorFlow and `jit_compile=False` in `fit`. Without a reduction the first row of a
-    group has the value of its list, and its other rows are 0.
+    Outputs of shape `(batch,)` or `(batch, 1)` have one item per row. Rows of a batch
+    with the same group id form a list, and a mask is True for the rows that count. Ids
+    are integers or strings. Groups take memory for `batch**2` numbers. String ids need
+    TensorFlow and, in `fit`, `jit_compile=False`. Without a reduction, the first row of
+    a group has the value of the group's list, and its other rows are 0.
 
-    Calling: `loss({"scores": teacher_output, "mask": mask, "group": ids},
-    student_output)`, or with the teacher's output alone. `Distiller` builds the dict
-    from the inputs that `mask` and `group` name. Masked scores may have any value,
-    also NaN. Where the student's output has a Keras mask, an item is valid where both
-    masks are True.
+    Calling:
+    `loss({"scores": teacher_output, "mask": mask, "group": ids}, student_output)`, or
+    with the teacher's output alone. `Distiller` builds the dict from the inputs that
+    `mask` and `group` name. Masked scores may have any value, including NaN. If the
+    student's output has a Keras mask too, an item is valid if both masks are True.
 
     Weights: a `sample_weight` of shape `(batch,)` or `(batch, 1)` has a weight per
-    list. Of shape `(batch, list_size)`, or with groups, it has a weight per item, e.g.
-    the inverse propensity of the position at which the item was shown. An item of
-    weight 0 still counts in the softmaxes, unlike a masked one. Where the weights of
-    items differ, the loss is minimal where `q` is in proportion to `w * p`. Only
-    weights of lists enter the divisor of `reduction="mean_with_sample_weight"`.
+    list. With shape `(batch, list_size)`, or with groups, it has a weight per item,
+    e.g. the inverse propensity of the position at which the item was shown. An item of
+    weight 0 still counts in the softmaxes, unlike a masked item. If the weights of
+    items differ, the loss is smallest for a `q` in proportion to `w * p`. Only weights
+    of lists count in the divisor of `reduction="mean_with_sample_weight"`.
 
     Args:
         temperature: Divides the scores; positive; float or schedule. Defaults to 1.
@@ -94,8 +95,8 @@ class ListwiseSoftTargets(ListwiseLoss):
     Raises:
         TypeError: If `mask` or `group` isn't a string.
         ValueError: If the temperature isn't positive, the outputs' shapes differ or
-            have no lists, probabilities lie outside [0, 1], or what `mask` or `group`
-            names is missing.
+            aren't those of lists, probabilities lie outside [0, 1], or an input that
+            `mask` or `group` names is missing.
 
     Example:
         >>> loss = ListwiseSoftTargets()
@@ -118,16 +119,18 @@ class ListwiseSoftTargets(ListwiseLoss):
 class CalibratedListwise(ListwiseLoss):
     r"""Cross-entropy between the items' shares of the clicks on their list.
 
-    `-sum_i(w_i * p_i * log(q_i))`, `p = sigmoid(t) / sum(sigmoid(t))`,
-    `q = sigmoid(s) / sum(sigmoid(s))` over the valid items of a list, `w` the items'
-    weights, 1 by default. `p` and `q` are each item's share of the clicks expected on
-    the list. The loss is minimal where the student's click probabilities equal the
-    teacher's. So is binary cross-entropy (`BinarySoftTargets`), and the sum of both
-    keeps the student calibrated. This loss alone determines the probabilities up to a
-    factor per list. Weights of items that differ move the minimum. There is no
-    temperature, because tempered sigmoids aren't click probabilities. Where clicks are
-    rare, sigmoids are nearly exponentials, and the loss is nearly
-    `ListwiseSoftTargets`.
+    `-sum_i(w_i * p_i * log(q_i))` over the valid items of a list, with
+    `p = sigmoid(t) / sum(sigmoid(t))` of the teacher's logits and
+    `q = sigmoid(s) / sum(sigmoid(s))` of the student's. `w` are the items' weights, 1
+    by default. `p` and `q` are each item's share of the clicks expected on the list.
+
+    The loss is smallest if the student's click probabilities equal the teacher's. This
+    is also the minimum of binary cross-entropy (`BinarySoftTargets`), so the sum of
+    both losses keeps the student calibrated. This loss alone determines the
+    probabilities only up to a factor per list. Weights that differ between items move
+    the minimum. There is no temperature, because tempered sigmoids aren't click
+    probabilities. If clicks are rare, sigmoids are nearly exponentials, and the loss is
+    nearly `ListwiseSoftTargets`.
 
     Lists, masks, group ids and weights are those of `ListwiseSoftTargets`.
 
@@ -146,8 +149,9 @@ class CalibratedListwise(ListwiseLoss):
 
     Raises:
         TypeError: If `mask` or `group` isn't a string.
-        ValueError: If the outputs' shapes differ or have no lists, probabilities lie
-            outside [0, 1], or what `mask` or `group` names is missing.
+        ValueError: If the outputs' shapes differ or aren't those of lists,
+            probabilities lie outside [0, 1], or an input that `mask` or `group` names
+            is missing.
 
     Example:
         >>> loss = CalibratedListwise(from_logits=False)
@@ -201,13 +205,13 @@ class CalibratedListwise(ListwiseLoss):
 class PairwiseSoftTargets(RankingLoss):
     r"""Cross-entropy of the order of two items, over the pairs of a list.
 
-    `T**2 * mean(w_i * (-p * log(q) - (1 - p) * log(1 - q)))`,
-    `p = sigmoid((t_i - t_j) / T)`, `q = sigmoid((s_i - s_j) / T)`, over the pairs of
-    valid items of a list with `t_i > t_j`, `w` the items' weights, 1 by default. A
-    pair has the weight of the item that the teacher scores higher, and the sum is
-    divided by the number of pairs. Items with equal scores of the teacher form no
-    pair, and lists without pairs are left out of the mean. The loss takes memory for
-    `batch * list_size**2` numbers.
+    `T**2 * mean(w_i * (-p * log(q) - (1 - p) * log(1 - q)))` over the pairs of valid
+    items of a list with `t_i > t_j`. `p = sigmoid((t_i - t_j) / T)` is computed from
+    the teacher's scores, and `q = sigmoid((s_i - s_j) / T)` from the student's. `w` are
+    the items' weights, 1 by default. A pair has the weight of the item that the teacher
+    scores higher, and the sum is divided by the number of pairs. Two items with equal
+    scores of the teacher aren't a pair, and lists without pairs are left out of the
+    mean. The loss takes memory for `batch * list_size**2` numbers.
 
     Lists, masks, group ids and weights are those of `ListwiseSoftTargets`.
 
@@ -228,8 +232,8 @@ class PairwiseSoftTargets(RankingLoss):
     Raises:
         TypeError: If `mask` or `group` isn't a string.
         ValueError: If the temperature isn't positive, the outputs' shapes differ or
-            have no lists, probabilities lie outside [0, 1], or what `mask` or `group`
-            names is missing.
+            aren't those of lists, probabilities lie outside [0, 1], or an input that
+            `mask` or `group` names is missing.
 
     Example:
         >>> loss = PairwiseSoftTargets()

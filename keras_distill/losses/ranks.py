@@ -1,4 +1,4 @@
-"""Two tensors brought to one rank, as Keras brings labels and predictions."""
+"""Alignment of the ranks of two tensors, as Keras does for labels and predictions."""
 
 from keras import ops
 
@@ -6,10 +6,10 @@ from keras_distill.types import Tensor
 
 
 def of_one_rank(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both tensors with one rank where theirs differ by a last axis of size 1.
+    """Return both tensors with one rank if they differ by a last axis of size 1.
 
-    As in Keras, a vector becomes a column, and any other tensor loses the axis. The
-    results carry no Keras mask where they are new tensors.
+    As in Keras, a vector becomes a column. Otherwise the axis of size 1 is removed. A
+    result that is a new tensor has no Keras mask.
     """
     if len(x.shape) == len(y.shape) + 1:
         y, x = of_one_rank(y, x)

@@ -1,4 +1,4 @@
-"""Regression losses between the raw outputs."""
+"""Regression losses between logits."""
 
 import keras
 from keras import ops
@@ -11,8 +11,9 @@ from keras_distill.types import Tensor
 class LogitMSE(DistillationLoss):
     r"""Mean squared error between logits.
 
-    `mean_c((t - s)**2)`. For logits with mean 0 over the classes, `T**2` times the
-    forward KL approaches half of it as the temperature grows.
+    `mean_c((t - s)**2)` of the teacher's logits `t` and the student's logits `s`. If
+    both have mean 0 over the classes, `T**2` times the forward KL approaches half of
+    this loss as the temperature `T` grows.
 
     Args:
         axis: The class axis, over which the mean is taken. Defaults to -1.

@@ -1,4 +1,4 @@
-"""A loss between relations of classes in an example and of examples in a class."""
+"""A loss that compares relations between classes and relations between examples."""
 
 from typing import Any, Self
 
@@ -18,31 +18,33 @@ from keras_distill.types import Tensor
 class DIST(SoftmaxLoss):
     r"""Pearson correlation of probabilities, over the classes and over the batch.
 
-    `T**2 * (beta * (1 - r(p_i, q_i)) + gamma * mean_c(1 - r(p_c, q_c)))`,
-    `p = softmax(t / T)`, `q = softmax(s / T)`. `r` is Pearson's correlation: that of
-    `p_i`, the probabilities of one example over the classes, and that of `p_c`, the
-    probabilities of one class over the batch. It suits a teacher so much stronger than
-    the student that the student can match relations but not values.
+    `T**2 * (beta * (1 - r(p_i, q_i)) + gamma * mean_c(1 - r(p_c, q_c)))`, with
+    `p = softmax(t / T)` of the teacher's logits and `q = softmax(s / T)` of the
+    student's. `r` is Pearson's correlation. `p_i` are the probabilities of one example
+    over the classes, and `p_c` are the probabilities of one class over the batch. Use
+    this loss if the teacher is so much stronger than the student that the student can
+    match relations but not values.
 
     The second term is computed over the batch and added to the value of each example.
-    So the mean over examples is the paper's loss, and `reduction="sum"` is that times
-    the number of examples. All positions of outputs with more axes, such as pixels or
-    tokens, count as examples. Where the teacher's probabilities are all equal, as in a
-    batch of one example, there is no correlation, and the term is 0. Where only the
-    student's are, it is 1. The second term is more exact in larger batches. With
-    several devices, each correlates over its own part of the batch.
+    So the mean over examples is the paper's loss. With `reduction="sum"` the result is
+    the paper's loss times the number of examples. All positions of outputs with more
+    axes, such as pixels or tokens, count as examples. If the teacher's probabilities
+    are all equal, as over a batch of one example, there is no correlation, and `1 - r`
+    counts as 0. If only the student's are all equal, it counts as 1. The second term is
+    more exact in larger batches. With several devices, each device computes it over its
+    own part of the batch.
 
-    Weights: a `sample_weight` weighs the values as in any loss, and an example of
-    weight `w` counts as `w` examples in the correlations over the batch. A masked
-    example or one of weight 0 doesn't count.
+    Weights: a `sample_weight` weights the values as in any loss. An example of weight
+    `w` also counts as `w` examples in the correlations over the batch. A masked example
+    or one of weight 0 doesn't count.
 
     Args:
-        temperature: Divides the logits; positive; float or schedule. Defaults to 1;
-            the paper has 4 for CIFAR-100.
+        temperature: Divides the logits; positive; float or schedule. Defaults to 1; the
+            paper uses 4 for CIFAR-100.
         beta: Weight of the correlation over the classes; not negative. Defaults to 1.
         gamma: Weight of the correlation over the batch; not negative. Defaults to 1.
-            In the paper each term has twice the weight of the label loss, which is
-            `alpha=2/3` in `Distiller.compile`.
+            In the paper, each term has twice the weight of the label loss. For this,
+            pass `alpha=2/3` to `Distiller.compile`.
         from_logits: Whether outputs are logits (default) or probabilities.
         teacher_from_logits: The same for the teacher's output alone. Defaults to
             `from_logits`.

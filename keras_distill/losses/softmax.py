@@ -25,24 +25,23 @@ class SoftmaxLoss(TemperedLoss):
 class SoftmaxDivergence(SoftmaxLoss):
     """A tempered divergence with a gradient in closed form.
 
-    `keras_distill.losses.vocabulary` reads the gradient. Elsewhere, `divergence` is
-    differentiated.
+    `keras_distill.losses.vocabulary` uses this gradient. Elsewhere, the backend
+    differentiates `divergence`.
     """
 
     @abstractmethod
     def gradient(
         self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
     ) -> Tensor:
-        """Return the gradient of `divergence` in the student's logits.
+        """Return the gradient of `divergence` with respect to the student's logits.
 
         Args:
             teacher_logits: As in `divergence`.
-            student_logits: Of the same shape.
+            student_logits: Logits of the same shape.
             temperature: A scalar tensor.
 
         Returns:
-            A tensor of the logits' shape, of which each row is the gradient of the
-            value of that row.
+            A tensor of the logits' shape. Each row is the gradient of that row's value.
         """
 
 
@@ -50,9 +49,9 @@ class SoftmaxDivergence(SoftmaxLoss):
 class SoftTargets(SoftmaxDivergence):
     r"""Cross-entropy of the student under the teacher's soft targets.
 
-    `T**2 * -sum(p * log(q))`, `p = softmax(t / T)`, `q = softmax(s / T)`. It has the
-    same gradient as `ForwardKL`, and its value is larger by `T**2` times the entropy
-    of `p`.
+    `T**2 * -sum(p * log(q))`, with `p = softmax(t / T)` of the teacher's logits and
+    `q = softmax(s / T)` of the student's. The loss has the same gradient as
+    `ForwardKL`. Its value is larger by `T**2` times the entropy of `p`.
 
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
@@ -89,7 +88,7 @@ class SoftTargets(SoftmaxDivergence):
     def gradient(
         self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
     ) -> Tensor:
-        """Return the gradient in the student's logits."""
+        """Return the gradient with respect to the student's logits."""
         return gradients.forward_kl(
             teacher_logits, student_logits, temperature, self.axis
         )
@@ -99,10 +98,11 @@ class SoftTargets(SoftmaxDivergence):
 class ForwardKL(SoftmaxDivergence):
     r"""Forward KL divergence, KL(teacher || student).
 
-    It is large where the student gives little probability to a class that the teacher
+    It is large if the student gives little probability to a class that the teacher
     considers likely, so the student covers all of the teacher's modes.
 
-    `T**2 * sum(p * (log(p) - log(q)))`, `p = softmax(t / T)`, `q = softmax(s / T)`.
+    `T**2 * sum(p * (log(p) - log(q)))`, with `p = softmax(t / T)` of the teacher's
+    logits and `q = softmax(s / T)` of the student's.
 
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
@@ -138,7 +138,7 @@ class ForwardKL(SoftmaxDivergence):
     def gradient(
         self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
     ) -> Tensor:
-        """Return the gradient in the student's logits."""
+        """Return the gradient with respect to the student's logits."""
         return gradients.forward_kl(
             teacher_logits, student_logits, temperature, self.axis
         )
@@ -148,10 +148,11 @@ class ForwardKL(SoftmaxDivergence):
 class ReverseKL(SoftmaxDivergence):
     r"""Reverse KL divergence, KL(student || teacher).
 
-    It is large where the student gives probability to a class that the teacher
-    considers unlikely, so the student concentrates on some of the teacher's modes.
+    It is large if the student gives probability to a class that the teacher considers
+    unlikely, so the student concentrates on some of the teacher's modes.
 
-    `T**2 * sum(q * (log(q) - log(p)))`, `p = softmax(t / T)`, `q = softmax(s / T)`.
+    `T**2 * sum(q * (log(q) - log(p)))`, with `p = softmax(t / T)` of the teacher's
+    logits and `q = softmax(s / T)` of the student's.
 
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
@@ -187,7 +188,7 @@ class ReverseKL(SoftmaxDivergence):
     def gradient(
         self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
     ) -> Tensor:
-        """Return the gradient in the student's logits."""
+        """Return the gradient with respect to the student's logits."""
         return gradients.reverse_kl(
             teacher_logits, student_logits, temperature, self.axis
         )
@@ -198,10 +199,11 @@ class GeneralizedJSD(SoftmaxDivergence):
     r"""Generalised Jensen-Shannon divergence between forward and reverse KL.
 
     `T**2 * (beta * KL(p || m) + (1 - beta) * KL(q || m))` with
-    `m = beta * p + (1 - beta) * q`, `p = softmax(t / T)`, `q = softmax(s / T)`. With
-    `beta=0` it is the forward KL, and with `beta=1` the reverse KL. For other values
-    it approaches 0 as `beta` approaches 0 or 1. `normalize=True` divides it by
-    `beta * (1 - beta)`, and then it approaches both KL divergences.
+    `m = beta * p + (1 - beta) * q`, `p = softmax(t / T)` of the teacher's logits, and
+    `q = softmax(s / T)` of the student's. With `beta=0` the divergence is the forward
+    KL, and with `beta=1` the reverse KL. With other values it approaches 0 as `beta`
+    approaches 0 or 1. `normalize=True` divides it by `beta * (1 - beta)`. Then it
+    approaches the forward KL for `beta` near 0 and the reverse KL for `beta` near 1.
 
     Args:
         beta: In [0, 1]. Defaults to 0.5, the symmetric divergence.
@@ -268,7 +270,7 @@ class GeneralizedJSD(SoftmaxDivergence):
     def gradient(
         self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
     ) -> Tensor:
-        """Return the gradient in the student's logits."""
+        """Return the gradient with respect to the student's logits."""
         gradient = gradients.generalized_jsd(
             teacher_logits, student_logits, temperature, self.axis, beta=self.beta
         )
@@ -276,7 +278,7 @@ class GeneralizedJSD(SoftmaxDivergence):
 
     @property
     def _divisor(self) -> float:
-        """What the divergence is divided by; 1 where it is a KL divergence."""
+        """The divisor of the divergence; 1 if it is a KL or isn't normalised."""
         inside = self.normalize and 0.0 < self.beta < 1.0
         return self.beta * (1.0 - self.beta) if inside else 1.0
 
@@ -289,7 +291,8 @@ class GeneralizedJSD(SoftmaxDivergence):
 class Jeffreys(SoftmaxDivergence):
     r"""Jeffreys divergence: forward plus reverse KL.
 
-    `T**2 * (KL(p || q) + KL(q || p))`, `p = softmax(t / T)`, `q = softmax(s / T)`.
+    `T**2 * (KL(p || q) + KL(q || p))`, with `p = softmax(t / T)` of the teacher's
+    logits and `q = softmax(s / T)` of the student's.
 
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
@@ -326,7 +329,7 @@ class Jeffreys(SoftmaxDivergence):
     def gradient(
         self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
     ) -> Tensor:
-        """Return the gradient in the student's logits."""
+        """Return the gradient with respect to the student's logits."""
         return gradients.jeffreys(
             teacher_logits, student_logits, temperature, self.axis
         )
@@ -336,8 +339,9 @@ class Jeffreys(SoftmaxDivergence):
 class TotalVariation(SoftmaxDivergence):
     r"""Total variation distance between tempered distributions.
 
-    `1/2 * sum(|p - q|)`, `p = softmax(t / T)`, `q = softmax(s / T)`. It is in [0, 1]
-    at all temperatures, so it isn't multiplied by `T**2`.
+    `1/2 * sum(|p - q|)`, with `p = softmax(t / T)` of the teacher's logits and
+    `q = softmax(s / T)` of the student's. The distance is in [0, 1] at all
+    temperatures, so it isn't multiplied by `T**2`.
 
     Args:
         temperature: Divides the logits; positive; float or schedule. Defaults to 1.
@@ -376,7 +380,7 @@ class TotalVariation(SoftmaxDivergence):
     def gradient(
         self, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor
     ) -> Tensor:
-        """Return the gradient in the student's logits."""
+        """Return the gradient with respect to the student's logits."""
         return gradients.total_variation(
             teacher_logits, student_logits, temperature, self.axis
         )

@@ -16,15 +16,16 @@ from keras_distill.types import Tensor
 class Standardized(LossAround):
     r"""A loss of logits that are standardised for each example.
 
-    `loss(z(t), z(s))`, `z(x) = (x - mean(x)) / (std(x) + epsilon)` over the classes,
-    where `std` divides by the number of classes. So the mean and the spread of the
-    student's logits may differ from the teacher's. The temperature is that of `loss`:
-    it divides the standardised logits, and the loss multiplies its result by the
-    square. Label losses and predictions use the logits without standardisation.
+    `loss(z(t), z(s))` for logits `t` of the teacher and `s` of the student, with
+    `z(x) = (x - mean(x)) / (std(x) + epsilon)` over the classes. `std` divides by the
+    number of classes. So the mean and the spread of the student's logits may differ
+    from the teacher's. The temperature is that of `loss`: it divides the standardised
+    logits, and the loss multiplies its result by the squared temperature. Label losses
+    and predictions use the logits without standardisation.
 
     Logits that are all equal become 0. Their gradient is computed with `std=1`, so a
-    head whose weights start from zeros can learn. Classes whose logit is -inf keep it,
-    and count neither in the mean nor in the deviation.
+    head whose weights start from zeros can learn. Logits of -inf don't change, and
+    count neither in the mean nor in the deviation.
 
     Args:
         loss: A distillation loss over a class axis: `ForwardKL`, `DecoupledKD`,
@@ -33,9 +34,10 @@ class Standardized(LossAround):
         name: Name of the loss.
 
     Raises:
-        TypeError: If `loss` isn't such a loss. Losses of sigmoids and lists aren't,
-            because they depend on the level of each output.
-        ValueError: If `epsilon` isn't positive, or if `loss` raises it.
+        TypeError: If `loss` isn't a distillation loss over a class axis. Losses of
+            sigmoids and lists aren't allowed, because they depend on the level of each
+            output.
+        ValueError: If `epsilon` isn't positive, or if `loss` raises this error.
 
     Example:
         >>> from keras_distill.losses.softmax import ForwardKL
@@ -92,8 +94,7 @@ class Standardized(LossAround):
 def standardized(logits: Tensor, epsilon: float, axis: int) -> Tensor:
     """Return logits with mean 0 and standard deviation 1 along an axis.
 
-    Logits that are all equal become 0. Logits of masked classes are returned as they
-    are.
+    Logits that are all equal become 0. Logits of masked classes don't change.
     """
     present = logits > -INFINITE
     # A common value is subtracted first, so that the mean of equal logits is exactly 0.

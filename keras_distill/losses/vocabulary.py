@@ -33,29 +33,29 @@ def per_token(
     student_head: HeadLike,
     chunk: int = 96,
 ) -> Tensor:
-    """Return a divergence of each token, without holding the logits of all tokens.
+    """Return a divergence of each token, without the logits of all tokens in memory.
 
-    It is `loss` of `teacher_hidden @ teacher_kernel + teacher_bias` and of the same of
-    the student. Gradients reach the student's hidden states, kernel and bias. They are
-    computed in closed form, from logits that are computed a second time. `weighted_sum`
-    computes them once.
+    The result is `loss` between the teacher's logits
+    `teacher_hidden @ teacher_kernel + teacher_bias` and the student's logits, computed
+    in the same way. Gradients reach the student's hidden states, kernel and bias. They
+    are computed in closed form, for which the logits are computed a second time.
+    `weighted_sum` computes the logits once.
 
     Args:
         loss: A `SoftmaxDivergence` of logits, such as `ForwardKL` or your own.
-        teacher_hidden: Hidden states of shape `(..., hidden)`.
-        student_hidden: The same of the student; the last axis may differ. In half
-            precision, products are computed and added up in float32.
+        teacher_hidden: The teacher's hidden states, of shape `(..., hidden)`.
+        student_hidden: The student's hidden states. The size of the last axis may
+            differ. In half precision, products are computed and added up in float32.
         teacher_head: The layer that turns hidden states into logits, a `Dense` or a
             tied `Embedding`; or a `Head` of a kernel `(hidden, vocabulary)` and a bias.
-        student_head: The same of the student.
-        chunk: The number of tokens whose logits are held at a time. Defaults to 96.
+        student_head: The student's head, of one of these types.
+        chunk: The number of tokens with logits in memory at a time. Defaults to 96.
 
     Returns:
         A tensor of the shape of the hidden states without their last axis.
 
     Raises:
-        TypeError: If `loss` has no gradient in closed form, or a head is of no such
-            type.
+        TypeError: If `loss` has no gradient in closed form, or a head has another type.
         ValueError: If the shapes don't fit, or a head does more than a linear map.
 
     Example:
@@ -86,23 +86,23 @@ def weighted_sum(
     """Return `sum(weight * per_token(...))`, and compute the gradients in one pass.
 
     Args:
-        loss: As in `per_token`; so are the others.
-        teacher_hidden: Hidden states of shape `(..., hidden)`.
-        student_hidden: The same of the student.
-        teacher_head: The teacher's head.
+        loss: As in `per_token`.
+        teacher_hidden: The teacher's hidden states, of shape `(..., hidden)`.
+        student_hidden: The student's hidden states.
+        teacher_head: The teacher's head, as in `per_token`.
         student_head: The student's head.
         weight: A number for each token, of the shape of the hidden states without their
-            last axis: a mask over the number of its tokens for the mean over tokens.
-            The hidden states of tokens of weight 0 don't matter. No gradient passes
-            through the weights.
-        chunk: The number of tokens whose logits are held at a time. Defaults to 96.
+            last axis. For the mean over the tokens of a mask, pass the mask divided by
+            the number of its tokens. The hidden states of tokens of weight 0 may have
+            any values. No gradient passes through the weights.
+        chunk: The number of tokens with logits in memory at a time. Defaults to 96.
 
     Returns:
         A scalar.
 
     Raises:
-        TypeError: As `per_token`.
-        ValueError: As `per_token`.
+        TypeError: For the same reasons as `per_token`.
+        ValueError: For the same reasons as `per_token`.
 
     Example:
         >>> from keras_distill.losses import ForwardKL
@@ -123,34 +123,35 @@ class VocabularyLoss(DistillationLoss):
 
     `loss(t @ W_t + b_t, s @ W_s + b_s)` for each token, where `t` and `s` are the
     hidden states of the teacher and the student, and `W` and `b` are the kernels and
-    biases of their heads. A call holds the logits of `chunk` tokens at a time.
+    biases of their heads. Memory contains the logits of only `chunk` tokens at a time.
 
-    The models that a `Distiller` is given return hidden states, and the student must
-    hold its head, so that it trains. Give the student two outputs, the hidden states
-    and the logits: the logits aren't computed where nothing reads them. A model whose
-    embedding is its head needs no second output.
+    Both models of the `Distiller` must return hidden states. The student must contain
+    its head, so that the head trains. So give the student two outputs: the hidden
+    states and the logits. The logits aren't computed if nothing reads them. A model
+    whose embedding is its head needs no second output.
 
-    Files of a `Distiller` don't hold the heads, which are layers of the models. After
-    loading one, compile it again: `distiller.compile(distiller.optimizer, ...)`.
+    A saved `Distiller` doesn't contain the heads of its loss, because they are layers
+    of the models. After loading, compile it again:
+    `distiller.compile(distiller.optimizer, ...)`.
 
     Args:
         loss: As in `per_token`: `ForwardKL()`, `GeneralizedJSD()`, ... Its own
             reduction isn't used.
         teacher_head: The layer that turns the teacher's hidden states into logits, a
             `Dense` or a tied `Embedding`; or a `Head`. It doesn't train.
-        student_head: The same of the student. It trains with the student.
-        chunk: The number of tokens whose logits are held at a time. Defaults to 96.
-        reduction: `"token"` (default): the sum of the weighted values over the number
-            of valid tokens in the whole batch, also where several devices share it. A
-            token is valid if its sample weight isn't 0 and Keras' mask, where there is
-            one, is True. Or `"sum"`, or None for a value of each token.
+        student_head: The student's head, of one of these types. It trains with the
+            student.
+        chunk: The number of tokens with logits in memory at a time. Defaults to 96.
+        reduction: `"token"` (default), `"sum"`, or None for a value of each token.
+            `"token"` divides the sum of the weighted values by the number of valid
+            tokens in the whole batch, even if several devices share the batch. A token
+            is valid if its sample weight isn't 0 and its Keras mask, if any, is True.
         name: Name of the loss.
 
     Raises:
-        TypeError: If `loss` has no gradient in closed form, or a head is of no such
-            type.
-        ValueError: If a head does more than a linear map, `chunk` isn't positive, the
-            reduction is another, or, when called, if the shapes don't fit.
+        TypeError: If `loss` has no gradient in closed form, or a head has another type.
+        ValueError: If a head does more than a linear map, `chunk` isn't positive, or
+            `reduction` has another value. When called, if the shapes don't fit.
 
     Example:
         >>> from keras_distill.losses import ForwardKL
@@ -165,7 +166,8 @@ class VocabularyLoss(DistillationLoss):
         https://arxiv.org/abs/2410.10989, section 3.2, for losses by chunks.
     """
 
-    # Hidden states have another width than the student's, and labels don't fit them.
+    # The teacher's hidden states may have another width than the student's, and labels
+    # don't fit them.
     reads_packed = True
 
     def __init__(
@@ -188,7 +190,7 @@ class VocabularyLoss(DistillationLoss):
         hidden.check_chunk(chunk)
         check_head("teacher_head", teacher_head)
         check_head("student_head", student_head)
-        # Keras knows other reductions only.
+        # Keras accepts only other reductions.
         self.reduction = reduction
         self.loss = loss
         self.tempering = loss.tempering
@@ -198,7 +200,7 @@ class VocabularyLoss(DistillationLoss):
 
     @property
     def state(self) -> Sequence[keras.Variable]:
-        """The variables that a call reads: the temperature's and those of the heads."""
+        """The variables that a call reads: the temperature and those of the heads."""
         heads = variables(self.teacher_head), variables(self.student_head)
         return [*super().state, *heads[0], *heads[1]]
 
@@ -216,7 +218,7 @@ class VocabularyLoss(DistillationLoss):
     def with_mask(
         self, y_true: Any, y_pred: Tensor, sample_weight: Tensor, mask: Tensor
     ) -> Tensor:
-        """Return the loss, reduced, of a student's output with a Keras mask or None."""
+        """Return the reduced loss; `mask` is the Keras mask of `y_pred`, or None."""
         if self.reduction is None:
             return super().with_mask(y_true, y_pred, sample_weight, mask)
         y_pred = ops.convert_to_tensor(y_pred)
@@ -234,7 +236,7 @@ class VocabularyLoss(DistillationLoss):
         return per_token(self.loss, teacher_logits, student_logits, **self._options)
 
     def check_outputs(self, teacher_output: Tensor, student_output: Tensor) -> None:
-        """Raise ValueError if the shapes can't be those of hidden states."""
+        """Raise ValueError unless the shapes are those of hidden states."""
         hidden.check_hidden(teacher_output, student_output)
 
     def get_config(self) -> dict[str, Any]:

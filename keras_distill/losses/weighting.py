@@ -1,7 +1,7 @@
-"""Masks of a loss's values as sample weights.
+"""Masks of a loss's values, converted to sample weights.
 
 Keras reads the mask of a loss from an attribute of a tensor, which has no public
-setter. A sample weight has the same effect by public means.
+setter. A sample weight is public and has the same effect.
 """
 
 from typing import Any
@@ -20,22 +20,22 @@ MEANS = ("mean", "sum_over_batch_size")
 def masked_weights(
     mask: Tensor | None, sample_weight: Any, reduction: str | None, dtype: Any
 ) -> Any:
-    """Return the sample weights that act on a loss as a mask of its values does.
+    """Return sample weights that have the same effect as a mask of a loss's values.
 
-    Values that the mask leaves out weigh 0. The reductions `"mean"` and
-    `"sum_over_batch_size"` divide by the number of all values, so the others weigh
-    `values / valid values` more. Keras computes the same from a mask, but counts the
-    values of one device alone where several share a batch.
+    Masked values have weight 0. The reductions `"mean"` and `"sum_over_batch_size"`
+    divide by the number of all values, so the weights of the other values are
+    multiplied by `values / valid values`. Keras computes the same from a mask. But if
+    several devices share a batch, it counts only the values of one device.
 
     Args:
         mask: Boolean, of the shape of the loss's values. True or nonzero where a value
-            counts; None where all count.
+            counts; None if all values count.
         sample_weight: The sample weights of the call, or None.
         reduction: The `reduction` of the loss.
         dtype: The `dtype` of the loss.
 
     Returns:
-        A tensor of `dtype`; `sample_weight` itself without a mask.
+        A tensor of `dtype`; `sample_weight` itself if there is no mask.
     """
     if mask is None:
         return sample_weight
@@ -56,7 +56,7 @@ def masked_weights(
 
 
 def both(mask: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Return where both masks are True; None is True everywhere."""
+    """Return where both masks are True. None counts as True everywhere."""
     if mask is None or other is None:
         return other if mask is None else mask
     mask, other = (ops.cast(each, "bool") for each in (mask, other))
@@ -67,7 +67,7 @@ def token_weights(values: Tensor, sample_weight: Any, valid: Tensor | None) -> T
     """Return the weight of each token, 0 where it isn't valid.
 
     Args:
-        values: A tensor of the tokens' shape, as `(batch, time)`, and of the weights'
+        values: A tensor of the tokens' shape, e.g. `(batch, time)`, and of the weights'
             dtype.
         sample_weight: Of shape `(batch,)`, `(batch, 1)` or `(batch, time)`, or None.
         valid: Boolean, of shape `(batch, time)`, or None.
@@ -81,5 +81,5 @@ def token_weights(values: Tensor, sample_weight: Any, valid: Tensor | None) -> T
 
 
 def are_valid(weight: Tensor) -> Tensor:
-    """Return 1 for the tokens of a weight other than 0, else 0, in its dtype."""
+    """Return 1 for tokens whose weight isn't 0, else 0, in the dtype of `weight`."""
     return ops.cast(ops.not_equal(weight, 0.0), weight.dtype)

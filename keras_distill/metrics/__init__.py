@@ -1,13 +1,14 @@
 """Metrics of calibration, and of ranking within groups.
 
-Other metrics are in other libraries. For the area under the ROC curve and for log-loss,
-take `keras.metrics.AUC` and `keras.metrics.BinaryCrossentropy`. For NDCG@k and the mean
-reciprocal rank, take `keras_rs.metrics.NDCG` and `keras_rs.metrics.MeanReciprocalRank`;
-`by_group` turns a flat log into the lists that they read.
+Other libraries have other metrics. For the area under the ROC curve and for log-loss,
+use `keras.metrics.AUC` and `keras.metrics.BinaryCrossentropy`. For NDCG@k and the mean
+reciprocal rank, use `keras_rs.metrics.NDCG` and `keras_rs.metrics.MeanReciprocalRank`.
+`by_group` turns a log with one row per item into the lists that these metrics read.
 
-For the agreement with a teacher, take an accuracy of Keras with the teacher's output as
-the label. With several classes it is the share of examples whose argmax is the same;
-with one unit it is the share on the same side of a threshold, which is 0 for logits:
+For the agreement with a teacher, use an accuracy of Keras with the teacher's output as
+the label. With several classes, it is the share of examples for which both models have
+the same argmax. With one unit, it is the share of examples for which both outputs are
+on the same side of a threshold, which is 0 for logits:
 
 >>> import keras
 >>> import numpy as np

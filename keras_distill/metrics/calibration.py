@@ -1,4 +1,4 @@
-"""Streaming metrics of calibration: do events occur as often as predicted?"""
+"""Streaming metrics of calibration: whether events occur as often as predicted."""
 
 import numbers
 from typing import Any
@@ -15,23 +15,23 @@ from keras_distill.types import Tensor
 class ExpectedCalibrationError(keras.metrics.Metric):
     r"""Expected calibration error of binary predictions.
 
-    `sum_b n_b / n * |mean prediction_b - mean label_b|` over bins of equal width
-    `((b - 1) / bins, b / bins]`; the first one includes 0. The metric adds up the rows
-    of each bin in its variables `weight`, `predicted` and `observed`, so the result
-    doesn't depend on how the data are batched, and a reliability diagram can be drawn
-    from them. The units of a multi-label head share the bins.
+    The error is `sum_b n_b / n * |mean prediction_b - mean label_b|` over bins of equal
+    width `((b - 1) / bins, b / bins]`. The first bin includes 0. The metric keeps sums
+    for each bin in its variables `weight`, `predicted` and `observed`. So the result
+    doesn't depend on how the data are batched, and you can draw a reliability diagram
+    from these variables. The units of a multi-label head share the bins.
 
     Args:
         bins: Number of bins, an integer >= 1. Defaults to 15.
-        from_logits: Whether predictions are logits; else probabilities (default).
+        from_logits: Whether predictions are logits or probabilities (default).
         name: Name of the metric.
         dtype: dtype of the sums and the result. Defaults to `keras.config.floatx()`.
 
     Raises:
         ValueError: If `bins` isn't a positive integer; when called, if labels or
-            probabilities aren't in [0, 1] or shapes don't fit. A TensorFlow graph
-            raises `tf.errors.InvalidArgumentError` for the range. XLA and JAX can't
-            raise errors, so that the result is NaN.
+            probabilities aren't in [0, 1] or shapes don't fit. For values outside
+            [0, 1], a TensorFlow graph raises `tf.errors.InvalidArgumentError`. Steps
+            that XLA or JAX compiles can't raise errors, so the result is NaN.
 
     Example:
         >>> metric = ExpectedCalibrationError(bins=2)
@@ -73,7 +73,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
 
         Args:
             y_true: Labels in [0, 1] of shape `(batch,)` or `(batch, units)`.
-            y_pred: Predictions of the same shape; `(batch,)` is `(batch, 1)`.
+            y_pred: Predictions of the same shape; `(batch,)` counts as `(batch, 1)`.
             sample_weight: Weights of shape `(batch,)` or `(batch, units)`.
         """
         labels, predictions, weight = _by_unit(
@@ -83,7 +83,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
             from_logits=self.from_logits,
             dtype=self.dtype,
         )
-        # The product of a prediction and `bins` may round to the other side of an edge.
+        # Multiplying a prediction by `bins` could round it into the wrong bin.
         edges = ops.convert_to_tensor(np.arange(1, self.bins) / self.bins, self.dtype)
         bin_of = ops.searchsorted(edges, predictions, side="left")
         for total, values in (
@@ -108,16 +108,17 @@ class ExpectedCalibrationError(keras.metrics.Metric):
 class PredictedOverObserved(keras.metrics.Metric):
     r"""Calibration in the large: predicted positives divided by observed positives.
 
-    `sum(prediction) / sum(label)`, weighted. It is 1 if the mean prediction is right,
-    1.1 if it is 10% too high, and 0 as long as there is no positive label.
+    The value is `sum(prediction) / sum(label)`, with weighted sums. It is 1 if the mean
+    prediction equals the mean label, 1.1 if the mean prediction is 10% too high, and 0
+    as long as there is no positive label.
 
     Args:
-        from_logits: Whether predictions are logits; else probabilities (default).
+        from_logits: Whether predictions are logits or probabilities (default).
         name: Name of the metric.
         dtype: dtype of the sums and the result. Defaults to `keras.config.floatx()`.
 
     Raises:
-        ValueError: As `ExpectedCalibrationError`, when called.
+        ValueError: When called, for the same reasons as `ExpectedCalibrationError`.
 
     Example:
         >>> metric = PredictedOverObserved()
@@ -146,7 +147,7 @@ class PredictedOverObserved(keras.metrics.Metric):
     def update_state(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> None:
-        """Add a batch; arguments as in `ExpectedCalibrationError.update_state`."""
+        """Add a batch, given as for `ExpectedCalibrationError.update_state`."""
         labels, predictions, weight = _by_unit(
             y_true,
             y_pred,
@@ -220,7 +221,10 @@ def _fits(shape: Any, other: Any) -> bool:
 
 
 def _within_0_and_1(x: Tensor, requirement: str) -> Tensor:
-    """Return `x`, checked; NaN for values outside where no error can be raised."""
+    """Return `x`, or raise an error if values are outside [0, 1].
+
+    In a trace, such values become NaN, because XLA and JAX can't raise errors.
+    """
     outside = ops.logical_or(x < 0.0, x > 1.0)
     message = f"{requirement} Received: from"
     if backend.is_traced(x):

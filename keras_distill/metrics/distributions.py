@@ -16,7 +16,7 @@ def log_of_classes(outputs: Array, *, from_logits: bool, axis: int = -1) -> Arra
 
     Args:
         outputs: Logits or probabilities.
-        from_logits: Whether they are logits.
+        from_logits: Whether the outputs are logits.
         axis: The axis of the classes.
     """
     values = np.moveaxis(outputs.astype("float64"), axis, -1)
@@ -32,10 +32,10 @@ def log_of_units(outputs: Array, *, from_logits: bool) -> Array:
 
     Args:
         outputs: Logits or probabilities of label 1.
-        from_logits: Whether they are logits.
+        from_logits: Whether the outputs are logits.
 
     Returns:
-        An array with one axis more than the outputs, of size 2.
+        An array of the outputs' shape with an additional last axis of size 2.
     """
     values = outputs.astype("float64")
     if not from_logits:

@@ -1,4 +1,4 @@
-"""Metrics of ranking within groups of a flat log: users, sessions or queries."""
+"""Metrics of ranking within groups of rows, such as users, sessions or queries."""
 
 from typing import Any
 
@@ -19,12 +19,12 @@ def group_auc(
 
     `sum_g n_g * AUC_g / sum_g n_g` over the groups that have a positive and a negative
     row, where `n_g` is the number of rows of a group. A score that differs only between
-    groups, such as how often a user clicks, doesn't raise it. Ties count half.
+    groups, such as how often a user clicks, doesn't raise the result. Ties count half.
 
     Args:
-        labels: 0 or 1, of shape `(rows,)` or `(rows, 1)`, as are all arguments.
+        labels: 0 or 1. All arguments have the shape `(rows,)` or `(rows, 1)`.
         scores: Logits, probabilities or other scores, higher for label 1.
-        groups: The name of each row's group, e.g. a user: integers or strings.
+        groups: The id of each row's group, e.g. of a user: integers or strings.
         sample_weight: Weights >= 0. The weight of a pair is the product of its rows'
             weights, and `n_g` is the sum of a group's weights. Rows of weight 0 don't
             count.
@@ -33,7 +33,7 @@ def group_auc(
         A number between 0 and 1; 0.5 for random scores.
 
     Raises:
-        ValueError: If shapes differ, labels aren't 0 or 1, scores are NaN, weights
+        ValueError: If shapes differ, labels aren't 0 or 1, scores are NaN, weights are
             negative or not finite, or no group has both labels.
 
     Example:
@@ -77,7 +77,9 @@ def group_auc(
 def _counted(
     group: Array, ranks: Array, positive: Array, negative: Array
 ) -> tuple[Array, Array, Array]:
-    """Return each group's weight of pairs in order, of positive and negative rows.
+    """Return each group's weights of ordered pairs, of positive and of negative rows.
+
+    A pair is ordered if its positive row has the higher score. A tie counts half.
 
     Args:
         group: The number of each row's group. Rows are sorted by it, then by score.
@@ -100,17 +102,19 @@ def _counted(
 
 
 def by_group(groups: npt.ArrayLike, *arrays: npt.ArrayLike) -> tuple[Array, ...]:
-    """Return the columns of a flat log as padded lists, one for each group.
+    """Return the columns of a log as padded lists, one for each group.
+
+    The log has one row per item.
 
     Args:
-        groups: The name of each row's group, e.g. a session: integers or strings, of
-            shape `(rows,)` or `(rows, 1)`, as are all arguments.
+        groups: The id of each row's group, e.g. of a session: integers or strings. All
+            arguments have the shape `(rows,)` or `(rows, 1)`.
         *arrays: Columns of the log.
 
     Returns:
-        Each column as an array of shape `(groups, longest)`; and at the end the mask,
-        which is True for rows and False for the zeros that pad a list. Groups are
-        sorted, as in `np.unique(groups)`. The rows of a group keep their order.
+        Each column as an array of shape `(groups, longest)`, padded with zeros. At the
+        end a mask of that shape, which is True for rows and False for padding. Groups
+        are sorted, as in `np.unique(groups)`. The rows of a group keep their order.
 
     Raises:
         ValueError: If shapes differ or there are no rows.

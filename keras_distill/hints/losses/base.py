@@ -19,17 +19,17 @@ Shape = tuple[int | None, ...]
 class FeatureLoss(ChecksShapes, keras.losses.Loss, ABC):
     """A Keras loss whose `y_true` is the output of a layer of the teacher.
 
-    `y_pred` is the output of a layer of the student, or of a projector behind it.
+    `y_pred` is the output of a layer of the student, or of the projector after it.
     Subclasses implement `compare`, which returns a value per example, and
-    `check_shapes`. The rest is `keras.losses.Loss`: reductions, sample weights, masks.
-    The maths is done in float32 at least, whatever the dtype of the features, and no
-    gradient reaches the teacher's.
+    `check_shapes`. Reductions, sample weights and masks work as in `keras.losses.Loss`.
+    The loss is computed in float32 or wider, whatever the dtype of the features. No
+    gradient reaches the teacher's features.
 
     Weights and masks: `sample_weight` has one weight per example. A Keras mask of
     `y_pred` may have more axes, for positions. Masked positions become 0 in the
-    student's features, and in the teacher's if these have the same positions. An
-    example that has weight 0, or whose positions are all masked, doesn't count: it has
-    no value, and other examples aren't compared to it.
+    student's features, and in the teacher's features if they have the same positions.
+    An example doesn't count if its weight is 0 or if all of its positions are masked:
+    it adds nothing to the loss, and other examples aren't compared to it.
 
     Args:
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
@@ -69,20 +69,20 @@ class FeatureLoss(ChecksShapes, keras.losses.Loss, ABC):
 
         Args:
             teacher_shape: Shape with the batch axis; None where a size is unknown.
-            student_shape: The same of the student's features, behind the projector.
+            student_shape: The same for the student's features after the projector.
         """
 
     def __call__(
         self, y_true: Any, y_pred: Tensor, sample_weight: Tensor = None
     ) -> Tensor:
-        """Return the loss, reduced; `y_true` is the teacher's features."""
+        """Return the reduced loss; `y_true` are the teacher's features."""
         return self.with_mask(y_true, y_pred, sample_weight, backend.keras_mask(y_pred))
 
     def with_mask(
         self, y_true: Any, y_pred: Tensor, sample_weight: Tensor, mask: Tensor
     ) -> Tensor:
-        """Return the loss, reduced, of student features with a Keras mask or None."""
-        # Keras converts the leaves of nested lists only, so these are lists still.
+        """Return the reduced loss; `mask` is the Keras mask of `y_pred`, or None."""
+        # Keras has converted only the leaves of nested lists.
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         self.check_shapes(tuple(y_true.shape), tuple(y_pred.shape))
         loss = object.__new__(type(self))
@@ -90,21 +90,21 @@ class FeatureLoss(ChecksShapes, keras.losses.Loss, ABC):
         if mask is not None:
             mask = ops.cast(mask, "bool")
             loss._mask = of_rank(mask, y_pred)
-            # Keras would count the mask that is on the features a second time.
+            # Without the copy, Keras would apply the mask of the features once more.
             y_true, y_pred = _kept(mask, y_true), _kept(mask, ops.copy(y_pred))
             mask = ops.any(mask, axis=tuple(range(1, len(mask.shape))))
             loss._weight = mask
         if sample_weight is not None:
             sample_weight = _by_example(sample_weight)
             counted = sample_weight > 0.0
-            # The other examples may be NaN, and 0 * NaN is NaN.
+            # Examples of weight 0 may be NaN, and 0 * NaN is NaN.
             y_true, y_pred = _kept(counted, y_true), _kept(counted, y_pred)
             loss._weight = _product(sample_weight, mask)
         weight = masked_weights(mask, sample_weight, self.reduction, self.dtype)
         return super(FeatureLoss, loss).__call__(y_true, y_pred, weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Return the loss per example; `y_true` is the teacher's features."""
+        """Return the loss per example; `y_true` are the teacher's features."""
         teacher_features = ops.stop_gradient(_at_least_float32(y_true))
         return self.compare(teacher_features, _at_least_float32(y_pred))
 
@@ -128,13 +128,13 @@ class FeatureLoss(ChecksShapes, keras.losses.Loss, ABC):
 
 
 def divided(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Return the quotient, 0 with a gradient of 0 where the denominator is 0."""
+    """Return the quotient, or 0 with a gradient of 0 where the denominator is 0."""
     positive = denominator > 0.0
     return ops.where(positive, numerator / ops.where(positive, denominator, 1.0), 0.0)
 
 
 def root(squares: Tensor, positive: Tensor) -> Tensor:
-    """Return square roots, 0 with a gradient of 0 where squares aren't `positive`."""
+    """Return square roots, or 0 with a gradient of 0 where `positive` is False."""
     return ops.where(positive, ops.sqrt(ops.where(positive, squares, 1.0)), 0.0)
 
 

@@ -1,7 +1,7 @@
 """Losses between relations of examples: distances, angles, similarities.
 
-Features are flattened to one vector per example. Relations of the vectors don't depend
-on their width, so the features of both models may have any shapes.
+Features are flattened to one vector per example. Relations between vectors have the
+same shape for all widths, so the features of both models may have any shapes.
 """
 
 from abc import ABC
@@ -25,13 +25,13 @@ class RelationLoss(FeatureLoss, ABC):
 
     The value of an example is the weighted mean over the examples that it is compared
     to, so the mean over examples is the mean over pairs. With several devices, each
-    compares the examples in its own part of the batch.
+    device compares the examples in its own part of the batch.
     """
 
     needs_equal_widths: ClassVar[bool] = False
 
     def check_shapes(self, teacher_shape: Shape, student_shape: Shape) -> None:
-        """Raise ValueError unless both have features of the same number of examples."""
+        """Raise ValueError unless both have a batch axis of one size and more axes."""
         if min(len(teacher_shape), len(student_shape)) < 2 or not same_size(
             teacher_shape[0], student_shape[0]
         ):
@@ -45,11 +45,11 @@ class RelationLoss(FeatureLoss, ABC):
 
 
 class HuberRelationLoss(RelationLoss):
-    """A loss that compares relations by Huber's function.
+    """A loss that compares relations with Huber's function.
 
     Args:
-        delta: The error up to which Huber's function is quadratic; positive. Beyond,
-            it is linear.
+        delta: Huber's function is quadratic for errors up to `delta` and linear above.
+            Must be positive.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.
@@ -67,7 +67,7 @@ class HuberRelationLoss(RelationLoss):
         self.delta = checked_positive("delta", delta)
 
     def huber(self, error: Tensor) -> Tensor:
-        """Return half the square of errors up to `delta`, a linear function beyond."""
+        """Return half the squared error up to `delta`, and a linear function above."""
         size = ops.abs(error)
         inner = ops.minimum(size, self.delta)
         return inner * (size - 0.5 * inner)
@@ -81,24 +81,25 @@ class HuberRelationLoss(RelationLoss):
 class RelationalDistance(HuberRelationLoss):
     r"""Huber loss between the distances of examples (RKD-D).
 
-    `mean_{i != j} huber(d(t_i, t_j) / mean(d_t) - d(s_i, s_j) / mean(d_s))`, `d` the
-    Euclidean distance of two examples' features, and the means over all pairs of
-    different examples in the batch. The paper's weight for classification is
+    `mean_{i != j} huber(d(t_i, t_j) / mean(d_t) - d(s_i, s_j) / mean(d_s))`, where `d`
+    is the Euclidean distance between the features of two examples. The means are over
+    all pairs of different examples in the batch. For classification, the paper uses
     `Hint(..., weight=25)`, together with `RelationalAngle` of weight 50.
 
-    The paper prints a sum over the pairs. The authors' code, for which the weights were
-    chosen, divides the sum by `batch**2`, so its value is smaller by `1 / batch` of
-    this one. The distance of equal examples has no gradient. Where all of the teacher's
-    examples are equal, as in a batch of one, there is nothing to learn, and the loss is
-    0. Two examples have one distance, which equals the mean in both models.
+    The paper prints a sum over the pairs. The authors chose the weights for their code,
+    which divides the sum by `batch**2`. So the value of their code is smaller than this
+    one by the fraction `1 / batch`. The distance of equal examples has no gradient. If
+    all of the teacher's examples are equal, as in a batch of one, the loss is 0. In a
+    batch of two, the only distance equals the mean distance in both models, so there is
+    nothing to learn.
 
-    Weights: the `sample_weight` of an example is its weight in the means of distances
-    and among the examples that others are compared to. A masked example or one of
-    weight 0 doesn't count.
+    Weights: the `sample_weight` of an example is its weight in the mean distances, and
+    in the means over the examples that others are compared to. A masked example or one
+    of weight 0 doesn't count.
 
     Args:
-        delta: The error up to which Huber's function is quadratic; positive. Beyond,
-            it is linear. Defaults to 1, as in the paper.
+        delta: Huber's function is quadratic for errors up to `delta` and linear above.
+            Must be positive. Defaults to 1, as in the paper.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.
@@ -119,13 +120,13 @@ class RelationalDistance(HuberRelationLoss):
     """
 
     def compare(self, teacher_features: Tensor, student_features: Tensor) -> Tensor:
-        """Return the mean over the other examples, for each example."""
+        """Return the mean loss of each example over the other examples."""
         counts = self.counts(student_features)
         teacher_distances, student_distances = (
             pairs.relative_distances(features, counts)
             for features in (teacher_features, student_features)
         )
-        # Equal examples of the teacher have no distances to learn.
+        # If all of the teacher's examples are equal, there is nothing to learn.
         spread = ops.any(teacher_distances > 0.0)
         errors = ops.where(spread, teacher_distances - student_distances, 0.0)
         values = pairs.mean(self.huber(errors), pairs.partners(counts))
@@ -137,28 +138,30 @@ class RelationalAngle(HuberRelationLoss):
     r"""Huber loss between the angles that examples form (RKD-A).
 
     `mean_{i, j, k} huber(cos(t_i, t_j, t_k) - cos(s_i, s_j, s_k))` over all triplets of
-    different examples, `cos(x_i, x_j, x_k)` the cosine of the angle at `x_j`: the inner
-    product of `x_i - x_j` and `x_k - x_j`, each divided by its length. The paper's
-    weight for classification is `Hint(..., weight=50)`, together with
+    different examples. `cos(x_i, x_j, x_k)` is the cosine of the angle at `x_j`: the
+    inner product of `x_i - x_j` and `x_k - x_j`, each divided by its length. For
+    classification, the paper uses `Hint(..., weight=50)`, together with
     `RelationalDistance` of weight 25.
 
-    The value of an example is the mean over the angles at it. The paper prints a sum
-    over the triplets. The authors' code, for which the weights were chosen, divides the
-    sum by `batch**3`, so its value is smaller by `3 / batch` of this one. Where two of
-    the teacher's examples are equal, there is no angle to learn, and the value of the
-    triplet is 0. Where two of the student's are equal, the cosine is 0, and it has no
-    gradient. So a batch of one or two has the value 0.
+    The value of an example is the mean over the angles at this example. The paper
+    prints a sum over the triplets. The authors chose the weights for their code, which
+    divides the sum by `batch**3`. So the value of their code is smaller than this one
+    by about the fraction `3 / batch`. If `t_i` or `t_k` equals `t_j`, the teacher has
+    no angle, and the value of the triplet is 0. If `s_i` or `s_k` equals `s_j`, the
+    student's cosine is 0 and has no gradient. A batch of one or two examples has no
+    triplets, so its value is 0.
 
-    Memory and time grow with `batch**3`. The gradient of a step takes 0.2 GB in
-    addition to the features at batch 128, and 1.8 GB at 256, in float64. Use another
-    loss for larger batches.
+    Memory and time grow with `batch**3`. In float64, the gradient of a step takes 0.2
+    GB at batch 128 and 1.8 GB at 256, in addition to the features. Use another loss for
+    larger batches.
 
-    Weights: the `sample_weight` of an example is its weight among the examples that
-    others are compared to. A masked example or one of weight 0 doesn't count.
+    Weights: the `sample_weight` of an example is its weight in the means over the
+    examples that others are compared to. A masked example or one of weight 0 doesn't
+    count.
 
     Args:
-        delta: The error up to which Huber's function is quadratic; positive. Beyond,
-            it is linear. Defaults to 1, as in the paper.
+        delta: Huber's function is quadratic for errors up to `delta` and linear above.
+            Must be positive. Defaults to 1, as in the paper.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.
@@ -179,7 +182,7 @@ class RelationalAngle(HuberRelationLoss):
     """
 
     def compare(self, teacher_features: Tensor, student_features: Tensor) -> Tensor:
-        """Return the mean over pairs of other examples, for each example."""
+        """Return the mean loss of each example over the pairs of other examples."""
         counts = self.counts(student_features)
         teacher_cosines, defined = pairs.cosines(teacher_features, counts)
         student_cosines, _ = pairs.cosines(student_features, counts)
@@ -193,15 +196,16 @@ class RelationalAngle(HuberRelationLoss):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class SimilarityPreserving(RelationLoss):
-    r"""Squared distance between matrices of the examples' similarities.
+    r"""Squared distance between the similarity matrices of both models.
 
-    `||G_t - G_s||**2 / batch**2`: the squared Frobenius norm, `G` the matrix of inner
-    products of the examples' features, each row divided by its length. The paper has
-    the weight 3,000 on CIFAR-10. The row of an example whose features are all 0 is 0.
+    `||G_t - G_s||**2 / batch**2` with the Frobenius norm. `G` is the matrix of inner
+    products between the features of the examples, with each row divided by its length.
+    The paper uses weight 3,000 on CIFAR-10. If the features of an example are all 0,
+    its row is 0.
 
-    Weights: the `sample_weight` of an example, over the mean of the positive weights,
-    is its weight in the lengths of the rows and among the examples that others are
-    compared to. A masked example or one of weight 0 doesn't count.
+    Weights: the `sample_weight` of an example, divided by the mean of the positive
+    weights, is its weight in the lengths of the rows and in the means over examples. A
+    masked example or one of weight 0 doesn't count.
 
     Args:
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
@@ -223,7 +227,7 @@ class SimilarityPreserving(RelationLoss):
     """
 
     def compare(self, teacher_features: Tensor, student_features: Tensor) -> Tensor:
-        """Return the mean over all examples, for each example."""
+        """Return the mean squared difference of each example's row."""
         counts = self.counts(student_features)
         teacher_rows, student_rows = (
             pairs.similarities(features, counts)

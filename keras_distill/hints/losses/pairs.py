@@ -1,9 +1,9 @@
-"""Relations between the examples in a batch, with values where they are undefined.
+"""Relations between the examples in a batch, 0 where they are undefined.
 
 The distance of similar examples is a small difference of large inner products, so it
-needs the digits of float64. Where a backend has no float64, as JAX by default, the
-features themselves are subtracted, for one example after the other: all at once would
-take memory for `batch**2` times their width.
+needs the precision of float64. If the backend has no float64, as JAX by default, the
+features themselves are subtracted, one example at a time. Subtracting all of them at
+once would take memory for `batch**2` times their width.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ def mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def partners(counts: Tensor) -> Tensor:
-    """Return the weights of the examples (columns) that each (row) is compared to."""
+    """Return a row per example: the weights of the examples that it is compared to."""
     return off_diagonal(counts) * counts[None]
 
 
@@ -35,7 +35,7 @@ def off_diagonal(examples: Tensor) -> Tensor:
 
 
 def relative_distances(features: Tensor, counts: Tensor) -> Tensor:
-    """Return the Euclidean distances over their mean; all 0 if the mean is 0."""
+    """Return the Euclidean distances divided by their mean; all 0 if the mean is 0."""
     distances = root(*_squared_distances(features, counts))
     weights = counts[:, None] * partners(counts)
     mean_distance = divided(ops.sum(weights * distances), ops.sum(weights))
@@ -45,7 +45,8 @@ def relative_distances(features: Tensor, counts: Tensor) -> Tensor:
 def cosines(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cosines of the angles at each example, and where they are defined.
 
-    Both have the shape `(batch, batch, batch)`; the first axis is that of the vertices.
+    Both have the shape `(batch, batch, batch)`. The first axis is the example at which
+    the angle is.
     """
     squares, positive = _squared_distances(features, counts)
     distances = root(squares, positive)
@@ -78,19 +79,19 @@ def _gram(vectors: Tensor) -> Tensor:
 def _squared_distances(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return the squared distances, and where they are positive.
 
-    Those that aren't may have any small value.
+    The other distances may have any small value.
     """
     flat = _flat(features)
     if keras.backend.standardize_dtype(flat.dtype) != "float64":
         squares = _squared_differences(flat)
         return squares, squares > 0.0
-    # Differences from the mean have smaller inner products.
+    # Features minus their mean have smaller inner products.
     total = ops.sum(counts[:, None] * flat, axis=0, keepdims=True)
     gram = _gram(flat - divided(total, ops.sum(counts)))
     diagonal = ops.diagonal(gram)
     sums = diagonal[:, None] + diagonal[None]
     differences = sums - 2.0 * gram
-    # A smaller difference may be a rounding error of 0.
+    # A smaller difference may be only a rounding error.
     return differences, differences > 100.0 * float(np.finfo("float64").eps) * sums
 
 
@@ -102,10 +103,10 @@ def _squared_differences(vectors: Tensor) -> tuple[Tensor, Any]:
         return ops.sum(ops.square(vectors - vector), axis=-1)
 
     def gradient(*args: Tensor, upstream: Tensor | None = None) -> Tensor:
-        # Derived by hand: otherwise all differences would stay in memory.
+        # Automatic differentiation would keep all differences in memory.
         (given,) = args if upstream is None else (upstream,)
         both = given + ops.transpose(given)
-        # Distances don't depend on the mean, which would cost digits here.
+        # Distances don't depend on the mean, which would cost precision here.
         centred = vectors - ops.mean(vectors, axis=0, keepdims=True)
         weighted = ops.sum(both, axis=1)[:, None] * centred
         return 2.0 * (weighted - backend.exact_matmul(both, centred))

@@ -1,4 +1,4 @@
-"""Losses between the features that both models compute of one example."""
+"""Losses that compare the features of both models for the same example."""
 
 from typing import Any, ClassVar
 
@@ -20,10 +20,10 @@ from keras_distill.types import Tensor
 class FeatureMSE(FeatureLoss):
     r"""Mean squared error between features.
 
-    `mean((t - s)**2)` over all elements of an example, `t` the teacher's features and
-    `s` the student's, behind a projector to the same shape. The paper has half the sum
-    instead. With the mean, the weight of a hint doesn't depend on the size of the
-    layer. The mean is taken over positions that aren't masked.
+    `mean((t - s)**2)` over all elements of an example. `t` are the teacher's features,
+    and `s` are the student's features, after a projector to the same shape. The paper
+    uses half the sum instead. With the mean, the weight of a hint doesn't depend on the
+    size of the layer. Masked positions are left out of the mean.
 
     Args:
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
@@ -55,7 +55,7 @@ class FeatureMSE(FeatureLoss):
         return divided(ops.sum(squares, axis=axes), count)
 
     def check_shapes(self, teacher_shape: Shape, student_shape: Shape) -> None:
-        """Raise ValueError unless both are the same."""
+        """Raise ValueError unless both shapes are the same."""
         if len(teacher_shape) != len(student_shape) or not all(
             map(same_size, teacher_shape, student_shape)
         ):
@@ -72,26 +72,26 @@ class FeatureMSE(FeatureLoss):
 class AttentionTransfer(FeatureLoss):
     r"""Squared distance between the attention maps of both models.
 
-    `||a(t) / ||a(t)|| - a(s) / ||a(s)||||**2`, `a(x) = sum_c |x_c|**power` over the
-    channels, flattened over the positions. It is in [0, 2], whatever the scale of the
-    features. A map that is 0 everywhere isn't divided by its length; if it is the
-    student's, it has no gradient.
+    `||a(t) / ||a(t)|| - a(s) / ||a(s)||||**2`, where `a(x) = sum_c |x_c|**power` sums
+    over the channels and is flattened over the positions. The loss is in [0, 2],
+    whatever the scale of the features. A map that is 0 everywhere isn't divided by its
+    length. Such a map of the student has no gradient.
 
-    This is a sum over the positions. The authors' code takes the mean, with the weight
+    The loss is a sum over the positions. The authors' code uses the mean and the weight
     1,000. A `Hint` of weight `1000 / positions` equals that: 15.6 for a map of 8x8. The
     paper's equation 2 prints the distance without the square.
 
     Args:
         power: The exponent of the activations; at least 1. With a larger exponent, the
             most active positions dominate. Defaults to 2, as in the paper.
-        axis: The channel axis, whose size may differ. Defaults to -1.
+        axis: The channel axis. Its size may differ between the models. Defaults to -1.
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: Name of the loss.
         dtype: dtype of the result. Defaults to `keras.config.floatx()`.
 
     Raises:
-        ValueError: If `power` is less than 1 or not finite, or, when called, if the
-            features have no positions or differ in them.
+        ValueError: If `power` is less than 1 or not finite. When called, if the
+            features have no positions, or if their positions differ.
 
     Example:
         >>> teacher = [[[1.0, 2.0], [2.0, 4.0]]]  # 2 positions of 2 channels
@@ -120,12 +120,12 @@ class AttentionTransfer(FeatureLoss):
         self.axis = axis
 
     def compare(self, teacher_features: Tensor, student_features: Tensor) -> Tensor:
-        """Return the squared distance of both maps per example."""
+        """Return the squared distance between both maps per example."""
         difference = self.attention(teacher_features) - self.attention(student_features)
         return ops.sum(ops.square(difference), axis=_all_but_batch(difference))
 
     def attention(self, features: Tensor) -> Tensor:
-        """Return the maps, each a vector of unit length over its positions."""
+        """Return the attention maps, each divided by its length."""
         sizes = ops.abs(features)
         # A common factor cancels out. Without it, powers could overflow or underflow.
         largest = ops.max(
@@ -136,7 +136,7 @@ class AttentionTransfer(FeatureLoss):
         return divided(maps, root(squares, squares > 0.0))
 
     def check_shapes(self, teacher_shape: Shape, student_shape: Shape) -> None:
-        """Raise ValueError unless both are the same but for the channels."""
+        """Raise ValueError if the shapes differ in more than the channels."""
         ranks = {len(teacher_shape), len(student_shape)}
         rank = len(student_shape)
         received = (
