@@ -31,16 +31,16 @@ from keras_distill.export.quiet import quiet
 from keras_distill.export.rows import Dependence, dependence, fails_alone
 from keras_distill.export.serving import Served, tensors_of
 
-# Outputs from here on are taken for masks (-1e9 in padded places): they are compared
-# relative to themselves, and don't blow up the scale of the others.
+# Outputs of this magnitude and more count as masks (-1e9 in padded places). They are
+# compared relative to themselves, and don't count for the scale of other values.
 _MASK = 1e4
 
 
 class ParityError(RuntimeError):
-    """An artefact isn't the model that it was made of.
+    """The error of an artefact that differs from its model.
 
     Attributes:
-        output: The name of the output that differs, where it is one.
+        output: The name of the output that differs; None if no single output does.
     """
 
     output: str | None = None

@@ -1,4 +1,4 @@
-"""A model cut in two: text, lookups and hashing in front, the network behind."""
+"""The split of a model into preprocessing (text, lookups, hashing) and network."""
 
 import graphlib
 import itertools
@@ -26,36 +26,39 @@ from keras_distill.export.portability import (
 def split_preprocessing(
     model: keras.Model, formats: Sequence[str] = ("saved_model", "onnx", "litert")
 ) -> tuple[keras.Model, keras.Model]:
-    """Split `model` in two: preprocessing that a format can't hold, and the rest.
+    """Split `model` into the preprocessing that a format lacks, and the rest.
 
         core(preprocessing(x)) == model(x)
 
-    The unportable layers and all that is upstream of them become `preprocessing`,
-    everything else `core`. Both share layers and weights with `model`, which stays as
-    it is. A nested model with unportable layers inside is split in the same way, and
-    each half nested in its place. Both halves can be saved and loaded.
+    An unportable layer is one whose operators a format lacks. The unportable layers,
+    and all layers that they depend on, become `preprocessing`. All other layers become
+    `core`. Both models share layers and weights with `model`, which isn't changed. A
+    nested model that contains unportable layers is split in the same way, and each part
+    is nested in its place. Both models can be saved and loaded.
 
     Args:
-        model: A Functional or Sequential model that holds unportable layers, all of
-            them upstream of whatever is trained; or the distiller that trains it, or
-            a `.keras` file of either.
-        formats: Those that have to hold the rest, as `export` takes them. What one of
-            them lacks is split off: ONNX lacks all text, lookups and hashing, LiteRT
-            lacks other text than `StringLookup`, integer lookups, hashing, and counts.
+        model: A Functional or Sequential model that contains unportable layers, none of
+            which depends on a trained layer; or the distiller that trains it, or a
+            `.keras` file of either.
+        formats: The formats that `core` is exported to, named as in `export`. Layers
+            that one of them lacks are split off. ONNX lacks text, lookups and hashing.
+            LiteRT lacks text (except `StringLookup`), integer lookups, hashing and
+            counts.
 
     Returns:
-        `preprocessing` and `core`, both Functional. `preprocessing` takes a dict of the
+        `preprocessing` and `core`, both Functional. `preprocessing` reads a dict of the
         inputs of `model`, under the names that `export` gives them, and returns the
-        dict that `core` takes. An input that `core` reads itself passes through under
-        its own name. What a layer of the preprocessing makes is called by that layer
-        (after the nested model that it is in, if any), with underscores for what isn't
-        a letter, digit or underscore, and a suffix `_1`, `_2`, ... where that is taken.
-        `core` returns what `model` returns, in the same structure and names.
+        dict that `core` reads. An input that `core` reads directly passes through
+        unchanged, under its own name. An output of a preprocessing layer has the name
+        of that layer, after the name of the nested model around it, if any. Characters
+        other than letters, digits and underscores become underscores, and a name that
+        is already used gets the suffix `_1`, `_2`, .... `core` returns the outputs of
+        `model`, with the same structure and names.
 
     Raises:
         ValueError: The model is neither Functional nor Sequential; nothing or all of
-            it is preprocessing; the preprocessing would hold what is trained; or what
-            it hands over is text, ragged, sparse or masked.
+            it is preprocessing; the preprocessing would contain trained weights; or a
+            value that it returns to `core` is text, ragged, sparse or masked.
 
     Example:
     >>> import keras, tensorflow as tf

@@ -1,4 +1,4 @@
-"""The directory of an export: which one it is, and what it may replace."""
+"""The directory of an export, and the check of what it may replace."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Is an export, later and elsewhere, still what was published?"""
+"""The check that an export is still the one that was published."""
 
 import os
 from collections.abc import Callable
@@ -28,31 +28,31 @@ def verify(
     run: bool = True,
     evaluation: Evaluation | None = None,
 ) -> Report:
-    """Check an export without its model: files, then answers, then the task metric.
+    """Check an export without its model: files, then outputs, then the task metric.
 
-    Every file has to have the size and SHA-256 of the manifest, and no file may have
-    come. Every artefact is then run by its own runtime on the examples that the export
-    keeps, and has to give what the model gave within its tolerance. It is no proof
-    against somebody who changes the manifest too.
+    Every file must have the size and SHA-256 of the manifest, and there must be no
+    further files. Its own runtime then runs every artefact on the examples of the
+    export. The outputs must be the model's, within the artefact's tolerance. The check
+    doesn't protect against somebody who also changes the manifest.
 
     Args:
         directory: An export: the directory with the `manifest.json`.
-        run: Whether to run the artefacts; without, only files are checked.
-        evaluation: The data and the metric that `export` was given, to measure what
-            the artefacts lose of it once more. Where `export` was given a
-            `preprocessing`, `x` as that makes it.
+        run: Whether to run the artefacts. If False, only files are checked.
+        evaluation: The evaluation that `export` was given, to measure again how much of
+            the metric the artefacts lose. If `export` was given a `preprocessing`, `x`
+            must be the output of that preprocessing.
 
     Returns:
-        `{"directory", "ok", "problems", "artefacts", "evaluation"}`: the problems that
-        belong to no artefact, what the manifest says of `evaluation`, and for each
-        artefact `{"ok", "problems"}` with, where it was run, `"max_abs_difference"`
-        and `"metric"`.
+        `{"directory", "ok", "problems", "artefacts", "evaluation"}`. `"problems"` are
+        those that belong to no artefact, and `"evaluation"` is the manifest's entry.
+        Each artefact has `{"ok", "problems"}` and, if it was run,
+        `"max_abs_difference"` and `"metric"`.
 
     Raises:
-        FileNotFoundError: `directory` holds no export.
+        FileNotFoundError: `directory` contains no export.
         ImportError: The runtime of an artefact isn't installed.
         ValueError: The manifest or the examples are damaged, or `evaluation` isn't the
-            one of the export.
+            one that `export` was given.
 
     Example:
     >>> import tempfile
