@@ -71,7 +71,7 @@ def triton(
         max_batch_size: The largest number of examples in one call of the model.
             Defaults to 64, or to 0 if the batch isn't the first axis of every input and
             output. 0 means no batching.
-        preferred_batch_sizes: The batch sizes that the dynamic batcher runs immediately.
+        preferred_batch_sizes: Batch sizes that the dynamic batcher runs immediately.
         max_queue_delay_microseconds: How long the batcher waits for one of these sizes.
             By default it doesn't wait, and runs the requests in the queue.
         instances: How many copies of the model run at the same time, on the CPU or
