@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         raise WrongArguments(self, message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; raise an error of this parser, not its parent, for unknown arguments."""
+        """Parse; report unknown arguments as this parser, not as its parent."""
         try:
             namespace, left_over = super().parse_known_args(args, namespace)
         except WrongArguments as wrong:
