@@ -43,8 +43,8 @@ def place(
 
     Args:
         directory: An absolute path.
-        version: None for `directory` itself; a number for that version inside of it;
-            `"next"` for the number after the highest one.
+        version: None for `directory` itself; a number for `directory/NUMBER`; `"next"`
+            for the number after the highest one.
     """
     if version is None:
         return directory, check_replaceable

@@ -87,7 +87,7 @@ def verify(
 
 
 def check_files(directory: Path, described: Manifest) -> None:
-    """Raise `ParityError` where a file isn't the one of the manifest."""
+    """Raise `ParityError` if a file isn't the one of the manifest."""
     problems = _damages(directory, manifest.files(described))
     if problems:
         raise ParityError(
@@ -96,7 +96,7 @@ def check_files(directory: Path, described: Manifest) -> None:
         )
 
 
-# Runs an artefact; returns what was measured.
+# Runs an artefact; returns the measurements.
 _Check = Callable[[Target, Path, float], dict[str, float]]
 
 
@@ -107,7 +107,7 @@ def _verify_artefact(
     if not problems and check is not None:
         problems = _unlisted(arguments.target_named(name), artefact["files"])
     measured: dict[str, float] = {}
-    # What isn't the published file isn't loaded.
+    # A file that isn't the published one isn't loaded.
     if check is not None and not problems:
         target = arguments.target_named(name)
         target.format.require()
@@ -149,7 +149,7 @@ def _checks(
 
 
 def _running(loaded: Loaded) -> Callable[[Arrays], Arrays]:
-    """Return what runs held-out data, whose values may be at fault."""
+    """Return the function that runs held-out data, with errors that name the data."""
 
     def run(batch: Arrays) -> Arrays:
         with taken("evaluation", Exception):
@@ -163,7 +163,7 @@ def _cases(
 ) -> list[tuple[Arrays, Arrays]]:
     cases = [(kept[group], kept["outputs"])]
     dependence = described.get("rows_depend_on_each_other")
-    # The preprocessing is in the raw features' way alone.
+    # If rows depend on each other in the preprocessing, only raw features are affected.
     alone = dependence is None or (dependence["part"], group) == (
         "preprocessing",
         "inputs",
@@ -197,14 +197,14 @@ def _held_out(evaluation: Evaluation, described: Manifest) -> HeldOut:
 
 
 def _taken(batch: Any, specs: Specs) -> Any:
-    """Leave out what `export` did of a distiller's data: keys of training alone."""
+    """Drop keys that are for a distiller's training only, as `export` did."""
     if isinstance(batch, dict) and set(specs) <= set(batch):
         return {name: batch[name] for name in specs}
     return batch
 
 
 def _arrays_of(described: Manifest) -> Callable[[Any, str], Arrays]:
-    """Return what brings held-out data to the inputs of the artefacts."""
+    """Return the function that converts held-out data to inputs of the artefacts."""
     inputs, raw = (
         {
             spec["name"]: tf.TensorSpec(spec["shape"], spec["dtype"])
@@ -237,7 +237,7 @@ def _described(batch: Any) -> Any:
 
 
 def _unlisted(target: Target, listed: list[dict[str, Any]]) -> list[str]:
-    """Return the problem that what would be loaded isn't among the listed files."""
+    """Return a problem if the file to be loaded isn't among the listed files."""
     paths = [file["path"] for file in listed]
     if any(path.split("/")[0] == target.file for path in paths):
         return []
@@ -245,7 +245,7 @@ def _unlisted(target: Target, listed: list[dict[str, Any]]) -> list[str]:
 
 
 def _strangers(directory: Path, described: Manifest) -> list[str]:
-    """Name the files that the manifest doesn't list."""
+    """Return a problem for each file that the manifest doesn't list."""
     present = {
         path.relative_to(directory).as_posix()
         for path in directory.rglob("*")
@@ -256,7 +256,7 @@ def _strangers(directory: Path, described: Manifest) -> list[str]:
 
 
 def _damages(directory: Path, listed: list[dict[str, Any]]) -> list[str]:
-    """Tell what is wrong with files of the manifest."""
+    """Return a problem for each damaged or missing file of the manifest."""
     damages = [_damage(directory, file) for file in listed]
     return [damage for damage in damages if damage is not None]
 
@@ -264,7 +264,7 @@ def _damages(directory: Path, listed: list[dict[str, Any]]) -> list[str]:
 def _damage(directory: Path, file: dict[str, Any]) -> str | None:
     name = file["path"]
     path = directory / name
-    # A manifest from elsewhere mustn't make us read what isn't in its directory.
+    # A foreign manifest mustn't make this process read files outside of its directory.
     if not path.resolve().is_relative_to(directory.resolve()):
         return f"{name} lies outside of the export"
     if not path.is_file():
