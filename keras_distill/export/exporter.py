@@ -148,10 +148,10 @@ def export(
             `Distiller.provenance()`, dates or a commit. It is copied to the manifest.
 
     Returns:
-        The manifest, as in `manifest.json`: the model's name, parameter count and
-        signature; for each artefact its files with sizes and SHA-256, the largest
-        difference seen, the tolerance and its metric; how it was quantised; the
-        versions of the packages that made it.
+        The manifest, as in `manifest.json`. It contains the model's name, parameter
+        count and signature. For each artefact, it contains the files with sizes and
+        SHA-256, the largest difference seen, the tolerance and the metric. It also
+        contains how the model was quantised, and the versions of the packages used.
 
     Raises:
         TypeError: `model` isn't a Keras model.
