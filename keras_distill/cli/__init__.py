@@ -10,10 +10,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of this process by default.
 
     Returns:
-        The exit code: 0; 1 if the subcommand failed, with a message on the standard
-        error; 3 if an artefact differs from the model that it was made from; 130 if
-        the user interrupted it. Wrong arguments exit with code 2. With `--json` the
-        standard output is one JSON document, `{"error": ...}` if the subcommand failed.
+        The exit code. It is 0; 1 if the subcommand failed, with a message on the
+        standard error; 3 if an artefact differs from the model that it was made from;
+        130 if the user interrupted it. Wrong arguments exit with code 2. With `--json`
+        the standard output is one JSON document, `{"error": ...}` after an error.
     """
     try:
         # Ctrl-C during this import must not print a traceback either.

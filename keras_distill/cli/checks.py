@@ -1,4 +1,4 @@
-"""Types of options, which check values before TensorFlow is imported."""
+"""Types of options. They check values before TensorFlow is imported."""
 
 import errno
 import json

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
     from keras_distill.export import Evaluation
 
-# The default of each argument, which argparse would hide: `check_evaluation` must know
-# which of them were given.
+# The default of each argument. argparse doesn't get them, as `check_evaluation` must
+# distinguish arguments that were given from those that weren't.
 _DEFAULTS: dict[str, Any] = {
     "labels": "labels",
     "metric": "SparseCategoricalAccuracy",

@@ -23,12 +23,12 @@ _SECONDS_BETWEEN_CHECKS = 0.1
 class Interrupts:
     """Raises one `KeyboardInterrupt` for Ctrl-C while a block runs.
 
-    Python and libraries drop exceptions in places: in destructors, in C++ that clears
-    errors, in a bare `except`. There the interrupt is raised again.
+    Python and libraries drop some exceptions: in destructors, in C++ that clears
+    errors, in a bare `except`. An interrupt that was dropped is raised again.
 
     Args:
-        restore: Whether Ctrl-C acts as before after the block. If not, the process is
-            about to end, and Ctrl-C does nothing.
+        restore: Whether the previous handling of Ctrl-C is restored after the block. If
+            not, the process is about to end, and Ctrl-C does nothing.
     """
 
     def __init__(self, *, restore: bool) -> None:
@@ -47,16 +47,17 @@ class Interrupts:
 
     @contextmanager
     def leaving_at_once(self) -> Iterator[None]:
-        """End the process without an exception while no files are written.
+        """End the process at Ctrl-C, without an exception, within this block.
 
-        Libraries that are interrupted during their import raise other errors instead.
+        Use it only while no files are written. Libraries that are interrupted during
+        their import raise other errors than `KeyboardInterrupt`.
         """
         self._at_once = True
         yield
         self._at_once = False
 
     def __enter__(self) -> "Interrupts":
-        # The shell may have this process ignore Ctrl-C. Only the main thread can set
+        # The shell may make this process ignore Ctrl-C. Only the main thread can set
         # signal handlers.
         in_main = threading.current_thread() is threading.main_thread()
         if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -74,9 +75,9 @@ class Interrupts:
         if self._before is None:
             return
         if self.seen:
-            # Its last signal must not reach the handler that is set below.
+            # The last signal of a check must not reach the handler that is set below.
             self._checks.join()
-            # A filter of the standard error has restored the descriptor meanwhile.
+            # Meanwhile, a filter of the standard error has restored the descriptor.
             self._silence()
         sys.unraisablehook = self._hook
         after = self._before if self._restore else signal.SIG_IGN
@@ -109,7 +110,7 @@ class Interrupts:
             standard_error.silence()
 
     def _unraisable(self, unraisable: Any) -> None:
-        """Print nothing of a `KeyboardInterrupt` that Python dropped."""
+        """Print no message for a `KeyboardInterrupt` that Python dropped."""
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             self._hook(unraisable)
 

@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         raise WrongArguments(self, message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; raise unknown arguments as an error of this parser, not its parent."""
+        """Parse; report unknown arguments as this parser, not as its parent."""
         try:
             namespace, left_over = super().parse_known_args(args, namespace)
         except WrongArguments as wrong:
@@ -101,7 +101,7 @@ def add_command(
         examples: Command lines, one for each line of text.
         check: Called with the parsed arguments before the library is imported; calls
             `arguments.parser.error` if they don't fit together.
-        imports: Whether it runs with TensorFlow and the package's classes imported.
+        imports: Whether TensorFlow and the package's classes are imported before `run`.
     """
     parser = commands.add_parser(
         name,
@@ -115,7 +115,7 @@ def add_command(
 
 
 def needs(what: str, extra: str) -> str:
-    """Return two lines of a description: what needs an extra, and how to install it."""
+    """Return two lines: what needs an extra, and the command that installs it."""
     return f"{what} {advice(extra)}.".replace(" (", "\n(")
 
 
@@ -125,7 +125,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(head: list[str], rows: list[list[str]]) -> None:
-    """Print a table: its first column aligned left, the others right."""
+    """Print a table, with its first column aligned left and the others right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in [head, *rows]:
         first, *rest = (

@@ -9,7 +9,7 @@ from keras_distill import standard_error
 
 LOCAL = "DirectRunner"
 
-# The last line of a worker's traceback, and what Beam adds to it.
+# The last line of a worker's traceback, and the text that Beam adds to it.
 _RAISED = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): ", re.MULTILINE)
 _WHERE = re.compile(r" \[while running '[^']*'\]")
 # The errors whose messages are written for users.
@@ -27,25 +27,25 @@ def run(
     options: Sequence[str],
     workers: int | None,
 ) -> None:
-    """Run a transform, and raise the errors of workers as errors of one line.
+    """Run a transform; raise an error of a worker again, with a message of one line.
 
     Args:
         transform: Returns a `PTransform` that is applied to a pipeline.
         runner: The name of Beam's runner.
         options: The runner's options, as `--name=value`.
-        workers: The number of processes of the local runner; None for one a core.
+        workers: The number of processes of the local runner; None for one per core.
     """
     flags = list(options)
     quiet: AbstractContextManager[None] = nullcontext()
     if runner == LOCAL:
-        # Beam's class of this name downloads a program, Prism, and runs that instead.
+        # Beam's `DirectRunner` would download a program, Prism, and run that instead.
         runner = "FnApiRunner"
         flags += [
             "--direct_running_mode=multi_processing",
             f"--direct_num_workers={workers or 0}",
         ]
-        # Its workers write logs to this process's standard error, and tracebacks when
-        # they are interrupted with it.
+        # The workers write logs to this process's standard error. At Ctrl-C, they also
+        # write tracebacks.
         told_by = (RuntimeError, KeyboardInterrupt)
         quiet = standard_error.without(_LOGGED, told_by=told_by)
     try:
@@ -66,7 +66,7 @@ def _run(transform: Any, runner: str, flags: list[str]) -> None:
 def _cause(message: str) -> Exception:
     """Return the error of a worker, given the message with which Beam reports it.
 
-    The message has the traceback of the worker. Of a worker that died there is none.
+    The message contains the worker's traceback, unless the worker died.
     """
     _, *found = _RAISED.split(message)
     if not found:

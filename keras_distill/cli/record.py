@@ -297,6 +297,6 @@ def _dataset(arguments: argparse.Namespace) -> Any:
     if os.path.isdir(data):
         return partial(sources.saved, os.path.abspath(data))
     if os.getcwd() not in sys.path:
-        # As for `python -m`, by which Beam starts its workers.
+        # Beam starts its workers with `python -m`, which can import from there.
         sys.path.insert(0, os.getcwd())
     return data

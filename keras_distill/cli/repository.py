@@ -46,7 +46,7 @@ _MLSERVER_EXAMPLES = """\
   keras-distill repository mlserver student/3 --out models --artefact onnx_int8
 """
 
-# Those of Triton for ONNX on a GPU.
+# Triton's accelerators for ONNX on a GPU.
 _ACCELERATORS = ("tensorrt", "cuda")
 
 

@@ -35,7 +35,7 @@ _COMMANDS = (
     serve,
     launch,
 )
-# The modules whose classes a Keras file may contain, and which subcommands call.
+# The modules that subcommands call, or whose classes a `.keras` file may contain.
 _ROOMS = (
     "distiller",
     "export",
@@ -69,7 +69,7 @@ def run(argv: Sequence[str] | None) -> int:
             _leave(wrong, as_json=arguments.json)
         except Exception as error:
             if interrupts.seen:
-                # A library has raised another error for the interrupt.
+                # A library has raised another error because of the interrupt.
                 return INTERRUPTED
             return _failed(error, arguments)
 

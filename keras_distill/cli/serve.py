@@ -60,7 +60,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from keras_distill.export.repositories.service import serving
 
-    # These signals must clean up as Ctrl-C does, unless the shell has this process
+    # These signals must clean up as Ctrl-C does, unless the shell makes this process
     # ignore them.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
@@ -77,6 +77,6 @@ def _run(arguments: argparse.Namespace) -> None:
                 print(f"{what:<10}{url}", flush=True)
             service.wait()
         except KeyboardInterrupt:
-            # This is the way to end a service.
+            # Ctrl-C is the normal end of a service.
             pass
     print("stopped", flush=True)

@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-# The options of those arguments of the library whose options have another name. An
-# error is about the first one that was given, or else the first that the command has.
+# Options whose names differ from the library's arguments. An error names the first of
+# them that was given, or else the first that the command has.
 _OTHERWISE = {
     "accelerators": ("--accelerator",),
     "calibration_data": ("--calibrate",),
@@ -50,7 +50,7 @@ def options(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def explained(error: Exception, arguments: argparse.Namespace) -> str:
-    """Return the message of an error, one line."""
+    """Return the message of an error on one line."""
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
         # `str(error)` would begin with the number of the error.
@@ -66,7 +66,7 @@ def explained(error: Exception, arguments: argparse.Namespace) -> str:
     return in_options(" ".join(message.split()), options(arguments))
 
 
-# An error of another library, quoted inside of an error of this one.
+# The text of another library's error within an error of this library.
 _QUOTED = re.compile(r"\(\w*(?:Error|Exception)\w*: .*\)")
 # The classes of the errors that the library raises itself.
 _WORDED = (ImportError, OSError, RuntimeError, TypeError, ValueError)
@@ -96,7 +96,7 @@ def _value(action: argparse.Action, arguments: argparse.Namespace) -> Any:
 
 
 def in_options(message: str, options: Mapping[str, str]) -> str:
-    """Return a message with options in the place of Python arguments.
+    """Return a message that names options instead of Python arguments.
 
     Args:
         message: An error of the library. It contains the names of arguments in
@@ -110,7 +110,7 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
     'pass `--version next`'
     """
     quote = _QUOTED.search(message)
-    # The message of another library stays as it is.
+    # The message of another library isn't changed.
     if quote:
         around = message[: quote.start()], message[quote.end() :]
         before, after = (in_options(part, options) for part in around)

@@ -1,7 +1,7 @@
-"""`keras-distill demo`: does distillation pay? On real images, in about two minutes.
+"""The demo of `keras-distill demo`: distillation on real images, in about two minutes.
 
-`run` is the whole story, and each module one of its parts: the data, the two networks,
-the three trainings, what is measured, what is exported, tables and pictures.
+`run` is the whole demo. Each module is one of its parts: the data, the two networks,
+the three trainings, the measurements, the exports, the tables and the pictures.
 """
 
 import importlib.util
@@ -50,7 +50,7 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class _Run:
-    """One seed's split, and by model what was trained and how good it is."""
+    """One seed's split, and the trained models and their scores by model."""
 
     split: data.Split
     trained: dict[str, Trained]
@@ -63,18 +63,19 @@ def run(
     seeds: Sequence[int] | None = None,
     smoke: bool = False,
 ) -> Results:
-    """Train a teacher, a student alone and a student distilled; compare and export.
+    """Train a teacher, a student alone and a distilled student; compare and export.
 
-    Prints what is going on and two tables. `out` then holds `demo.png`,
-    `results.json`, the comparison of the first seed's models as a page in `report/`,
-    and its teacher and distilled student as SavedModel, ONNX and LiteRT in `teacher/`
-    and `student/`.
+    The demo prints its progress and two tables. `out` then contains `demo.png`,
+    `results.json`, and a page in `report/` that compares the first seed's models. It
+    also contains the first seed's teacher and distilled student as SavedModel, ONNX and
+    LiteRT in `teacher/` and `student/`.
 
     Args:
-        out: Where the files go: absent, empty, or an earlier demo, which is replaced.
-        seeds: Everything is done once for each of them: split, weights, views.
-            Defaults to 0, 1, 2, 3, 4; of a smoke run to 0.
-        smoke: Whether to train for a few steps only, to see that everything runs.
+        out: The directory of the files. It must be absent, empty or an earlier demo,
+            which is replaced.
+        seeds: Split, weights and views are made once for each seed. Defaults to 0, 1,
+            2, 3, 4; for a smoke run to 0.
+        smoke: Whether to train for a few steps only, to check that everything runs.
 
     Returns:
         Every number of the tables and the picture.
@@ -82,7 +83,7 @@ def run(
     Raises:
         ImportError: A package that the demo needs isn't installed.
         ValueError: There is no seed, or one is given twice or is negative.
-        OSError: `out` can't be written, or holds something else.
+        OSError: `out` can't be written, or contains anything but an earlier demo.
 
     Example:
         run("demo-output", seeds=range(100, 103))
@@ -93,7 +94,7 @@ def run(
     results.check_replaceable(directory)
     digits, budget = data.load(), SMOKE if smoke else FULL
     print(tables.who_sees_what(digits, budget), flush=True)
-    # TensorFlow would warn of tracing more than once; each network is traced once
+    # TensorFlow would warn of repeated tracing, but each network is traced once.
     with quiet("tensorflow"):
         runs = [_run_seed(digits, budget, seed) for seed in seeds]
     with (

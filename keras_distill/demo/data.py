@@ -1,4 +1,4 @@
-"""The demo's data: scikit-learn's handwritten digits, split, and views of them."""
+"""The demo's data: the split of scikit-learn's handwritten digits, and their views."""
 
 from typing import Any, NamedTuple
 
@@ -29,9 +29,9 @@ class Split(NamedTuple):
     """One seed's disjoint parts of the data.
 
     Attributes:
-        labelled: What is trained on with labels.
-        unlabelled: Images whose labels nobody in the demo gets to see.
-        test: What accuracy and the rest are measured on.
+        labelled: The images that are trained on with labels.
+        unlabelled: Images whose labels no model reads.
+        test: The images on which accuracy and the other scores are measured.
     """
 
     labelled: Digits
@@ -40,21 +40,21 @@ class Split(NamedTuple):
 
     @property
     def transfer(self) -> npt.NDArray[np.float32]:
-        """The images that the teacher teaches on: all but the test images."""
+        """The images of the distillation: all except the test images."""
         return np.concatenate([self.labelled.images, self.unlabelled])
 
 
 def load() -> Digits:
-    """Load the 1,797 digits that scikit-learn ships, so without a network."""
+    """Load scikit-learn's 1,797 digits; they are installed with it, so offline."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = digits.images.reshape(-1, *SHAPE) / 16.0  # pixels are 0..16
+    images = digits.images.reshape(-1, *SHAPE) / 16.0  # Pixels are 0 to 16.
     return Digits(images.astype("float32"), digits.target.astype("int32"))
 
 
 def split(digits: Digits, seed: int) -> Split:
-    """Split anew for each seed, with every class represented alike in each part."""
+    """Return a seed's split; each part has the same proportions of classes."""
     from sklearn.model_selection import train_test_split
 
     rest, test = train_test_split(
@@ -70,19 +70,19 @@ def split(digits: Digits, seed: int) -> Split:
 
 
 def views(images: Any, labels: Any = None, *, seed: int) -> tf.data.Dataset:
-    """Return endless batches of the images, each time shifted and turned a little.
+    """Return endless batches of images, shifted and rotated a little at random.
 
     Args:
         images: Images of shape `(count, 8, 8, 1)`.
-        labels: Their classes; None where there are none.
-        seed: Makes order and distortions the same in every run.
+        labels: Their classes; None without labels.
+        seed: The seed of order and distortions, which are the same in every run.
 
     Returns:
         Batches `(images, labels)`, or `(images,)` without labels.
     """
     distort = keras.Sequential(
         [
-            # half a pixel, 7 degrees: more than that makes other digits of them
+            # Half a pixel, 7 degrees. Larger distortions could change the digit.
             keras.layers.RandomTranslation(
                 1 / 16, 1 / 16, fill_mode="constant", seed=seed
             ),

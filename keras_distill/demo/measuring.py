@@ -10,12 +10,12 @@ from keras_distill.demo.data import Digits
 
 
 class Scores(NamedTuple):
-    """How good a model is on the test images.
+    """The scores of a model on the test images.
 
     Attributes:
-        accuracy: Share of images whose class is right.
+        accuracy: Share of images whose predicted class is right.
         nll: Negative log-likelihood of the labels, mean per image, in nats.
-        agreement: Share of images on which the model says what the teacher says.
+        agreement: Share of images for which model and teacher predict the same class.
     """
 
     accuracy: float
@@ -31,10 +31,10 @@ class Spread(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Distilled minus alone in test accuracy, seed by seed.
+    """The distilled student's test accuracy minus that of the student alone, by seed.
 
     Attributes:
-        differences: One a seed.
+        differences: One for each seed.
         spread: Their mean and standard deviation.
         wins: Number of seeds in which the distilled student is strictly better.
     """
@@ -65,7 +65,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def compare(alone: Sequence[Scores], distilled: Sequence[Scores]) -> Comparison:
-    """Compare the students of the same seeds: same split, same initial weights."""
+    """Compare the students by seed; those of a seed share split and initial weights."""
     differences = [
         after.accuracy - before.accuracy
         for before, after in zip(alone, distilled, strict=True)

@@ -7,7 +7,7 @@ from keras_distill.demo.data import CLASSES, SHAPE
 
 
 def teacher(seed: int) -> keras.Model:
-    """Build a convolutional network as one would that needn't be served."""
+    """Build a convolutional network of a size for models that needn't be served."""
     keras.utils.set_random_seed(seed)
     return keras.Sequential(
         [
@@ -27,7 +27,7 @@ def teacher(seed: int) -> keras.Model:
 
 
 def student(seed: int) -> keras.Model:
-    """Build a network about 80 times smaller, the same weights for the same seed."""
+    """Build a network about 80 times smaller; a seed always gives the same weights."""
     keras.utils.set_random_seed(seed)
     return keras.Sequential(
         [

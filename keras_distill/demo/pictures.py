@@ -1,4 +1,4 @@
-"""The demo's picture: what softened outputs are, and what comes of them."""
+"""The demo's picture: softened outputs, training curves and the students' accuracy."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from keras_distill.demo.results import (
 )
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
-# Of the probability that the teacher gives the right class: sure, but not certain.
+# The range of the teacher's probability for the right class in the pictured example.
 TELLING_CONFIDENCE = (0.6, 0.95)
 OTHERS = "#9ecae1"
 COLOURS = {TEACHER: "#7f7f7f", ALONE: "#d95f02", DISTILLED: "#1b6ca8"}
@@ -28,10 +28,10 @@ def draw(results: Results, teacher: keras.Model, test: Digits, directory: Path) 
     """Draw three pictures side by side into one PNG.
 
     Args:
-        results: Of all seeds.
+        results: The results of all seeds.
         teacher: The teacher of the first seed.
         test: The test images of the first seed.
-        directory: Where the PNG goes.
+        directory: The directory of the PNG.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -58,9 +58,9 @@ def soften(
 def _telling_example(
     teacher: keras.Model, test: Digits
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], int]:
-    """Return a digit that the teacher gets right without being certain of it.
+    """Return a digit that the teacher classifies correctly, but not with certainty.
 
-    Of those, the one that looks most like the others of its class.
+    Among such digits, it is the one nearest to the mean of its class.
     """
     logits = teacher.predict(test.images, batch_size=len(test.labels), verbose=0)
     means = [test.images[test.labels == each].mean(axis=0) for each in range(CLASSES)]
@@ -77,7 +77,7 @@ def _draw_softening(figure: Any, teacher: keras.Model, test: Digits) -> None:
     figure.suptitle("The teacher's probabilities for a test image")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.7))
     picture = left.add_subplot()
-    # 8x8 pixels are a mosaic to the eye; smoothed, they are handwriting.
+    # 8x8 pixels are hard to recognise as handwriting unless they are smoothed.
     framed = np.pad(image[..., 0], 1)
     picture.imshow(framed, cmap="gray_r", interpolation="bicubic")
     picture.set_title(f"a handwritten {label}", fontsize=11)
@@ -110,7 +110,7 @@ def _draw_curves(figure: Any, results: Results) -> None:
             alpha=0.15,
             lw=0,
         )
-    # the first epochs are far below, and aren't the point
+    # The first epochs are far below. Their accuracy doesn't matter here.
     lowest = 100 * min(scores.accuracy for scores in results.scores[ALONE]) - 10
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(
@@ -123,7 +123,7 @@ def _draw_curves(figure: Any, results: Results) -> None:
 
 
 def _draw_gains(figure: Any, results: Results) -> None:
-    """Draw each seed's two students, which start from the same weights, as a pair."""
+    """Draw each seed's two students as a pair: they have the same initial weights."""
     figure.suptitle("What distillation gains, seed by seed")
     axes = figure.add_subplot()
     places = np.arange(len(results.seeds))

@@ -1,4 +1,4 @@
-"""All that the demo finds out, and the JSON file that keeps it."""
+"""The results of the demo, and their JSON file."""
 
 import json
 import platform
@@ -24,7 +24,7 @@ ALONE = "student alone"
 DISTILLED = "student distilled"
 MODELS = (TEACHER, ALONE, DISTILLED)
 
-# Where the exports of these models go, and the page; so all that a demo writes.
+# The folders of these models' exports and of the page, and all that a demo writes.
 FOLDERS = {TEACHER: "teacher", DISTILLED: "student"}
 REPORT = "report"
 WRITTEN = {FILE, PICTURE, REPORT, *FOLDERS.values()}
@@ -32,14 +32,14 @@ WRITTEN = {FILE, PICTURE, REPORT, *FOLDERS.values()}
 
 @dataclass(frozen=True)
 class Results:
-    """What was trained, and what came of it.
+    """The results of all seeds.
 
     Attributes:
-        seeds: One run of everything each.
+        seeds: The seeds; each had a run of its own.
         budget: The steps that every model was trained for.
         parameters: Number of parameters by model.
-        scores: By model, one a seed.
-        curves: By model, one a seed: the test accuracy after each epoch.
+        scores: By model, the scores of each seed.
+        curves: By model, the test accuracy after each epoch of each seed.
         served: The teacher and the distilled student of the first seed, as exported.
     """
 
@@ -52,18 +52,18 @@ class Results:
 
     @property
     def comparison(self) -> Comparison:
-        """The distilled student against the student alone."""
+        """The comparison of the distilled student with the student alone."""
         return compare(self.scores[ALONE], self.scores[DISTILLED])
 
 
 def write(results: Results, directory: Path) -> None:
-    """Write every number, and what is needed to get it again."""
+    """Write every number, and the settings and versions that reproduce it."""
     text = json.dumps(_describe(results), indent=2, allow_nan=False)
     (directory / FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def check_replaceable(directory: Path) -> None:
-    """Raise where replacing `directory` would lose what no demo wrote."""
+    """Raise an error if `directory` contains files that no demo wrote."""
     if not directory.exists():
         return
     if not directory.is_dir():

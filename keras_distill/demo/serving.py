@@ -1,4 +1,4 @@
-"""The demo's exported files: how large, how exact, how fast on a single image."""
+"""The demo's exported files: size, exactness and latency for a single image."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -28,12 +28,12 @@ class Artefact(NamedTuple):
 
 
 class Served(NamedTuple):
-    """A model as it can be served.
+    """A model's exported files, and the time of the Keras model for comparison.
 
     Attributes:
-        artefacts: One a format.
-        predict_ms: Median time of `model.predict` on a single image, to compare.
-        compiled_ms: The same of the model inside a `tf.function`.
+        artefacts: One for each format.
+        predict_ms: Median time of `model.predict` on a single image.
+        compiled_ms: Median time of the model inside a `tf.function`.
     """
 
     artefacts: dict[str, Artefact]
@@ -46,8 +46,8 @@ def serve(model: keras.Model, directory: Path, images: Image) -> Served:
 
     Args:
         model: A trained model.
-        directory: Where the files go.
-        images: Real images to check the files on; the first is timed.
+        directory: The directory of the files.
+        images: Real images to check the files on. Latency is measured on the first.
     """
     manifest = export(model, directory, example_batch=images)
     rows = measure(directory, model=model, batch_sizes=[1])

@@ -9,7 +9,7 @@ from keras_distill.demo.training import Budget
 
 
 def who_sees_what(digits: data.Digits, budget: Budget) -> str:
-    """Say what each model learns from."""
+    """Return a description of the data that each model learns from."""
     unlabelled = len(digits.labels) - data.LABELLED - data.TEST
     return textwrap.fill(
         f"Each seed splits {len(digits.labels):,} real 8x8 digits anew into "
@@ -44,7 +44,7 @@ def quality(results: Results) -> str:
 
 
 def serving(results: Results) -> str:
-    """Return size, exactness and speed of what was exported."""
+    """Return size, exactness and speed of the exported files."""
     teacher, student = results.served[TEACHER], results.served[DISTILLED]
     row = "{:<22}{:>9}{:>9}{:>13}{:>13}{:>14}".format
     lines = [

@@ -1,7 +1,7 @@
 """The demo's three trainings: the teacher, the student alone, the student distilled.
 
-Each is `compile` and `fit`. All take the same number of steps, with the same batch
-size, optimiser and learning-rate schedule for both students.
+Each is `compile` and `fit`. All have the same number of steps. Both students have the
+same batch size, optimiser and learning-rate schedule.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class Budget:
     """How long every model is trained.
 
     Attributes:
-        epochs: How often the test accuracy is looked at, for the curves.
-        steps_per_epoch: Optimiser steps between two looks.
+        epochs: How often the test accuracy is measured, for the curves.
+        steps_per_epoch: Optimiser steps between two measurements.
     """
 
     epochs: int = 30
@@ -64,15 +64,15 @@ def train_alone(split: Split, budget: Budget, seed: int) -> Trained:
 def train_distilled(
     teacher: keras.Model, split: Split, budget: Budget, seed: int
 ) -> Trained:
-    """Train the student to say what the teacher says about images without labels.
+    """Train the student to match the teacher's outputs, without labels.
 
-    Student and teacher see the same view of an image in each step.
+    In each step, student and teacher read the same view of an image.
     """
     distiller = Distiller(models.student(seed), teacher)
     distiller.compile(
         _adam(STUDENT_LEARNING_RATE, budget),
         distillation_loss=losses.ForwardKL(temperature=TEMPERATURE),
-        alpha=1.0,  # the teacher alone: no label is read
+        alpha=1.0,  # The loss is that of the teacher only; no label is read.
         metrics=["accuracy"],
         steps_per_execution=budget.steps_per_epoch,
     )
@@ -102,9 +102,9 @@ def _adam(learning_rate: float, budget: Budget) -> keras.optimizers.Optimizer:
 def _fit(
     model: keras.Model, data: tf.data.Dataset, test: Digits, budget: Budget
 ) -> list[float]:
-    """Fit, and return the test accuracy after each epoch; nothing is chosen by it."""
-    # One batch; Keras would cut arrays into batches anew in each epoch, which takes
-    # longer than to evaluate it.
+    """Fit; return the test accuracy after each epoch, which decides nothing."""
+    # A data set of one batch. Keras would cut arrays into batches again in each epoch,
+    # which takes longer than the evaluation.
     whole = tf.data.Dataset.from_tensors(tuple(test))
     history = model.fit(
         data,

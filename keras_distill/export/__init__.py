@@ -1,8 +1,8 @@
-"""Export of any Keras model to the files that servers and phones take.
+"""Export of any Keras model to the files that servers and phones read.
 
 One call writes a SavedModel, an ONNX and a LiteRT file, in full precision and
-quantised, runs each of them in its own runtime against the model, and puts them in
-place together or not at all.
+quantised. It runs each of them in its own runtime and compares it with the model. It
+publishes all of them or none.
 """
 
 from keras_distill.export.evaluation import Evaluation

@@ -1,4 +1,4 @@
-"""Advice, by the cause, on a model that a format can't hold."""
+"""Advice on models that a format can't represent, by the cause."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from keras_distill.export.serving import Served
 _TEXT = re.compile(r"String|Regex|HashTable|LookupTable|lookup tables|AsString")
 # Operators that draw random numbers.
 _RANDOM = re.compile(r"Stateless(?:Random|Truncated|Parameterized)\w+|\bRandom[A-Z]\w+")
-# Operators that a converter knows in no type.
+# Operators that a converter doesn't know for any dtype.
 _UNKNOWN = re.compile(r"Tensorflow op \[.+?\] is not supported|Custom ops: ")
 _SPLIT = (
     "split off the preprocessing with `keras_distill.export.split_preprocessing(model, "
@@ -28,12 +28,12 @@ _OTHER_FLOATS = {"float16", "bfloat16", "float64"}
 def remedies(
     served: Served, target: Target, error: Exception, operations: Sequence[Any]
 ) -> Iterator[str]:
-    """Yield what may help besides leaving the format out.
+    """Yield remedies other than leaving the format out.
 
     Args:
         served: The model.
         target: The format and precision that it was converted to.
-        error: What the converter or the runtime raised.
+        error: The error of the converter or the runtime.
         operations: The layers and operations at fault, as far as they are known.
     """
     if isinstance(error, Refusal):
@@ -74,10 +74,10 @@ def remedies(
 
 
 def _can_be_split(model: keras.Model, name: str) -> bool:
-    """Tell whether `split_preprocessing` takes the model, by a try on a copy."""
+    """Return whether `split_preprocessing` can split the model; try it on a copy."""
     try:
         copy = keras.models.clone_model(model)
-    except Exception:  # of layers that can't be copied: the graph has to tell
+    except Exception:  # Some layers can't be copied. Then the graph decides.
         return is_graph(model)
     try:
         split_preprocessing(copy, (name,))
@@ -87,12 +87,12 @@ def _can_be_split(model: keras.Model, name: str) -> bool:
 
 
 def is_quantized(layer: keras.layers.Layer) -> bool:
-    """Tell whether `quantize` of Keras changed the layer, as in QLoRA."""
+    """Return whether Keras' `quantize` changed the layer, as in QLoRA."""
     return isinstance(layer.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy)
 
 
 def computes_in_16_bits(model: keras.Model) -> bool:
-    """Tell whether a layer of the model computes in float16 or bfloat16."""
+    """Return whether a layer of the model computes in float16 or bfloat16."""
     return any(
         layer.compute_dtype in ("float16", "bfloat16")
         for layer in model._flatten_layers()
@@ -103,7 +103,7 @@ def _are_loops(
     layers: Sequence[Any], error: Exception, operations: Sequence[Any]
 ) -> bool:
     at_fault = any(_is_loop(operation) for operation in operations)
-    # The operator may be one of a cell inside.
+    # The operator may belong to a cell within a layer.
     return at_fault or ("TensorList" in str(error) and any(map(_is_loop, layers)))
 
 

@@ -15,14 +15,15 @@ from keras_distill.export.evaluation import Evaluation
 from keras_distill.export.formats import FULL, Target
 from keras_distill.export.values import as_float, as_int, from_numpy
 
-# In the order of writing: LiteRT is converted from the SavedModel, and what is
-# quantised from what is not.
+# In the order of writing. LiteRT is converted from the SavedModel, and quantised
+# artefacts from those in full precision.
 _FORMATS = (saved_model.FORMAT, onnx.FORMAT, litert.FORMAT)
-# Static quantisation reads the ranges of activations off calibration data.
+# Static quantisation measures the ranges of activations on calibration data.
 _CALIBRATED = ("int8", "integer_only")
 INTEGERS = ("dynamic_int8", *_CALIBRATED)
 # The largest relative differences. Those of int8 depend on the model far more than
-# on the converter: this one tells a broken file, an `Evaluation` tells a worse one.
+# on the converter. This tolerance detects a broken file; an `Evaluation` detects a less
+# accurate one.
 _TOLERANCES = {FULL: 1e-5, "float16": 1e-2} | dict.fromkeys(INTEGERS, 0.2)
 
 
@@ -40,14 +41,14 @@ def check_backend() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What `export` was asked for, checked.
+    """The checked arguments of `export`.
 
     Args:
         targets: The artefacts, in the order of writing.
-        batch_size: The only batch size that they take; None for any.
+        batch_size: The only batch size of the artefacts; None for any.
         tolerances: The tolerance of every precision.
         gives_full: Whether the caller gave a tolerance of full precision.
-        provenance: As the manifest's file gives it back.
+        provenance: The provenance, as it is read from the manifest's file.
     """
 
     targets: list[Target]
@@ -69,7 +70,7 @@ def order(
     tolerance: float | Mapping[str, float] | None,
     provenance: Mapping[str, Any] | None,
 ) -> Order:
-    """Return what was asked for by arguments of `export`, or raise an error."""
+    """Check arguments of `export`, and return them."""
     return Order(
         targets(formats, quantize),
         fixed_size(batch_size),
@@ -155,20 +156,20 @@ def tolerances(tolerance: float | Mapping[str, float] | None) -> dict[str, float
                 "`tolerance` must be positive and finite. "
                 f"Received: tolerance={tolerance}."
             )
-    # No quantised artefact is nearer to Keras than the one that it is made from.
+    # A quantised artefact isn't nearer to Keras than the one that it is made from.
     floor = given.get(FULL, 0.0)
     return {name: max(value, floor) for name, value in _TOLERANCES.items()} | given
 
 
 def gives_full(tolerance: float | Mapping[str, float] | None) -> bool:
-    """Tell whether a caller's tolerance says anything of full precision."""
+    """Return whether a caller's tolerance has a value for full precision."""
     if isinstance(tolerance, Mapping):
         return FULL in tolerance
     return tolerance is not None
 
 
 def check_types(directory: Any, preprocessing: Any, evaluation: Any) -> None:
-    """Raise where an argument is of a type that can't be used."""
+    """Raise an error if an argument has a type that can't be used."""
     if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
         raise TypeError(
             "`directory` must be the path of a directory. "
@@ -189,7 +190,7 @@ def check_types(directory: Any, preprocessing: Any, evaluation: Any) -> None:
 
 
 def fixed_size(batch_size: Any) -> int | None:
-    """Return the only batch size that artefacts take; None for any."""
+    """Return the only batch size of the artefacts; None for any."""
     if batch_size is None:
         return None
     whole = as_int(batch_size)
@@ -210,10 +211,10 @@ def _shown(value: Any) -> str:
 
 
 def of_own_ranges(order: Order) -> Order:
-    """Return what was asked for of a model whose layers round its activations.
+    """Return the order for a model whose layers round its activations.
 
     Raises:
-        ValueError: A target can't take its ranges.
+        ValueError: A target can't use the model's ranges.
     """
     refused = [
         target.name
@@ -228,7 +229,7 @@ def of_own_ranges(order: Order) -> Order:
         )
     if order.gives_full:
         return order
-    # Where rounding meets rounding, a value may be off by a step.
+    # Model and artefact both round, so a value may differ by a step.
     full = max(order.tolerances[FULL], _TOLERANCES["int8"])
     return dataclasses.replace(order, tolerances=order.tolerances | {FULL: full})
 
@@ -240,13 +241,13 @@ def check_data(
     *,
     has_ranges: bool = False,
 ) -> None:
-    """Raise where data is missing that the targets need, or given for nothing.
+    """Raise an error if needed data is missing, or given data isn't needed.
 
     Args:
         targets: The artefacts.
-        example_batch: As given by the caller.
-        calibration_data: As given by the caller.
-        has_ranges: Whether the model has the ranges of its activations in it.
+        example_batch: The caller's argument.
+        calibration_data: The caller's argument.
+        has_ranges: Whether the model contains the ranges of its activations.
     """
     if example_batch is None:
         raise ValueError(
@@ -278,7 +279,7 @@ def check_data(
 
 
 def as_json(provenance: Mapping[str, Any] | None) -> Any:
-    """Return it as the manifest's file gives it back."""
+    """Return the provenance as it will be read from the manifest's file."""
     try:
         if provenance is not None and not isinstance(provenance, Mapping):
             raise TypeError(f"a {type(provenance).__name__}")

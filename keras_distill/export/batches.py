@@ -1,4 +1,4 @@
-"""Batches: from what the caller passes to named NumPy arrays, whole or in pieces."""
+"""Conversion of a caller's batches to named NumPy arrays, and their pieces."""
 
 import os
 import re
@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras_distill.types import Nested
 
 Arrays = dict[str, npt.NDArray[Any]]
-# Colours of a terminal, names of nodes and all arguments, in errors of Keras.
+# Parts of Keras' errors: colours of a terminal, names of nodes and all arguments.
 _NOISE = re.compile(
     r"\x1b\[[0-9;]*m|\[?\{\{.*?\}\}\]?|\[Op:.*?\]|Arguments received by.*", re.DOTALL
 )
@@ -24,11 +24,11 @@ _NOISE = re.compile(
 def to_arrays(
     batch: Any, specs: dict[str, tf.TensorSpec], argument: str = "example_batch"
 ) -> Arrays:
-    """Bring `batch` under the input names and dtypes of `specs`, and check it.
+    """Convert `batch` to the input names and dtypes of `specs`, and check it.
 
     Args:
         batch: An array, or a list or dict of arrays.
-        specs: Input name to spec; the size of the first axis isn't looked at.
+        specs: Input name to spec; the size of the first axis is ignored.
         argument: What the caller calls `batch`, for errors.
     """
     arrays = {
@@ -47,7 +47,7 @@ def to_arrays(
 def to_array(
     values: Any, spec: tf.TensorSpec, name: str, argument: str = "example_batch"
 ) -> npt.NDArray[Any]:
-    """Bring one input to the dtype of `spec` and check its shape."""
+    """Convert one input to the dtype of `spec`, and check its shape."""
     array = _as_array(values, name, argument)
     dtype = np.dtype(spec.dtype.as_numpy_dtype)
     is_text = array.dtype.kind in "OSU"
@@ -72,7 +72,7 @@ def to_array(
 
 
 def _as_array(values: Any, name: str, argument: str) -> npt.NDArray[Any]:
-    """Make an array of what may be a tensor, a list or a data frame."""
+    """Return a tensor, a list or a data frame as an array."""
     try:
         array = np.asarray(values)
     except Exception as error:  # ragged lists, ragged and sparse tensors
@@ -95,7 +95,7 @@ def _as_array(values: Any, name: str, argument: str) -> npt.NDArray[Any]:
 
 
 def by_name(batch: Any, names: list[str], argument: str) -> dict[str, Any]:
-    """Bring an array, or a list or dict of arrays, under `names`."""
+    """Return an array, or a list or dict of arrays, as a dict with the keys `names`."""
     if isinstance(batch, dict):
         if set(batch) != set(names):
             raise ValueError(
@@ -120,11 +120,11 @@ def by_name(batch: Any, names: list[str], argument: str) -> dict[str, Any]:
 
 @contextmanager
 def taken(argument: str, errors: type[Exception] = tf.errors.OpError) -> Iterator[None]:
-    """Raise ValueError for values that a model can't compute with, and name them.
+    """Raise ValueError if the model can't compute with the values of an argument.
 
     Args:
-        argument: What the caller calls these values.
-        errors: What a runtime raises for such values.
+        argument: The caller's name for these values.
+        errors: The errors that a runtime raises for such values.
     """
     try:
         yield
@@ -137,12 +137,12 @@ def taken(argument: str, errors: type[Exception] = tf.errors.OpError) -> Iterato
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error says in one line, without colours and addresses."""
+    """Return an error's message on one line, without colours and names of nodes."""
     return textwrap.shorten(_NOISE.sub("", str(error)), 300)
 
 
 def as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return text as `bytes` objects; TensorFlow gives these, other runtimes `str`."""
+    """Return text as `bytes` objects, as TensorFlow does; other runtimes use `str`."""
     encoded = [x if isinstance(x, bytes) else str(x).encode() for x in array.flat]
     return np.array(encoded, dtype=object).reshape(array.shape)
 
@@ -153,7 +153,7 @@ def size_of(arrays: Arrays) -> int:
 
 
 def rows(arrays: Arrays, which: slice | list[int]) -> Arrays:
-    """Take some examples."""
+    """Return some examples."""
     return {name: array[which] for name, array in arrays.items()}
 
 
@@ -165,14 +165,14 @@ def of_size(arrays: Nested, size: int) -> Nested:
 
 
 def other_size(arrays: Arrays) -> Arrays:
-    """Make a batch of another size: its first example, or that example twice."""
+    """Return a batch of another size: its first example, or that example twice."""
     return rows(arrays, [0] if size_of(arrays) > 1 else [0, 0])
 
 
 def pieces(arrays: Arrays, size: int) -> Iterator[tuple[Arrays, int]]:
-    """Cut into batches of exactly `size`, with the number of examples that count.
+    """Yield batches of exactly `size` examples, each with the number that counts.
 
-    The last one is filled up with its last example, for models of a fixed batch size.
+    The last batch is filled up by repeating its last example.
     """
     total = size_of(arrays)
     for begin in range(0, total, size):

@@ -1,4 +1,4 @@
-"""The search for the layers that a format can't hold, with advice for each."""
+"""The search for the layers that a format can't represent, with advice."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from keras_distill.export.quiet import quiet
 from keras_distill.export.recording import Call, Recording, recording
 from keras_distill.export.serving import Served, Tensors, tensors_of, traced
 
-# Where converters and runtimes name the node that they fail at.
+# The name of the failing node in errors of converters and runtimes.
 _NODES = (
     re.compile(r"Tensorflow op \[(.+?): \w+\] is not supported"),  # tf2onnx
     re.compile(r"Failed to convert node '(.+?)'"),
@@ -46,7 +46,7 @@ _NOT_ALL_TRIED = "Which layer is at fault isn't known"
 
 @dataclass(frozen=True)
 class Examiner:
-    """Looks for the cause of what failed.
+    """The search for the cause of a failed conversion or comparison.
 
     Attributes:
         served: The model that was converted.
@@ -59,7 +59,7 @@ class Examiner:
     tolerance: float
 
     def __call__(self, target: Target, error: Exception) -> Diagnosis:
-        """Name the layers at fault where a converter or runtime raised."""
+        """Return the layers at fault for an error of a converter or runtime."""
         if isinstance(error, Refusal):
             return Diagnosis(error.where, self._remedies(target, error, ()))
         calls, note = self._at_fault(target, error)
@@ -67,7 +67,7 @@ class Examiner:
         return Diagnosis(_named(calls), self._remedies(target, error, operations), note)
 
     def of_values(self, target: Target, error: Exception) -> Diagnosis:
-        """Name the first layer whose output isn't Keras'."""
+        """Return the first layer whose output differs from Keras'."""
         others: list[str] = []
         in_16_bits = computes_in_16_bits(self.served.model)
         if in_16_bits:
@@ -85,7 +85,7 @@ class Examiner:
         return Diagnosis(_named(calls), tuple(others), note)
 
     def _differs_traced(self) -> bool:
-        """Whether Keras itself computes something else in a graph."""
+        """Return whether Keras itself computes other values when it is traced."""
         call, inputs = self.served.call, self.served.inputs
         graph = tf.function(call, input_signature=[inputs], autograph=False)
         tensors = tensors_of(self.batch)
@@ -93,7 +93,7 @@ class Examiner:
             with tf.device("/CPU:0"), quiet("tensorflow", "absl"):
                 first, again, traced = call(tensors), call(tensors), graph(tensors)
         except Exception:
-            # What failed before is what the caller has to read.
+            # The caller must get the earlier error, not this one.
             return False
         return self._agree(first, again) and not self._agree(first, traced)
 
@@ -118,7 +118,7 @@ class Examiner:
         try:
             verdict = trials.find(self.served, target, self.batch, tolerance, output)
         except Exception:
-            # What failed before is what the caller has to read.
+            # The caller must get the earlier error, not this one.
             return [], _NOT_ALL_TRIED
         return verdict.at_fault, _note(verdict)
 
@@ -128,14 +128,14 @@ class Examiner:
         return tuple(remedies(self.served, target, error, operations))
 
     def _record(self) -> Recording:
-        """Trace the model once more, as its nodes are called the same each time."""
+        """Trace the model again: its nodes have the same names in each trace."""
         with recording() as recorded:
             traced(self.served.call, self.served.inputs)
         return recorded
 
 
 def mentioned(message: str, recorded: Recording) -> list[Call]:
-    """Return the calls whose nodes a message is about, each layer once."""
+    """Return the calls whose nodes a message names, each layer once."""
     names = {name for pattern in _NODES for name in pattern.findall(message)}
     calls = [call for name in names for call in _makers(name, recorded)]
     order = {id(call): i for i, call in enumerate(_all_calls(recorded.root))}
@@ -146,11 +146,11 @@ def mentioned(message: str, recorded: Recording) -> list[Call]:
 def _makers(name: str, recorded: Recording) -> list[Call]:
     # tf2onnx numbers the nodes that it adds: `dense/MatMul__12`.
     parts = re.sub(r"(__\d+)+$", "", name).split("/")
-    # Inlined functions put their own names in front.
+    # An inlined function puts its own name before the node's.
     for begin in range(len(parts)):
         calls = recorded.makers.get("/".join(parts[begin:]), [])
         if calls:
-            # The same name in two graphs, such as those of two loops, says nothing.
+            # A name that is in two graphs, e.g. of two loops, doesn't identify a layer.
             return calls if len({id(c.operation) for c in calls}) == 1 else []
     return []
 

@@ -1,4 +1,4 @@
-"""Python code that a graph calls back: no file can hold it."""
+"""Python code that a graph calls. No file can contain it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 from keras_distill.export.graphs import running
 from keras_distill.export.recording import recording
 
-# Of `tf.py_function` and `tf.numpy_function`.
+# The operators of `tf.py_function` and `tf.numpy_function`.
 _CALLBACKS = {"EagerPyFunc", "PyFunc", "PyFuncStateless"}
 
 
 def refuse_callbacks(concrete: Any, trace: Callable[[], Any]) -> None:
-    """Raise `ValueError` where a traced call runs Python code.
+    """Raise `ValueError` if a traced call runs Python code.
 
-    The graph keeps no more than a number by which this process finds the code. So such
-    a file works here, and in no other process.
+    The graph contains only a number by which this process finds the code. So a file of
+    it works in this process only.
 
     Args:
         concrete: The concrete function of the call.
-        trace: Traces the call once more.
+        trace: Traces the call again.
     """
     found = running(concrete.graph, _CALLBACKS)
     if not found:

@@ -1,4 +1,4 @@
-"""Operations as the converters need them traced."""
+"""Replacements of operations that the converters can't convert, or convert wrongly."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,9 +13,10 @@ from keras_distill.export.patching import replaced
 
 @contextmanager
 def convertible() -> Iterator[None]:
-    """Trace what ONNX or LiteRT lack or get wrong as other operations.
+    """Within this block, trace other operations if ONNX or LiteRT need them.
 
-    The values are the same. Keras and TensorFlow are as they were afterwards.
+    They replace operations that these lack or convert wrongly, and compute the same
+    values. Keras and TensorFlow are restored afterwards.
     """
     with ExitStack() as stack:
         for module, functions in _functions().items():
@@ -25,7 +26,7 @@ def convertible() -> Iterator[None]:
 
 
 def _functions() -> dict[Any, dict[str, Callable[..., Any]]]:
-    """Return the functions of each module. Each takes the original one first."""
+    """Return the replacements by module. Their first argument is the original."""
     from keras.src.backend.tensorflow import math
     from keras.src.backend.tensorflow import numpy as backend
     from tensorflow.python.ops import gen_array_ops, gen_math_ops, gen_nn_ops
@@ -39,19 +40,19 @@ def _functions() -> dict[Any, dict[str, Callable[..., Any]]]:
             "nan_to_num": _nan_to_num,
             "signbit": _signbit,
         },
-        # What Keras and `tf` both call, also in layers of the caller's.
+        # Keras and `tf` both call these, also in the caller's own layers.
         gen_array_ops: {"one_hot": _one_hot},
         gen_math_ops: {"floor_div": _floor_div},
         gen_nn_ops: {"softplus": _softplus},
     }
 
 
-# Keras' `argmax` and `argmin` take `-0.0` for less than `0.0`, and look for it by
-# `signbit`, in the bits of the number.
+# Keras' `argmax` and `argmin` treat `-0.0` as less than `0.0`. They find it with
+# `signbit`, from the bits of the number.
 def _signbit(original: Any, x: Any) -> Any:
-    """Compute the sign in the one form that `onnx_operators` knows.
+    """Compute the sign in the only form that `onnx_operators` converts.
 
-    A division would stop LiteRT's int8 at values that are rounded to zero.
+    With a division, LiteRT's int8 would fail at values that are rounded to zero.
     """
     x = tf.convert_to_tensor(x)
     if x.dtype == tf.bool:
@@ -61,7 +62,7 @@ def _signbit(original: Any, x: Any) -> Any:
     return tf.less(tf.bitcast(keras.ops.cast(x, "float32"), tf.int32), 0)
 
 
-# LiteRT finds no infinity by `tf.math.is_inf`, nor by equality with one.
+# In LiteRT, neither `tf.math.is_inf` nor equality with infinity finds an infinity.
 def _isinf(original: Any, x: Any) -> Any:
     return _isposinf(original, tf.abs(_number(x)))
 
@@ -99,16 +100,16 @@ def _nan_to_num(
 
 
 def _rsqrt(original: Any, x: Any) -> Any:
-    """Give infinity for zeros, where LiteRT gives NaN."""
+    """Return infinity for zeros, for which LiteRT returns NaN."""
     x = tf.convert_to_tensor(x)
     if _has_epsilon(x):
-        # Converters know normalisation by this operator alone.
+        # Converters recognise normalisation only by this operator.
         return original(x)
     return tf.where(tf.equal(x, 0), 1 / x, original(x))
 
 
 def _has_epsilon(x: Any) -> bool:
-    """Whether a tensor is a sum with a positive constant."""
+    """Return whether a tensor is a sum with a positive constant."""
     if not tf.is_symbolic_tensor(x) or x.op.type not in {"Add", "AddV2"}:
         return False
     values = [tf.get_static_value(tensor) for tensor in x.op.inputs]
@@ -116,13 +117,13 @@ def _has_epsilon(x: Any) -> bool:
 
 
 def _softplus(original: Any, features: Any, name: str | None = None) -> Any:
-    """Take no exponential of what is large: LiteRT computes log(1 + exp(x))."""
+    """Avoid exponentials of large values: LiteRT computes log(1 + exp(x))."""
     x = tf.convert_to_tensor(features)
     return tf.maximum(x, 0) + tf.math.log1p(tf.exp(-tf.abs(x)))
 
 
 def _floor_div(original: Any, x: Any, y: Any, name: str | None = None) -> Any:
-    """Divide floats by zero, at which LiteRT's own operator stops."""
+    """Divide floats, also by zero: LiteRT's own operator fails at zeros."""
     x = tf.convert_to_tensor(x)
     return tf.floor(x / y) if x.dtype.is_floating else original(x, y, name)
 
@@ -130,7 +131,7 @@ def _floor_div(original: Any, x: Any, y: Any, name: str | None = None) -> Any:
 def _one_hot(
     original: Any, indices: Any, depth: Any, *values: Any, **options: Any
 ) -> Any:
-    """Bring indices beyond 0 ... depth to `depth`, which has no place in the output.
+    """Replace indices outside of 0 ... depth by `depth`, whose row is all zeros.
 
     ONNX counts negative indices from the end, and LiteRT cuts them to 32 bits.
     """

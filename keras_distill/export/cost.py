@@ -13,17 +13,16 @@ tree = keras.tree
 def flops(model: keras.Model, inputs: Nested) -> int | None:
     """Return the floating-point operations of one call in inference.
 
-    A multiplication and an addition count as two operations. What a loop does, e.g.
-    that of a recurrent layer, counts once. TensorFlow and JAX count activations
-    differently: compare models on one backend.
+    A multiplication and an addition count as two operations. The body of a loop, e.g.
+    of a recurrent layer, counts once. TensorFlow and JAX count activations differently:
+    compare models on one backend.
 
     Args:
         model: A built model.
         inputs: The inputs of the call, e.g. of one row.
 
     Returns:
-        The number; None where the backend can't count, e.g. for operations of which it
-        doesn't know the cost.
+        The number; None if the backend can't count, e.g. operations of unknown cost.
     """
     counts = {"tensorflow": _by_tensorflow, "jax": _by_jax}
     count = counts.get(keras.backend.backend())

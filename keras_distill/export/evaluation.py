@@ -32,15 +32,15 @@ _OTHERS = {
     keras.metrics.Sum,
     *_OF_IDS,
 }
-# They compare labels and outputs one by one; broadcasting would make up labels. Classes
-# that are derived from these may do otherwise.
+# These compare labels and outputs value by value. Broadcasting would invent labels.
+# Their subclasses may compute something else.
 _OF_VALUES = tuple(
     kind
     for kind in vars(keras.metrics).values()
     if isinstance(kind, type) and issubclass(kind, keras.metrics.Metric)
     if kind not in _OTHERS
 )
-# Of one unit, which is the largest and all of the sum, they measure nothing.
+# These measure nothing with a single unit, which is always the largest.
 _OF_CLASSES = (
     *_OF_IDS,
     keras.metrics.CategoricalAccuracy,
@@ -50,32 +50,34 @@ _OF_CLASSES = (
 
 
 class Evaluation:
-    """Held-out data, a task metric and how much of it an artefact may lose.
+    """Held-out data, a task metric, and how much of the metric an artefact may lose.
 
-    Every artefact and the Keras model run over the data; an artefact that is worse
-    than the model by more than `max_drop` isn't published. It decides about int8
-    artefacts alone; others have to agree with the model value by value too.
+    The Keras model and every artefact run over the data. If the metric of an artefact
+    is worse than the model's by more than `max_drop`, nothing is published. For int8
+    artefacts, only the metric decides. Other artefacts must also agree with the model
+    value by value.
 
     Args:
         data: `(x, y)` or `(x, y, sample_weight)` of arrays of shape `(examples, ...)`,
-            or an iterable of such batches that can be iterated more than once, as a
-            `tf.data.Dataset`. `x` as the model takes it, or the preprocessing where
-            there is one; `y` as the metric takes it, or a dict of that by output.
-            The model's outputs for all of it are held in memory.
-        metric: A `keras.metrics.Metric`, called with `y` and the output, as
-            `keras.metrics.SparseCategoricalAccuracy()` or, of one logit,
+            or an iterable of such batches that can be iterated more than once, e.g. a
+            `tf.data.Dataset`. `x` has the form that the model reads, or that its
+            preprocessing reads if there is one. `y` has the form that the metric reads,
+            or is a dict of labels by output. The model's outputs for all examples are
+            kept in memory.
+        metric: A `keras.metrics.Metric` that is called with `y` and the output, e.g.
+            `keras.metrics.SparseCategoricalAccuracy()` or, for a single logit,
             `keras.metrics.AUC(from_logits=True)`. The object isn't changed.
         max_drop: By how much an artefact's metric may be worse than the model's: 0.01
             is a point of accuracy.
         output: The name of the output that `metric` reads; only a model of several
             outputs needs it.
-        mode: `"max"` where a larger metric is better, `"min"` where a smaller one is;
-            `"auto"` by what Keras' callbacks take the metric for.
+        mode: `"max"` if a larger metric is better, `"min"` if a smaller one is better;
+            `"auto"` for the direction that Keras gives the metric.
         batch_size: How many examples run at once; arrays are cut to it.
 
     Raises:
-        TypeError: `metric` isn't a Keras metric, or a number isn't one.
-        ValueError: `max_drop` or `batch_size` or `mode` isn't usable.
+        TypeError: `metric` isn't a Keras metric, or an argument isn't a number.
+        ValueError: `max_drop`, `batch_size` or `mode` isn't usable.
 
     Example:
     >>> import keras, numpy as np
@@ -117,7 +119,7 @@ class Evaluation:
         self._select: Callable[[Any], Any] = lambda inputs: inputs
 
     def batches(self) -> Iterator[tuple[Any, Any, Any]]:
-        """Yield `(x, y, sample_weight)` of at most `batch_size` examples each."""
+        """Yield `(x, y, sample_weight)`; arrays are cut to `batch_size` examples."""
         if not isinstance(self.data, tuple):
             for batch in self.data:
                 yield keras.utils.unpack_x_y_sample_weight(_arrays(batch))
@@ -135,9 +137,9 @@ class Evaluation:
             yield keras.utils.unpack_x_y_sample_weight(_cut(arrays, part))
 
     def selecting(self, select: Callable[[Any], Any]) -> "Evaluation":
-        """Return this evaluation of the part of its inputs that `select` returns.
+        """Return a copy of this evaluation that applies `select` to its inputs.
 
-        What this evaluation selects already is what `select` is given.
+        A selection that this evaluation has already is applied first.
         """
         selecting, earlier = copy.copy(self), self._select
         selecting._select = lambda inputs: select(earlier(inputs))
@@ -159,7 +161,7 @@ def _checked_drop(max_drop: Any) -> float:
 
 def _checked_mode(mode: str, metric: keras.metrics.Metric) -> str:
     """Return "max" or "min"."""
-    # As `ModelCheckpoint` does; "up", "down" or None.
+    # `ModelCheckpoint` reads it too: "up", "down" or None.
     direction = getattr(metric, "_direction", None)
     if mode == "auto" and direction in ("up", "down"):
         mode = "max" if direction == "up" else "min"
@@ -185,11 +187,11 @@ def _checked_size(batch_size: Any) -> int:
 
 
 class HeldOut:
-    """An evaluation's data as the artefacts take it.
+    """An evaluation's data in the form of the artefacts' inputs.
 
     Attributes:
         output: The name of the output that the metric reads.
-        examples: How many there are.
+        examples: The number of examples.
     """
 
     def __init__(
@@ -213,7 +215,7 @@ class HeldOut:
         return (batch for batch, *_ in self._pieces())
 
     def metric(self, outputs: Iterable[Arrays]) -> float:
-        """Return the metric of what a model or an artefact gave for `inputs`."""
+        """Return the metric of a model's or an artefact's outputs for `inputs`."""
         nan = 0
         with _from_zero(self._evaluation.metric) as metric:
             pairs = zip(self._pieces(), outputs, strict=True)
@@ -229,7 +231,7 @@ class HeldOut:
                 f"{metric.name!r}, which gives an array of shape {result.shape}."
             )
         if nan and type(metric) in _OF_VALUES and not np.isnan(result):
-            # As thresholds do, which NaN is below.
+            # NaN is below every threshold, so such metrics return a number for it.
             raise ValueError(
                 f"`data` must have no NaN among its labels, of which {metric.name!r} "
                 f"makes values, or a weight of 0 there. Received: {nan} NaN."
@@ -251,7 +253,7 @@ class HeldOut:
 
 
 class Judge:
-    """Runs artefacts over an evaluation, against what the model gave there."""
+    """Runs artefacts over an evaluation, and compares them with the model."""
 
     def __init__(self, evaluation: Evaluation, served: Served) -> None:
         self._evaluation = evaluation
@@ -305,7 +307,7 @@ class Judge:
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return what the manifest keeps."""
+        """Return the evaluation's entry of the manifest."""
         evaluation = self._evaluation
         return {
             "metric": evaluation.metric.name,
@@ -320,9 +322,9 @@ class Judge:
 def check_drop(
     evaluation: Evaluation, artefact: str, *, before: float, after: float
 ) -> None:
-    """Raise `ParityError` where an artefact's metric is too far from the model's."""
+    """Raise `ParityError` if an artefact loses more of the metric than it may."""
     drop = before - after if evaluation.mode == "max" else after - before
-    # Keras' metrics are float32: the same values in another order differ by this.
+    # Keras' metrics are float32. The order of the sums can change them by this much.
     rounding = 1e-6 * max(1.0, abs(before))
     if not drop <= evaluation.max_drop + rounding:
         remedy = (
@@ -344,13 +346,13 @@ def check_drop(
 
 @contextmanager
 def _from_zero(metric: keras.metrics.Metric) -> Iterator[keras.metrics.Metric]:
-    """Lend a metric out, to be put back into the state that it had."""
+    """Yield the metric, reset; restore its state afterwards."""
     before = [variable.numpy() for variable in metric.variables]
     metric.reset_state()
     try:
         yield metric
     finally:
-        # Some make their variables when they see the first values.
+        # Some metrics create their variables at the first update.
         metric.reset_state()
         for variable, value in zip(metric.variables, before, strict=False):
             variable.assign(value)
@@ -423,7 +425,7 @@ def _check_shape(metric: keras.metrics.Metric, labels: Any, predictions: Any) ->
 def _check_ids(
     metric: keras.metrics.Metric, labels: Any, predictions: Any, weight: Any
 ) -> None:
-    """Refuse labels that are no class ids, but where their weight is 0."""
+    """Refuse labels that are no class ids, unless their weight is 0."""
     given, wanted = np.shape(labels), np.shape(predictions)
     if given not in (wanted[:-1], (*wanted[:-1], 1)):
         raise ValueError(
@@ -435,7 +437,7 @@ def _check_ids(
     ids = np.asarray(labels).reshape(wanted[:-1])
     if ids.dtype.kind not in "biuf":
         return
-    # Ids that are too large are answers that no class can be; others are no ids.
+    # A whole number beyond the classes is an id that counts as wrong for every output.
     wrong = ~((ids >= 0) & (ids == np.floor(ids)))
     if weight is not None:
         wrong &= _by_label(weight, ids.ndim) != 0

@@ -12,10 +12,10 @@ from keras_distill.export.batches import Arrays, as_bytes, rows
 from keras_distill.export.parity import Reference
 
 FILE = "examples.npz"
-# Enough to see a wrong file, few enough to stay small beside the model.
+# Enough to detect a wrong file, and few enough that the file stays small.
 COUNT = 32
 
-# NumPy would drop zeros at the end of an item.
+# It ends each item, as NumPy would drop zeros at an item's end.
 _END = b"."
 
 Examples = dict[str, Arrays]
@@ -41,10 +41,10 @@ def write(directory: Path, expected: Reference, batch_size: int | None) -> None:
 
 
 def read(directory: Path) -> Examples:
-    """Read what `write` wrote.
+    """Read the file of `write`.
 
     Raises:
-        ValueError: It is another file, although it may be the one that is listed.
+        ValueError: `write` didn't write it, although the manifest may list it.
     """
     groups: Examples = {}
     try:
@@ -71,7 +71,7 @@ def _damaged(directory: Path, reason: str) -> ValueError:
 
 
 def _restored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if array.dtype.kind == "V":  # bfloat16, which files of NumPy have no name for
+    if array.dtype.kind == "V":  # bfloat16, for which NumPy's files have no name
         return array.view(tf.bfloat16.as_numpy_dtype)
     if array.dtype.kind == "S":
         items = [item[: -len(_END)] for item in array.flat]

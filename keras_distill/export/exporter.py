@@ -1,4 +1,4 @@
-"""`export`: one model, every format, checked and published together."""
+"""The function `export`, which writes, checks and publishes all formats together."""
 
 import dataclasses
 import os
@@ -60,103 +60,112 @@ def export(
 ) -> Manifest:
     """Export `model` to `directory`, checked in each format's own runtime.
 
-    Every artefact takes the same named inputs, of any batch size, and gives the same
-    named outputs, which are what `model(x, training=False)` gives:
+    An artefact is the file or folder of one format in one precision. All artefacts have
+    the same named inputs, of any batch size. They return the same named outputs as
+    `model(x, training=False)`:
 
-    - Inputs are called what the model calls them: the name of a Functional `Input`, or
-      the key where inputs are a dict. Inputs without a name of their own are `input`,
-      or `input_0`, `input_1`, ... where there are several.
-    - Outputs are called by their key in a dict, by their layer in a Functional or
-      Sequential model, else `output`, or `output_0`, `output_1`, .... A name that is
-      taken gets the suffix `_1`, `_2`, ....
+    - An input has the name of its Functional `Input`, or its key if inputs are a dict.
+      Inputs that the user didn't name are `input`, or `input_0`, `input_1`, ... if
+      there are several.
+    - An output has its key in a dict, or the name of its layer in a Functional or
+      Sequential model. Other outputs are `output`, or `output_0`, `output_1`, .... A
+      name that is already used gets the suffix `_1`, `_2`, ....
 
-    Before anything is put in place, each artefact is loaded by TensorFlow, ONNX
-    Runtime or the LiteRT interpreter, and compared with Keras on `example_batch`, on a
-    batch of another size, on the data of `evaluation`, and on what examples don't
-    show: inputs of other sizes where sizes are open, infinities and NaN where the
-    model looks for them, zeros, negative integers and large values:
+    Before anything is published, each artefact is loaded by TensorFlow, ONNX Runtime or
+    the LiteRT interpreter. It is compared with Keras on `example_batch`, on a batch of
+    another size and on the data of `evaluation`. It is also compared on values that
+    examples seldom contain: inputs of other sizes if sizes are open, infinities and NaN
+    if the model tests for them, zeros, negative integers and large values. Each value
+    must satisfy this condition:
 
         max |artefact - keras| <= tolerance * max(scale, |keras|)
 
-    value by value, where `scale` is the largest magnitude of that output in
-    `example_batch`, leaving out masks (values of 1e4 and more). Outputs that aren't
-    floats have to be equal.
+    `scale` is the largest magnitude of that output in `example_batch`, without masks
+    (values of 1e4 and more). Outputs that aren't floats must be equal.
 
-    `directory` then holds `manifest.json`, `examples.npz` (the first 32 rows of
-    `example_batch` with the model's outputs, for `verify`) and, as asked for,
-    `saved_model/`, `model.onnx` (opset 18) and `model.tflite`, each with its quantised
-    forms beside it: `model.int8.onnx`. An earlier export there is replaced as a whole
-    at the very end: a process that dies before leaves it as it was.
+    `directory` then contains `manifest.json`, `examples.npz` (the first 32 rows of
+    `example_batch` with the model's outputs, for `verify`) and the chosen formats:
+    `saved_model/`, `model.onnx` (opset 18) and `model.tflite`. Quantised files lie
+    beside them, e.g. `model.int8.onnx`. An earlier export is replaced as a whole at the
+    very end. If the process dies before that, the earlier export is unchanged.
 
     Args:
         model: A built Keras model, or the path of a `.keras` file, which is loaded in
-            safe mode. Of a distiller the student is exported; data may then hold keys
-            that the student doesn't read.
-        directory: Where the export goes: absent, empty, or an earlier export.
+            safe mode. If it is a distiller, its student is exported. The data may then
+            contain keys that the student doesn't read.
+        directory: The directory to write. It must be absent, empty or an earlier
+            export.
         formats: Any of `"saved_model"`, `"onnx"`, `"litert"`.
-        example_batch: A batch of real inputs as the model takes them: an array, a
-            list of arrays or a dict of arrays, of shape `(batch, ...)`. Models that
-            are neither Functional nor Sequential take dtypes and shapes from it.
+        example_batch: A batch of real inputs in the form that the model reads: an
+            array, a list of arrays or a dict of arrays, of shape `(batch, ...)`. It
+            also defines dtypes and shapes if the model is neither Functional nor
+            Sequential.
         quantize: Precisions to write besides the model's own, for each format that
-            knows them:
+            supports them:
 
-            - `"float16"` (ONNX, LiteRT): half the size; inputs and outputs stay.
-            - `"dynamic_int8"` (ONNX, LiteRT): weights in int8. In ONNX of Dense,
-              Embedding, attention and LSTM layers alone, as its convolutions would
-              become slower; in LiteRT those of 1024 values and more.
-            - `"int8"` (ONNX, LiteRT): weights and activations in int8, by
-              `calibration_data`; inputs and outputs stay floats. LSTM and GRU layers
-              need `unroll=True`: without, ONNX leaves their weights in floats, and
+            - `"float16"` (ONNX, LiteRT): half the size. Inputs and outputs keep their
+              dtypes.
+            - `"dynamic_int8"` (ONNX, LiteRT): weights in int8. ONNX: only the weights
+              of Dense, Embedding, attention and LSTM layers, as convolutions would
+              become slower. LiteRT: weights of 1024 values and more.
+            - `"int8"` (ONNX, LiteRT): weights and activations in int8, with ranges from
+              `calibration_data`. Inputs and outputs stay floats. LSTM and GRU layers
+              need `unroll=True`. Otherwise ONNX keeps their weights in floats, and
               LiteRT can't be calibrated.
-            - `"integer_only"` (LiteRT): the same with int8 inputs and outputs, for
-              accelerators without floats; the manifest has their scales.
-        calibration_data: Inputs as in `example_batch`, a few hundred typical ones, for
-            `"int8"` and `"integer_only"`. None for a model of
-            `students.quantization_aware`, which has ranges of its own.
-        evaluation: Held-out data with a metric and the most that an artefact may lose
-            of it. It decides about int8 artefacts in place of `tolerance`.
-        preprocessing: A layer or model that makes the model's inputs of raw features,
-            such as the first half of `split_preprocessing`. Then `example_batch`,
-            `calibration_data` and `evaluation` are raw, and the SavedModel has a
-            signature `serving_raw` that takes them so, with the preprocessing inside.
-        outputs: The names of the outputs that the artefacts have, by default all. Of
-            other outputs, the layers and inputs that only they need are left out, as
-            of a head that has served its purpose in training.
-        batch_size: The only batch size that the artefacts take; None for any. LSTM and
-            GRU layers become LiteRT's own with one.
+            - `"integer_only"` (LiteRT): as `"int8"`, but with int8 inputs and outputs,
+              for accelerators without floats. The manifest contains their scales.
+        calibration_data: A few hundred typical inputs in the form of `example_batch`,
+            for `"int8"` and `"integer_only"`. None for a model of
+            `students.quantization_aware`, which already contains its ranges.
+        evaluation: Held-out data with a metric, and how much of that metric an artefact
+            may lose. It decides about int8 artefacts instead of `tolerance`.
+        preprocessing: A layer or model that computes the model's inputs from raw
+            features, e.g. the first model that `split_preprocessing` returns.
+            `example_batch`, `calibration_data` and `evaluation` must then be raw
+            features. The SavedModel also has a signature `serving_raw`, which reads raw
+            features and contains the preprocessing.
+        outputs: The names of the outputs that the artefacts have; all by default.
+            Layers and inputs that only other outputs need are left out, e.g. a head
+            that was needed in training only.
+        batch_size: The only batch size of the artefacts; None for any. With a fixed
+            one, LSTM and GRU layers are converted to LiteRT's own operators.
         tolerance: The largest difference from Keras, relative to the scale of the
-            output, or a dict of that by precision (`"full"` and those of `quantize`).
-            Defaults to 1e-5, about five times what deep float32 networks need, or to
-            what the model's own rounding asks for where that is more: twice what the
-            outputs change by when each weight moves by one unit in its last place,
-            and never more than 1e-4. 1e-2 for `"float16"`, and where a model that
-            computes in 16 bits, as with `mixed_float16`, needs it; 0.2 for int8, which
-            detects a broken file, but not a less accurate one. A number is meant for
-            `"full"`, and is kept to. In a model of `students.quantization_aware`,
-            "full" rounds too, and its default is that of int8.
-        version: Publish to `directory/3` rather than to `directory`, or to the number
-            after the highest there with `"next"`. Earlier versions stay.
-        provenance: What JSON can hold about how the model was made, kept in the
-            manifest as it is: `Distiller.provenance()`, dates, a commit.
+            output. A dict has precisions as keys (`"full"` and those of `quantize`). A
+            number is for `"full"`, and is never raised. Defaults by precision:
+
+            - `"full"`: 1e-5, about five times what deep float32 networks need. If the
+              model's own rounding needs more, the default rises to twice the change of
+              the outputs when each weight moves by one unit in its last place, at most
+              to 1e-4. It rises to 1e-2 if a model that computes in 16 bits, as with
+              `mixed_float16`, needs it. A model of `students.quantization_aware` also
+              rounds in `"full"`, so its default is that of int8.
+            - `"float16"`: 1e-2.
+            - int8: 0.2, which detects a broken file, but not a less accurate one.
+        version: A number, e.g. 3, publishes to `directory/3` instead of `directory`.
+            `"next"` publishes to the number after the highest one there. Earlier
+            versions stay.
+        provenance: How the model was made, in values of JSON, e.g.
+            `Distiller.provenance()`, dates or a commit. It is copied to the manifest.
 
     Returns:
-        The manifest, as in `manifest.json`: the model's name, parameter count and
-        signature; for each artefact its files with sizes and SHA-256, the largest
-        difference seen, the tolerance, its metric; how it was quantised; the versions
-        that made it.
+        The manifest, as in `manifest.json`. It contains the model's name, parameter
+        count and signature. For each artefact, it contains the files with sizes and
+        SHA-256, the largest difference seen, the tolerance and the metric. It also
+        contains how the model was quantised, and the versions of the packages used.
 
     Raises:
         TypeError: `model` isn't a Keras model.
-        ValueError: An argument isn't usable, the model isn't built, it has NaN in its
-            weights or outputs, or calls change its state.
+        ValueError: An argument isn't usable, the model isn't built, its weights or
+            outputs contain NaN, or a call changes its state.
         ImportError: A package that a format needs isn't installed.
-        OSError: `directory` can't be written, or holds something else.
-        ParityError: An artefact differs from the model, or loses too much.
-        RuntimeError: A format can't hold the model, it can't be traced, or Keras runs
-            on another backend than TensorFlow.
+        OSError: `directory` can't be written, or contains anything but an export.
+        ParityError: An artefact differs from the model, or loses too much of the
+            metric.
+        RuntimeError: A format can't represent the model, the model can't be traced, or
+            Keras runs on another backend than TensorFlow.
 
     Warns:
-        UserWarning: The rows of a batch change each other's outputs.
+        UserWarning: The outputs of a row depend on the other rows of its batch.
 
     Example:
     >>> import tempfile
@@ -202,7 +211,7 @@ def _with_own_ranges(
     example_batch: Any,
     calibration_data: Any,
 ) -> arguments.Order:
-    """Return the order, with int8 by the ranges of a model that has its own."""
+    """Return the order, adapted to a model that contains its ranges; check the data."""
     has_ranges = bool(quantizers(model))
     if has_ranges:
         order = arguments.of_own_ranges(order)
@@ -218,7 +227,7 @@ def _chosen(
     *,
     all_inputs: bool,
 ) -> tuple[keras.Model, Callable[[Any], Any]]:
-    """Return the served model with the chosen outputs, and what picks its inputs."""
+    """Return the model with the chosen outputs, and what selects its inputs."""
     served, of_serving = load_served(model)
     part, of_part = chosen(served, outputs, all_inputs=all_inputs)
     return part, lambda batch: of_part(of_serving(batch))
@@ -238,9 +247,9 @@ def _written(
     Args:
         scratch: The directory.
         served: The model.
-        order: What was asked for.
+        order: The checked arguments of `export`.
         expected: The model's outputs on the examples.
-        judge: Decides by a metric; None without an evaluation.
+        judge: Compares metrics; None without an evaluation.
         calibration: Batches for int8.
         version: The number of the version; None without versions.
 
@@ -285,7 +294,8 @@ def _reference(served: Served, example_batch: Any) -> Reference:
     few = size_of(expected.cases[0][0]) <= examples.COUNT
     if served.batch_size is not None or few:
         return expected
-    # `verify` runs the rows that are kept, which give other outputs by themselves.
+    # If rows depend on each other, the kept rows alone have other outputs, and `verify`
+    # runs only these rows.
     kept = keras.tree.map_structure(
         lambda values: np.asarray(values)[: examples.COUNT], example_batch
     )
@@ -301,18 +311,18 @@ def _checked(
     *,
     is_given: bool,
 ) -> Artefact:
-    """Load an artefact and compare it with its model in every way asked for.
+    """Load an artefact, and compare it with its model.
 
-    Where no tolerance is given, it is at least what the model's own rounding asks for.
+    If the caller gave no tolerance, it is raised to what the model's rounding needs.
     """
     with target.explaining("loading what the converter wrote", examine):
         loaded = target.format.load(path)
-    # int8 is judged by what it is for, where that can be told.
+    # With an evaluation, the metric decides about int8, not the tolerance.
     judged = judge is not None and target.precision in arguments.INTEGERS
     compared = partial(_compared, target, path, loaded, expected, judged)
     tolerance = examine.tolerance
     try:
-        # its cause is looked for only where it is refused
+        # The cause is searched only if the error isn't followed by a second try.
         first = examine if is_given else None
         difference = compared(tolerance, first)
     except RuntimeError:
@@ -330,7 +340,7 @@ def _checked(
         details["evaluation"] = judge.score(target, loaded, expected.scales, bound)
     if loaded.integers:
         details["integers"] = loaded.integers
-    # Kernels of another machine may round otherwise where nothing bounds them here.
+    # Without a bound here, `verify` allows for the rounding of another machine.
     kept = max(2 * difference.relative, tolerance) if bound is None else bound
     return Artefact(target, difference, kept, details)
 
@@ -355,7 +365,7 @@ def _compared(
             difference |= parity.compare(
                 target, raw, expected.raw_cases, expected.scales, bound
             )
-    # Integers stand for no infinity, and for few sizes that they weren't calibrated on.
+    # Integers can't represent infinity, nor most sizes that they weren't calibrated on.
     if target.precision not in arguments.INTEGERS:
         of_batch = None if examine is None else partial(_examiner_of, examine)
         parity.compare_probes(target, loaded, expected, tolerance, of_batch)
@@ -368,7 +378,7 @@ def _examiner_of(examine: Examiner, batch: Arrays) -> Examiner:
 
 @contextmanager
 def _naming(dependence: Dependence | None) -> Iterator[None]:
-    """Add the cause to an error of parity where it is known."""
+    """Add the dependence between rows, if there is one, to a `ParityError`."""
     try:
         yield
     except ParityError as error:
@@ -398,7 +408,7 @@ def _calibration(served: Served, data: Any) -> list[Arrays]:
         return []
     with taken("calibration_data"):
         arrays = served.arrays(data, "calibration_data")
-        # Runtimes would blame the model for what a value of these is at fault for.
+        # If one of these values is wrong, runtimes would report an error of the model.
         for piece, _ in pieces(arrays, served.batch_size or examples.COUNT):
             parity.call(served, piece, "calibration_data", arrays)
     return [piece for piece, _ in pieces(arrays, served.batch_size or 1)]

@@ -1,4 +1,4 @@
-"""Zeros, negative integers and large values, which examples seldom show."""
+"""Zeros, negative integers and large values, which examples seldom contain."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from keras_distill.export.batches import Arrays, rows
 from keras_distill.export.graphs import behind, functions
 from keras_distill.export.serving import Served
 
-# With more inputs than this, each isn't tried by itself.
+# With more inputs than this, they aren't tried one by one.
 MOST_INPUTS = 8
-# How much larger than the examples large floats are. Exponentials overflow there, and
-# the powers that layers take of their inputs don't.
+# The factor from the examples to large floats. Exponentials of these overflow, but
+# powers of inputs don't.
 _LARGER = 1e3
-# What makes a tensor of as many values as an input says.
+# Operators that make a tensor whose size is the value of an input.
 _SIZED = {"BroadcastTo", "Fill", "LinSpace", "Pad", "PadV2", "Range", "Reshape", "Tile"}
-# What tells the size of a tensor, whatever values it has.
+# Operators that return the size of a tensor, whatever its values are.
 _SIZES = {"Rank", "Shape", "ShapeN", "Size"}
 
 
@@ -28,10 +28,11 @@ class Extreme:
     """Rows of inputs.
 
     Attributes:
-        what: What they hold, for errors.
+        what: What they contain, for errors.
         inputs: Named inputs.
-        compared: The names of the outputs whose values have to be Keras'. Others only
-            have to be finite where Keras is: rounding differs in them by any amount.
+        compared: The names of the outputs whose values must be Keras'. Other outputs
+            must only be finite where Keras' are, as rounding may change them by any
+            amount.
     """
 
     what: str
@@ -40,11 +41,11 @@ class Extreme:
 
 
 def extremes(served: Served, batch: Arrays) -> Iterator[Extreme]:
-    """Yield what to try.
+    """Yield rows with extreme values.
 
     Args:
         served: The model.
-        batch: Its named inputs; the first example is what other inputs keep.
+        batch: Its named inputs. Inputs without extreme values keep the first example.
     """
     outputs = frozenset(served.outputs)
     kinds = {name: array.dtype.kind for name, array in batch.items()}
@@ -64,14 +65,14 @@ def extremes(served: Served, batch: Arrays) -> Iterator[Extreme]:
 
 
 def _groups(names: list[str]) -> list[list[str]]:
-    """Return each name by itself: Keras refuses some values of some inputs."""
+    """Return groups of one name: Keras may refuse such values for some inputs."""
     if len(names) > MOST_INPUTS:
         return [names]
     return [[name] for name in names]
 
 
 def _zeros(batch: Arrays, names: list[str]) -> Arrays:
-    """Return a row of zeros, and one for each input that is zero by itself."""
+    """Return a row of zeros, and for each input a row in which only it is zero."""
     groups = [names, *_groups(names)] if 1 < len(names) <= MOST_INPUTS else [names]
     example = rows(batch, [0] * len(groups))
     for row, group in enumerate(groups):
@@ -107,11 +108,11 @@ def _negative(batch: Arrays, names: list[str]) -> Arrays:
 
 
 def _large_integers(batch: Arrays, names: list[str]) -> Arrays:
-    """Return neighbouring integers that floats, or fewer bits, can't tell apart."""
+    """Return consecutive integers that floats, or fewer bits, can't distinguish."""
     example = rows(batch, [0] * 3)
     for name in names:
         array = example[name]
-        # Their sums and differences still fit.
+        # Sums and differences of these still fit the dtype.
         top = np.iinfo(array.dtype).max // 8
         large = (top - np.arange(array[0].size) % 7).astype(array.dtype)
         large = large.reshape(array[0].shape)
@@ -122,13 +123,13 @@ def _large_integers(batch: Arrays, names: list[str]) -> Arrays:
 
 
 def _mixed(row: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Take every second value of another row."""
+    """Return a row with every second value from another row."""
     turns = np.arange(row.size).reshape(row.shape) % 2
     return np.where(turns, row, other)
 
 
 def _counts(served: Served, names: list[str]) -> bool:
-    """Whether integers are numbers of values or of turns in a loop."""
+    """Return whether integers may define a size, or a number of iterations."""
     concrete = served.function.get_concrete_function()
     # Captured tensors come after the inputs.
     given = dict(zip(sorted(served.inputs), concrete.inputs, strict=False))
@@ -151,7 +152,7 @@ def _counts(served: Served, names: list[str]) -> bool:
 
 
 def _rounded(served: Served) -> frozenset[str]:
-    """Return the outputs that depend on integers that were made floats."""
+    """Return the outputs that depend on integers that were cast to floats."""
     graph = served.function.get_concrete_function().graph
     casts = [
         output

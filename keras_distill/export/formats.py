@@ -1,4 +1,4 @@
-"""The formats of artefacts: file names, a writer, and the runtime that reads it."""
+"""The formats of artefacts: file names, writers and the runtimes that read them."""
 
 import importlib.util
 import re
@@ -13,7 +13,7 @@ from keras_distill.export.batches import Arrays
 from keras_distill.export.serving import Served
 from keras_distill.installing import advice
 
-# What the model itself computes in; always written.
+# The precision of the model itself. It is always written.
 FULL = "full"
 
 
@@ -22,13 +22,13 @@ class Loaded:
     """An artefact in its own runtime.
 
     Attributes:
-        inputs: The input names that the runtime asks for.
-        outputs: The output names that it gives.
-        run: Named arrays in, named arrays out, both in the dtypes of the model.
-        integers: Of inputs and outputs that are integers in the file and floats in
-            the model: name to `{"dtype", "scale", "zero_point"}`.
-        unoptimized: Loads the same file so that the runtime runs it as it is written;
-            None where that can't be asked for.
+        inputs: The input names in the runtime.
+        outputs: The output names in the runtime.
+        run: Computes named outputs from named inputs, in the dtypes of the model.
+        integers: Name to `{"dtype", "scale", "zero_point"}`, for inputs and outputs
+            that are integers in the file and floats in the model.
+        unoptimized: Loads the file without the runtime's optimisations; None if the
+            runtime has no such option.
     """
 
     inputs: frozenset[str]
@@ -40,11 +40,11 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a writer is given.
+    """The arguments of a writer.
 
     Attributes:
         served: The model.
-        precision: `FULL`, or one of those that the format lists.
+        precision: `FULL`, or one of the format's `precisions`.
         calibration: Batches of the model's named inputs, for static quantisation.
     """
 
@@ -54,11 +54,11 @@ class Conversion:
 
 
 class Refusal(ValueError):
-    """A model that a format can't hold, found out before its converter.
+    """The error of a model that a format can't represent, found without the converter.
 
     Attributes:
-        where: The layers at fault, as an error names them, where `reason` doesn't.
-        remedy: What may help besides leaving the format out.
+        where: The layers at fault, as text, if `reason` doesn't name them.
+        remedy: A remedy other than leaving the format out.
     """
 
     def __init__(self, reason: str, *, where: str = "", remedy: str = "") -> None:
@@ -72,9 +72,9 @@ class Diagnosis:
     """The cause of an error.
 
     Attributes:
-        where: The layers and operations at fault, as an error names them.
-        remedies: What may help besides leaving the format out.
-        note: What else is known of the cause.
+        where: The layers and operations at fault, as text.
+        remedies: Remedies other than leaving the format out.
+        note: A further sentence about the cause.
     """
 
     where: str = ""
@@ -83,17 +83,17 @@ class Diagnosis:
 
 
 class Examine(Protocol):
-    """Looks for the cause of an error."""
+    """A search for the cause of an error."""
 
     def __call__(self, target: "Target", error: Exception) -> Diagnosis:
-        """Name the layers at fault where a converter or runtime raised."""
+        """Return the layers at fault for an error of a converter or runtime."""
 
     def of_values(self, target: "Target", error: Exception) -> Diagnosis:
-        """Name the first layer whose output isn't Keras'."""
+        """Return the first layer whose output differs from Keras'."""
 
 
 class Load(Protocol):
-    """Loads an artefact with its own runtime, on `threads` threads or its default."""
+    """A loader of artefacts, with `threads` threads or the runtime's default."""
 
     def __call__(self, path: Path, threads: int | None = None) -> Loaded:
         """Load the artefact at `path`."""
@@ -106,13 +106,14 @@ class Format:
     Attributes:
         name: What callers pass in `formats`.
         file: Its file or directory inside the export, in full precision.
-        precisions: What it can be quantised to.
-        extra: The optional dependencies of this package that it needs, or None.
-        modules: Import name to distribution name of those.
-        write: Writes the artefact of a conversion to a path; in full precision first.
-        load: Loads it with its own runtime.
-        weights: Tells how many values the weights of a file have by type, as
-            `{"float32": 10, "int8": 40}`; None where nothing is quantised.
+        precisions: The precisions that it can be quantised to.
+        extra: The name of this package's extra that the format needs, or None.
+        modules: Import name to distribution name of the packages that it needs.
+        write: Writes the artefact of a conversion to a path. It is called in full
+            precision first.
+        load: Loads an artefact with its own runtime.
+        weights: Counts the values in the weights of a file by type, as
+            `{"float32": 10, "int8": 40}`; None if the format isn't quantised.
     """
 
     name: str
@@ -125,7 +126,7 @@ class Format:
     weights: Callable[[Path], dict[str, int]] | None = None
 
     def require(self) -> None:
-        """Raise `ImportError` where a package that this format needs is missing."""
+        """Raise `ImportError` if a package that this format needs is missing."""
         for module, distribution in self.modules.items():
             if importlib.util.find_spec(module) is None:
                 raise ImportError(
@@ -144,13 +145,13 @@ class Target:
 
     @property
     def name(self) -> str:
-        """The format's name, and the precision where it isn't the model's own."""
+        """The format's name, with the precision unless it is the model's own."""
         full = self.precision == FULL
         return self.format.name if full else f"{self.format.name}_{self.precision}"
 
     @property
     def file(self) -> str:
-        """`model.onnx`, or `model.int8.onnx`."""
+        """The name of the file, e.g. `model.onnx` or `model.int8.onnx`."""
         if self.precision == FULL:
             return self.format.file
         file = Path(self.format.file)
@@ -158,13 +159,13 @@ class Target:
 
     @contextmanager
     def explaining(self, action: str, examine: Examine | None = None) -> Iterator[None]:
-        """Turn what a converter or runtime raises into an error that helps.
+        """Replace errors of a converter or runtime by an error with cause and remedy.
 
-        Errors of the operating system, such as a full disk, pass as they are.
+        Errors of the operating system, e.g. of a full disk, aren't replaced.
 
         Args:
-            action: What is done inside.
-            examine: Looks for the cause, where the model is at hand.
+            action: What the block does.
+            examine: Searches for the cause; None without the model.
         """
         try:
             yield
@@ -180,7 +181,7 @@ class Target:
             ) from error
 
     def advice(self, found: Diagnosis) -> str:
-        """Return what else is known of a cause, and what to do about it."""
+        """Return the note about a cause, and its remedies."""
         note = f"{found.note}. " if found.note else ""
         where = "formats" if self.precision == FULL else "quantize"
         left_out = self.format.name if self.precision == FULL else self.precision
@@ -188,7 +189,7 @@ class Target:
         return f"{note}{', or '.join([leave, *found.remedies])}."
 
 
-# LiteRT's converter locates each error in several lines.
+# LiteRT's converter writes several lines about the location of each error.
 _PLACES = re.compile(r".*: note: .*\n?|<unknown>:0: |loc\(.+\): (?=\S)")
 
 
@@ -199,10 +200,10 @@ def _readable(error: Exception) -> str:
 
 
 def quantized_weights(target: Target, path: Path) -> dict[str, int]:
-    """Return how many values the weights of a quantised file have by type.
+    """Return the numbers of values in the weights of a quantised file, by type.
 
     Raises:
-        Refusal: None are of the type that was asked for.
+        Refusal: No weight has the type of the target's precision.
     """
     counted = target.format.weights(path) if target.format.weights else {}
     is_float = target.precision == "float16"

@@ -1,4 +1,4 @@
-"""TensorFlow functions whose variables, captures and calls are resolved."""
+"""TensorFlow functions with variables, captures and calls replaced by their content."""
 
 import uuid
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _XLA = "_XlaMustCompile"
 
 
 def needs_freezing(concrete: Any) -> bool:
-    """Tell whether a function captures tensors or calls what XLA has to compile."""
+    """Return whether a function captures tensors, or calls what XLA must compile."""
     captures = any(tensor.dtype != tf.resource for tensor in concrete.captured_inputs)
     return captures or any(_XLA in part.attr for part in _parts(_definition(concrete)))
 
@@ -19,8 +19,9 @@ def needs_freezing(concrete: Any) -> bool:
 def freeze(concrete: Any) -> Any:
     """Return a function that has variables and captured tensors as constants.
 
-    Calls are replaced by what they call. TensorFlow leaves calls as they are that XLA
-    has to compile. Keras asks for that around grouped convolutions.
+    Calls are replaced by the nodes of the called function. TensorFlow doesn't do so for
+    functions that XLA must compile, as in Keras' grouped convolutions. So the mark of
+    XLA is removed.
     """
     frozen = _with_constants(concrete)
     definition = _definition(frozen)
@@ -42,8 +43,7 @@ def _with_constants(concrete: Any) -> Any:
         convert_variables_to_constants_v2,
     )
 
-    # Lowered control flow would turn the loops of LSTM and GRU into what tf2onnx
-    # can't convert.
+    # With lowered control flow, tf2onnx couldn't convert the loops of LSTM and GRU.
     return convert_variables_to_constants_v2(
         concrete, lower_control_flow=False, aggressive_inlining=True
     )
@@ -54,7 +54,7 @@ def _definition(concrete: Any) -> Any:
 
 
 def _parts(definition: Any) -> Iterator[Any]:
-    """Yield the functions of a graph, and the nodes in and outside of them."""
+    """Yield the functions of a graph, and the nodes inside and outside of them."""
     yield from definition.node
     for function in definition.library.function:
         yield function
@@ -62,7 +62,7 @@ def _parts(definition: Any) -> Iterator[Any]:
 
 
 def _rename_functions(definition: Any) -> None:
-    """Give the functions new names: TensorFlow keeps one body by name in a process."""
+    """Rename the functions: in a process, TensorFlow keeps one function per name."""
     suffix = uuid.uuid4().hex
     names = {function.signature.name for function in definition.library.function}
     for function in definition.library.function:

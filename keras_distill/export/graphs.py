@@ -1,11 +1,11 @@
-"""Ways through traced graphs."""
+"""Searches in traced graphs."""
 
 from collections.abc import Iterator
 from typing import Any
 
 
 def behind(tensors: list[Any]) -> set[Any]:
-    """Return the tensors that are computed of some tensors, with those."""
+    """Return the tensors that are computed from some tensors, and these tensors."""
     found: set[Any] = set()
     ends = list(tensors)
     while ends:
@@ -27,7 +27,7 @@ def functions(node: Any) -> Iterator[str]:
 def running(graph: Any, kinds: set[str]) -> list[str]:
     """Return the nodes of a graph that run operators of some kinds.
 
-    They may do so in the functions that they call.
+    The operators may be in functions that the nodes call.
     """
     definition = graph.as_graph_def()
     library = {f.signature.name: f.node_def for f in definition.library.function}
@@ -38,7 +38,7 @@ def running(graph: Any, kinds: set[str]) -> list[str]:
 
     def holds(name: str) -> bool:
         if name not in known:
-            known[name] = False  # ends where a function calls itself
+            known[name] = False  # Ends the recursion if a function calls itself.
             known[name] = any(map(runs, library.get(name, ())))
         return known[name]
 

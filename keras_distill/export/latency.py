@@ -1,4 +1,4 @@
-"""Latencies of an export's artefacts, measured beside the Keras model's."""
+"""Latencies of an export's artefacts and of the Keras model."""
 
 import os
 import time
@@ -49,30 +49,32 @@ def measure(
 ) -> list[Row]:
     """Time every artefact of an export in its own runtime, in this process.
 
-    What is timed is a call from NumPy arrays to NumPy arrays. Sides take turns, a
-    fifth of their calls at a time, so that what else the machine does hits all alike:
-    take ratios, not milliseconds.
+    A call reads NumPy arrays and returns NumPy arrays. A side is an artefact, or Keras'
+    `predict` or `tf.function`. The sides alternate, with a fifth of their calls at a
+    time, so that other load on the machine slows all of them equally. Compare ratios,
+    not milliseconds.
 
     Args:
         directory: An export.
-        model: The Keras model that it was made from, or its `.keras` file; timed as
-            `predict` and inside a `tf.function`. Of an export with a preprocessing,
-            the core or the whole model, which is timed on the raw features.
-        batch_sizes: How many examples a call has; made of the export's examples. An
-            export of a fixed batch size is timed at that alone.
+        model: The Keras model that the export was made from, or its `.keras` file. It
+            is timed as `predict` and inside a `tf.function`. For an export with a
+            preprocessing, pass the core, or the whole model to time it on the raw
+            features.
+        batch_sizes: The numbers of examples of a call. Batches are made from the
+            export's examples. An export of a fixed batch size is timed with that only.
         calls: How often a side is called for each batch size.
-        seconds: After how many seconds a side is called no more, for each batch size;
-            at least 10 calls are made.
+        seconds: After this many seconds a side isn't called any more, for each batch
+            size. At least 10 calls are made.
         threads: How many threads ONNX Runtime and LiteRT use; None for their own
-            choice. TensorFlow's are set by `tf.config.threading`.
+            choice. `tf.config.threading` sets those of TensorFlow.
 
     Returns:
         For each side and batch size `{"side", "batch_size", "calls", "p50_ms",
-        "p95_ms", "p99_ms", "examples_per_s", "speedup"}`, the last one the median
-        of `predict` over that of the side; None without `model`.
+        "p95_ms", "p99_ms", "examples_per_s", "speedup"}`. `"speedup"` is the median of
+        `predict` divided by that of the side; None without `model`.
 
     Raises:
-        FileNotFoundError: `directory` holds no export.
+        FileNotFoundError: `directory` contains no export.
         ImportError: The runtime of an artefact isn't installed.
         ParityError: A file isn't the published one.
         ValueError: A number isn't usable, or `model` isn't the one that the export was
@@ -122,7 +124,7 @@ def measure(
 def _checked(
     batch_sizes: Any, calls: Any, seconds: Any, threads: Any
 ) -> tuple[list[int], float]:
-    """Return the batch sizes and the seconds, once all arguments are found usable."""
+    """Check all arguments; return the batch sizes and the seconds."""
     sizes = _whole_numbers(batch_sizes)
     if not sizes:
         raise ValueError(
@@ -147,7 +149,7 @@ def _checked(
 
 
 def _whole_numbers(values: Any) -> list[int]:
-    """Return the numbers as those of Python; none where one isn't whole, or below 1."""
+    """Return the numbers as `int`; an empty list if one isn't whole or is below 1."""
     given = [as_int(value) for value in values] if np.iterable(values) else []
     whole = [value for value in given if value is not None and value >= 1]
     return whole if len(whole) == len(given) else []
@@ -155,7 +157,7 @@ def _whole_numbers(values: Any) -> list[int]:
 
 @contextmanager
 def _as_it_was(model: keras.Model | None) -> Iterator[None]:
-    """Leave a model as the caller gave it, also without what `predict` traces."""
+    """Restore a model afterwards, including the function that `predict` traces."""
     if model is None:
         yield
         return
@@ -180,7 +182,7 @@ def _artefacts(
 
 
 def _read_by(model: keras.Model, answers: Examples) -> Arrays:
-    """Return the raw features for a model that reads these, else its core's inputs."""
+    """Return the raw features if the model reads them, else the inputs of the core."""
     raw = answers.get("raw")
     if raw and is_graph(model) and set(raw) == set(signature.input_specs(model, None)):
         return raw
@@ -209,7 +211,7 @@ def _keras(
         return {name: tensor.numpy() for name, tensor in outputs.items()}
 
     def predict(batch: Arrays) -> Any:
-        # Keras takes text as tensors alone.
+        # Keras reads text only from tensors.
         arrays = {name: batch[name] for name in served.inputs}
         texts = {name: it for name, it in arrays.items() if it.dtype == object}
         packed = served.pack({**arrays, **tensors_of(texts)})
@@ -242,8 +244,8 @@ def in_turn(
         sides: Functions of one batch, by name.
         batches: What each side is called on.
         calls: How often a side is called.
-        seconds: After how many seconds a side is called no more; at least 10 calls
-            are made.
+        seconds: After this many seconds a side isn't called any more. At least 10
+            calls are made.
 
     Returns:
         The milliseconds of each call, by side.

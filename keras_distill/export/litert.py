@@ -1,4 +1,4 @@
-"""LiteRT (TensorFlow Lite) from the SavedModel, read back by its interpreter."""
+"""The format LiteRT (TensorFlow Lite), converted from the SavedModel."""
 
 import dataclasses
 import re
@@ -25,19 +25,19 @@ from keras_distill.export.quiet import quiet
 from keras_distill.export.serving import trace
 from keras_distill.fake_quantization import own_weights, quantizers
 
-# What C++ prints of every good model.
+# Lines that the C++ library prints for every model.
 _CHATTER = re.compile(
     rb"fully_quantize: |INFO: (Created TensorFlow Lite|Initialized TensorFlow Lite)"
 )
-# By ranges of activations, which calibration data or layers of the model give.
+# Precisions that need ranges of activations, from calibration data or from the model.
 _STATIC = ("int8", "integer_only")
 
 
 def write(conversion: Conversion, path: Path) -> None:
-    """Convert with LiteRT's own operators alone, so that the plain runtime reads it.
+    """Convert with LiteRT's own operators only, so that the plain runtime runs them.
 
-    TensorFlow's ("Flex") operators can't be asked for: no interpreter that is to be
-    installed runs them, so that such a file couldn't be compared with its model.
+    TensorFlow's ("Flex") operators aren't available: no installable interpreter runs
+    them, so such a file couldn't be compared with its model.
     """
     if conversion.precision in _STATIC:
         _refuse_loops(path.with_name(FORMAT.file), conversion.served.model)
@@ -54,7 +54,7 @@ def write(conversion: Conversion, path: Path) -> None:
             str(source), signature_keys=[saved_model.SIGNATURE]
         )
         _configure(converter, conversion)
-        # Its errors hold the lines that the converter prints before it raises.
+        # An error also contains the lines that the converter printed before it.
         silent = standard_error.without(_CHATTER, told_by=Exception)
         with quiet("tensorflow", "absl"), silent, exact_ranges() as calibrated:
             file = converter.convert()
@@ -66,13 +66,13 @@ def write(conversion: Conversion, path: Path) -> None:
 
 
 def load(path: Path, threads: int | None = None) -> Loaded:
-    """Load it with the interpreter of `ai_edge_litert`."""
+    """Load an artefact with the interpreter of `ai_edge_litert`."""
     from ai_edge_litert.interpreter import Interpreter
 
     with standard_error.without(_CHATTER):
         interpreter = Interpreter(model_path=str(path), num_threads=threads)
-        # Makes the delegate, which prints a line. Sizes that are open are 1 here, which
-        # is too small for some models.
+        # This makes the delegate, which prints a line. Open sizes are 1 here, which is
+        # too small for some models.
         with suppress(RuntimeError, ValueError):
             interpreter.allocate_tensors()
         runner = interpreter.get_signature_runner(saved_model.SIGNATURE)
@@ -97,7 +97,7 @@ def load(path: Path, threads: int | None = None) -> Loaded:
 
 
 def weights(path: Path) -> dict[str, int]:
-    """Count the values of constant matrices and larger by their type."""
+    """Count the values of constants of two axes and more, by type."""
     from ai_edge_litert import schema_py_generated as schema
 
     types = {code: name.lower() for name, code in vars(schema.TensorType).items()}
@@ -120,7 +120,7 @@ def _read(path: Path) -> Any:
 
 
 def _refuse_loops(path: Path, model: keras.Model) -> None:
-    """Raise where calibrating the file would end the process."""
+    """Raise an error if the calibration of the file would end the process."""
     from ai_edge_litert import schema_py_generated as schema
 
     file, loop = _read(path), schema.BuiltinOperator.WHILE
@@ -140,13 +140,13 @@ def _refuse_loops(path: Path, model: keras.Model) -> None:
 
 
 def _has_own_ranges(conversion: Conversion) -> bool:
-    """Return whether a file in integers gets its ranges from layers of the model."""
+    """Return whether an int8 file gets its ranges from layers of the model."""
     is_static = conversion.precision in _STATIC
     return is_static and bool(quantizers(conversion.served.model))
 
 
 def _refuse_floats(path: Path) -> None:
-    """Raise where operators of a file compute on floats, for lack of ranges inside."""
+    """Raise an error if operators of a file compute in floats, as they lack ranges."""
     from ai_edge_litert import schema_py_generated as schema
 
     file = _read(path)
@@ -166,9 +166,9 @@ def _refuse_floats(path: Path) -> None:
 
 
 def _write_with_own_weights(conversion: Conversion, path: Path) -> None:
-    """Write a SavedModel in which the converter sees how weights are rounded.
+    """Write a SavedModel that contains the rounding of the weights as operations.
 
-    Constants that are rounded already it would take for floats, and store in 8 bits.
+    If they were rounded constants, the converter would round them again, to 8 bits.
     """
     served = conversion.served
     function = trace(served.call, served.inputs)

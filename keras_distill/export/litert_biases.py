@@ -1,9 +1,10 @@
-"""Biases of an int8 LiteRT file that make up for the mean errors of rounding.
+"""Biases of an int8 LiteRT file that correct the mean errors of rounding.
 
-Rounding shifts the mean of a layer's output a little, and the shifts of many layers add
-up to more than the noise that averages out. So layers are visited in their order, each
-runs on calibration data in int8, and its bias takes the difference to the mean that the
-float model has there. Large models have some of their layers visited, the last one too.
+Rounding shifts the mean of a layer's output a little. The shifts of many layers add up,
+while random errors average out. So the layers are corrected in their order: each runs
+in int8 on calibration data, and its bias is lowered by the difference between its mean
+and that of the float model. In large models, only some layers are corrected, always
+including the last.
 
 Reference: "Data-Free Quantization Through Weight Equalization and Bias Correction",
 https://arxiv.org/abs/1906.04721, appendix D: empirical bias correction.
@@ -26,21 +27,21 @@ from keras_distill.export.litert_graphs import (
 )
 from keras_distill.export.litert_links import AFFINE
 
-# Layers that are visited, and batches of calibration data of each visit, at most.
+# The largest numbers of layers that are corrected, and of batches for each of them.
 _VISITS = 16
 _BATCHES = 100
-# A layer of which less than this part of its values moves with its bias counts as one.
+# The share of values that aren't clipped, and so move with the bias, is at least this.
 _LEAST_MOVABLE = 0.05
 
 Limits = tuple[float, float]
 
 
 class Means(NamedTuple):
-    """What the channels of a tensor hold on calibration data.
+    """Statistics of a tensor's channels on calibration data.
 
     Args:
-        mean: The means, of values that were clipped to what int8 can hold.
-        movable: The parts of the values that weren't.
+        mean: The means of the values, clipped to the limits of int8.
+        movable: The shares of values within the limits: those that weren't clipped.
     """
 
     mean: Array
@@ -51,7 +52,7 @@ def unbiased(file: bytes, floats: bytes, samples: Samples) -> bytes:
     """Return an int8 file whose layers' outputs have the means of the float model's.
 
     Args:
-        file: What TensorFlow's converter has made of `floats`.
+        file: The int8 file that TensorFlow's converter has made from `floats`.
         floats: The float model.
         samples: Makes the calibration data.
     """
@@ -96,7 +97,7 @@ def _pairs(whole: Graph, rounded: Graph) -> Iterator[tuple[Operator, Operator]]:
 def _means(
     file: bytes, samples: Samples, limits: Mapping[int, Limits]
 ) -> dict[int, Means]:
-    """Return the means of tensors, each within its limits."""
+    """Return the statistics of tensors, each clipped to its limits."""
     found: dict[int, list[Means]] = {index: [] for index in limits}
     for index, values in computed_values(file, samples, limits):
         low, high = limits[index]

@@ -1,4 +1,4 @@
-"""What the channels of a LiteRT file's tensors hold on calibration data."""
+"""Statistics of the channels of a LiteRT file's tensors on calibration data."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from keras_distill.export.litert_graphs import Array, Samples, computed_values
 
 
 class Channels:
-    """The values that each channel of a tensor has in calibration."""
+    """Statistics of the values of each channel of a tensor in calibration."""
 
     def __init__(self) -> None:
         self.low: Array = np.full((), np.inf)
@@ -18,7 +18,7 @@ class Channels:
         self._count = 0
 
     def add(self, values: Array) -> None:
-        """Take the values of a batch, with channels along the last axis."""
+        """Add the values of a batch, with channels along the last axis."""
         rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
         self.low = np.minimum(self.low, rows.min(axis=0))
         self.high = np.maximum(self.high, rows.max(axis=0))
@@ -45,7 +45,7 @@ class Channels:
 def channels_of(
     file: bytes, samples: Samples, tensors: Iterable[int]
 ) -> dict[int, Channels]:
-    """Return what the channels of tensors hold.
+    """Return the statistics of tensors' channels.
 
     Args:
         file: A model, in floats or integers.

@@ -1,15 +1,16 @@
-"""Like ranges for the channels of a float LiteRT file, before it becomes int8.
+"""Similar ranges for the channels of a float LiteRT file, before it becomes int8.
 
-All channels of a tensor in int8 share one step, which the largest of them sets. Small
-ones are left with few values. So a channel is divided by a number where the weights
-before allow it, and the weights after multiply by the same number: the model computes
-what it did. A BatchNormalization that follows an activation is one of the places. Its
-factors go into the weights before, which have a scale for each channel, so that no
-operator multiplies by them any more.
+All channels of a tensor in int8 share one step, which the channel of the largest values
+determines. Channels of small values keep few distinct values. So a channel is divided
+by a number if the weights before allow it, and the weights after are multiplied by the
+same number: the model computes the same. One such place is a BatchNormalization after
+an activation. Its factors become part of the weights before, which have a scale for
+each channel. Then no operator multiplies by these factors any more.
 
 Reference: "Data-Free Quantization Through Weight Equalization and Bias Correction",
-https://arxiv.org/abs/1906.04721. There, ranges of weights decide on the numbers. Here,
-those are taken that leave the least noise, of a few by the ranges of activations.
+https://arxiv.org/abs/1906.04721. There, the ranges of weights determine the numbers.
+Here, a few candidates follow from the ranges of activations, and the one with the least
+noise is used.
 """
 
 from collections.abc import Mapping
@@ -29,15 +30,15 @@ from keras_distill.export.litert_links import (
     weights,
 )
 
-# Powers of a channel's range, and of its factor, by which it may be divided.
+# A channel may be divided by these powers of its range and of its factor.
 _POWERS = ((0, 0), (0.25, 0), (0.5, 0), (0.75, 0), (1, 0), (0, 0.5), (0, 1), (0.5, 0.5))
-# Channels of less than this part of the largest count as no smaller.
+# The lower limit of a channel's range, relative to the largest one.
 _LEAST = 1e-3
 _STEPS = 255
 
 
 def equalized(file: bytes, samples: Samples) -> bytes:
-    """Return a file that computes the same, with channels of more alike ranges.
+    """Return a file that computes the same, with more similar ranges of channels.
 
     Args:
         file: A float model.
@@ -75,15 +76,15 @@ def _floored(values: Array) -> Array:
 def _noise(
     graph: Graph, link: Link, found: Mapping[int, Channels], divisors: Array
 ) -> float:
-    """Return the noise that rounding leaves in the consumers, beside their signal.
+    """Return the noise of rounding in the consumers' outputs, relative to their signal.
 
-    Rounding to steps of 1 has a variance of 1 / 12, which is left out everywhere.
+    Rounding to steps of 1 has a variance of 1 / 12. This factor is left out.
     """
     end = found[link.end]
     squares: Array = np.zeros(())
     for index in link.scaled:
         step = _step(found[index].low / divisors, found[index].high / divisors)
-        # A mean of independent errors has a smaller one.
+        # The mean of independent errors has a smaller variance.
         squares = squares + step**2 / (1 if index == link.end else link.averaged)
     if link.offsets is not None:
         squares = squares + _step_of(constant_of(graph, link.offsets) / divisors) ** 2
@@ -96,7 +97,8 @@ def _noise(
         read = weights(graph, consumer, len(divisors))
         gains = np.square(read.values).sum(axis=1)
         if read.by_channel:
-            # Each channel's weights have a scale of their own, whatever their size.
+            # Each channel's weights have a scale of their own, so their size is
+            # irrelevant.
             signal, noise = gains * end.variance, gains * of_channels
         else:
             rows = 2 * np.abs(read.values * divisors).max(axis=(1, 2)) / _STEPS
@@ -117,13 +119,13 @@ def _step_of(values: Array) -> float:
 
 
 def _divide(graph: Graph, link: Link, divisors: Array) -> None:
-    """Divide the channels of a link, and multiply the weights after by the same."""
+    """Divide the channels of a link, and multiply the weights after it accordingly."""
     factors = np.ones_like(divisors)
     if link.factors is not None:
         factors = constant_of(graph, link.factors)
     sizes = np.ones_like(divisors)
     if link.producer is not None:
-        # The weights before take the factors, but for their signs.
+        # The weights before are multiplied by the factors without their signs.
         sizes = np.abs(factors)
         sizes = np.maximum(sizes, _LEAST * sizes.max() or 1)
         scale_outputs(graph, link.producer, sizes / divisors)

@@ -1,4 +1,4 @@
-"""Float LiteRT files that are calibrated: their operators, constants and values."""
+"""Graphs of LiteRT files: their operators, constants and computed values."""
 
 import copy
 import math
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from keras_distill.export.batches import Arrays
 
-# What a dataset of TensorFlow's calibration gives: the signature and its inputs.
+# Returns the calibration data of TensorFlow: pairs of a signature and its inputs.
 Samples = Callable[[], Iterable[tuple[str, Arrays]]]
 Array = npt.NDArray[Any]
 # An operator as TensorFlow reads it from a file.
@@ -36,7 +36,7 @@ class Graph:
         self.operators: list[Operator] = self._graph.operators
         every = (tensor for graph in self._model.subgraphs for tensor in graph.tensors)
         self._users = Counter(tensor.buffer for tensor in every)
-        # By tensor. None stands for the caller.
+        # The readers of each tensor. None represents the caller.
         self._readers: dict[int, list[Operator | None]] = {}
         for operator in self.operators:
             for index in inputs(operator):
@@ -57,10 +57,10 @@ class Graph:
     def shape(self, index: int) -> tuple[int, ...]:
         """Return the shape of a tensor, whose open sizes are 1."""
         shape = self.tensors[index].shape
-        return () if shape is None else tuple(map(int, shape))  # None of a scalar
+        return () if shape is None else tuple(map(int, shape))  # None for a scalar
 
     def channels(self, index: int) -> int:
-        """Return the length of a tensor's last axis; 0 of a scalar."""
+        """Return the length of a tensor's last axis; 0 for a scalar."""
         shape = self.shape(index)
         return shape[-1] if shape else 0
 
@@ -69,36 +69,36 @@ class Graph:
         return math.prod(self.shape(index))
 
     def scale(self, index: int) -> tuple[float, int]:
-        """Return the step of a tensor in int8, and the integer that stands for 0."""
+        """Return the step of a tensor in int8, and the integer that represents 0."""
         given = self.tensors[index].quantization
         return float(given.scale[0]), int(given.zeroPoint[0])
 
     def limits(self, index: int) -> tuple[float, float]:
-        """Return the smallest and the largest number that a tensor in int8 can hold."""
+        """Return the smallest and the largest number that a tensor in int8 can have."""
         scale, zero = self.scale(index)
         return (-128 - zero) * scale, (127 - zero) * scale
 
     def readers(self, index: int) -> list[Operator | None]:
-        """Return the operators that read a tensor; None stands for the caller."""
+        """Return the operators that read a tensor; None represents the caller."""
         return self._readers.get(index, [])
 
     def only_reader(self, index: int) -> Operator | None:
-        """Return the operator that alone reads a tensor, None without."""
+        """Return the only operator that reads a tensor; None if none or several do."""
         found = self.readers(index)
         return found[0] if len(found) == 1 else None
 
     def computed(self) -> set[int]:
-        """Return the inputs and what operators put out."""
+        """Return the inputs of the graph and the outputs of operators."""
         return set(_present(self._graph.inputs)).union(*map(outputs, self.operators))
 
     def is_constant(self, index: int) -> bool:
-        """Return whether the file holds the numbers of a tensor."""
+        """Return whether the file contains the numbers of a tensor."""
         tensor = self.tensors[index]
         data = self._model.buffers[tensor.buffer].data
         return tensor.type in _TYPES and data is not None and len(data) > 0
 
     def is_own(self, index: int) -> bool:
-        """Return whether a constant is read once, so that it can be changed."""
+        """Return whether one operator reads a constant, so that it can be changed."""
         is_shared = self._users[self.tensors[index].buffer] > 1
         return (
             self.is_constant(index) and not is_shared and len(self.readers(index)) < 2
@@ -117,9 +117,9 @@ class Graph:
         self._model.buffers[tensor.buffer].data = data.reshape(-1).view(np.uint8)
 
     def separate(self, operator: Operator, position: int) -> int:
-        """Return an input that is a constant of the operator alone; copy it if need be.
+        """Return a constant input that only this operator reads; copy it if necessary.
 
-        The converter stores equal constants, as biases of zeros, once.
+        The converter stores equal constants, e.g. biases of zeros, once.
         """
         index = int(operator.inputs[position])
         if self.is_own(index):
@@ -138,7 +138,7 @@ class Graph:
         return own
 
     def remove(self, operator: Operator, index: int) -> None:
-        """Remove an operator: what read its output reads the tensor `index`."""
+        """Remove an operator; the readers of its output then read tensor `index`."""
         output = int(operator.outputs[0])
         for reader in self.readers(output):
             if reader is None:
@@ -148,28 +148,28 @@ class Graph:
 
 
 def inputs(operator: Operator) -> list[int]:
-    """Return the tensors that an operator reads, without those that it may lack."""
+    """Return the tensors that an operator reads, without absent optional ones."""
     return _present(operator.inputs)
 
 
 def outputs(operator: Operator) -> list[int]:
-    """Return the tensors that an operator puts out; the filling of a table has none."""
+    """Return the outputs of an operator; one that fills a table has none."""
     return _present(operator.outputs)
 
 
 def _present(tensors: Any) -> list[int]:
-    # A file has None for no tensor at all, and -1 for one that is left out.
+    # In a file, None means no tensors, and -1 an optional tensor that is left out.
     return [] if tensors is None else [int(index) for index in tensors if index >= 0]
 
 
 def computed_values(
     file: bytes, samples: Samples, tensors: Iterable[int]
 ) -> Iterator[tuple[int, Array]]:
-    """Yield what tensors hold after each batch, where they hold anything.
+    """Yield the values of tensors after each batch, unless a tensor is empty.
 
     Args:
         file: The model. Its inputs may be in int8.
-        samples: Makes the batches, of floats.
+        samples: Makes the batches of floats.
         tensors: The tensors.
     """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -177,7 +177,7 @@ def computed_values(
     tensors = list(tensors)
     interpreter = Interpreter(
         model_content=file,
-        # Delegates keep what they compute inside to themselves.
+        # Values inside of delegates can't be read.
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         experimental_preserve_all_tensors=True,
     )
@@ -198,6 +198,6 @@ def _as_taken(values: Array, details: Mapping[str, Any]) -> Array:
 
 
 def quantized(values: Array, scale: float, zero_point: int) -> npt.NDArray[np.int8]:
-    """Return floats as integers of 8 bits, the nearest where it can't hold them."""
+    """Return floats as integers of 8 bits, clipped to their limits."""
     steps = np.round(values / scale) + zero_point
     return np.clip(steps, -128, 127).astype(np.int8)

@@ -12,7 +12,7 @@ _ADD, _AVERAGE_POOL, _CONV, _DEPTHWISE_CONV = 0, 1, 3, 4
 _FULLY_CONNECTED, _MAX_POOL, _MUL, _RELU, _PAD, _MEAN = 9, 17, 18, 19, 34, 40
 _NO_ACTIVATION, _FUSED_RELU = 0, 1
 AFFINE = (_CONV, _DEPTHWISE_CONV, _FULLY_CONNECTED)
-# Positive factors of channels pass through these.
+# Positive factors of channels pass through these operators unchanged.
 _PASSING = (_AVERAGE_POOL, _MAX_POOL, _RELU, _PAD, _MEAN)
 
 
@@ -21,9 +21,9 @@ class Weights(NamedTuple):
 
     Args:
         kernel: The constant.
-        values: Of shape (outputs, positions, channels). Those of a depthwise
-            convolution are the outputs of each channel.
-        by_channel: Whether each output has a channel of its own.
+        values: The weights, of shape (outputs, positions, channels). For a depthwise
+            convolution, `outputs` is the number of outputs of each channel.
+        by_channel: Whether each output depends on a single channel.
     """
 
     kernel: int
@@ -35,12 +35,12 @@ class Link(NamedTuple):
     """Operators between which channels can be scaled.
 
     Args:
-        producer: The affine operator before; None where it can't be scaled.
-        begin: What `producer` puts out, or what `factors` multiplies.
+        producer: The affine operator before; None if it can't be scaled.
+        begin: The output of `producer`, or the tensor that `factors` multiplies.
         factors: The operator that multiplies each channel by a constant, or None.
         offsets: The operator that adds a constant to each channel, or None.
-        averaged: The number of values of which `end` holds means; 1 without.
-        end: What `consumers` read.
+        averaged: The number of values in each mean of `end`; 1 without means.
+        end: The tensor that `consumers` read.
         consumers: The affine operators after.
     """
 
@@ -85,7 +85,7 @@ def links(graph: Graph) -> Iterator[Link]:
 def _link(
     graph: Graph, producer: Operator | None, begin: int, follower: Operator | None
 ) -> Link | None:
-    """Return the link whose next operator is `follower`, None without one."""
+    """Return the link that continues with `follower`; None if there is no link."""
     factors = offsets = None
     end, passes, averaged = begin, False, 1.0
     while follower is not None:
@@ -119,12 +119,12 @@ def _activation(operator: Operator) -> int:
 
 
 def has_activation(operator: Operator) -> bool:
-    """Return whether an operator has an activation within."""
+    """Return whether an operator has a fused activation."""
     return _activation(operator) != _NO_ACTIVATION
 
 
 def _lets_factors_pass(operator: Operator) -> bool:
-    """Return whether the activation within an operator lets positive factors pass."""
+    """Return whether positive factors pass through an operator's fused activation."""
     return _activation(operator) in (_NO_ACTIVATION, _FUSED_RELU)
 
 
@@ -136,7 +136,7 @@ def _can_be_scaled(graph: Graph, operator: Operator) -> bool:
 
 
 def _keeps_channels(graph: Graph, operator: Operator) -> bool:
-    """Return whether an operator that passes values on leaves the last axis alone."""
+    """Return whether an operator doesn't change the last axis."""
     data, *others = inputs(operator)
     if graph.kind(operator) not in (_MEAN, _PAD):
         return True
@@ -159,7 +159,7 @@ def _multiplies(graph: Graph, operator: Operator | None, index: int) -> bool:
     channels, last = graph.channels(index), graph.channels(kernel)
     if graph.kind(operator) == _DEPTHWISE_CONV:
         return last % channels == 0
-    # Others are of groups of channels, or of axes that were flattened.
+    # Other kernels have groups of channels, or read flattened axes.
     return last == channels
 
 
@@ -169,7 +169,7 @@ def has_constant(graph: Graph, operator: Operator) -> bool:
         return False
     channels = graph.channels(int(operator.outputs[0]))
     constant = inputs(operator)[_place(graph, operator)]
-    # Along the last axis, and of no other.
+    # The constant must vary along the last axis only.
     return graph.channels(constant) == channels == graph.size(constant)
 
 
@@ -189,7 +189,7 @@ def constant_of(graph: Graph, operator: Operator) -> Array:
 
 
 def set_constant_of(graph: Graph, operator: Operator, values: Array) -> None:
-    """Combine channels with other numbers."""
+    """Set the numbers that channels are combined with."""
     own = graph.separate(operator, _place(graph, operator))
     graph.set_constant(own, values)
 

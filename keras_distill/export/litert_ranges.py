@@ -1,10 +1,10 @@
-"""The ranges of activations that a full-int8 LiteRT file is made with.
+"""The ranges of activations for a LiteRT file in full int8.
 
-TensorFlow's calibration reads the inputs of each operator once more after the operator
-ran. Where the operator computed in place, it then finds the output: the input of an
-unfolded BatchNormalization gets the range of its product. Here each tensor is read from
-an interpreter that gives every tensor memory of its own. Before that, the channels of
-each tensor are brought to like ranges.
+TensorFlow's calibration reads the inputs of each operator again after the operator ran.
+If the operator computed in place, it reads the output instead: the input of an unfolded
+BatchNormalization gets the range of its product. Here, the tensors are read from an
+interpreter in which every tensor has its own memory. Before that, the channels of each
+tensor are scaled to similar ranges.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from keras_distill.export.litert_graphs import Graph, Samples, computed_values
 from keras_distill.export.patching import replaced
 
 _HARD_SWISH = 117  # code of the schema
-# What is less gives 0.
+# For smaller inputs, the output of a hard swish is 0.
 _HARD_SWISH_LEAST = -3.0
 
 
@@ -36,9 +36,9 @@ class Calibrated(NamedTuple):
 
 @contextmanager
 def exact_ranges() -> Iterator[list[Calibrated]]:
-    """Calibrate by the values that tensors really have.
+    """Make TensorFlow's calibration use the true values of tensors within this block.
 
-    The models that TensorFlow calibrates within the block are added to the list.
+    The models that TensorFlow calibrates in the block are added to the yielded list.
     """
     from tensorflow.lite.python.optimize.calibrator import Calibrator
 
@@ -59,10 +59,10 @@ def exact_ranges() -> Iterator[list[Calibrated]]:
 
 
 def corrected(file: bytes, samples: Samples) -> bytes:
-    """Return a calibrated file with the ranges that its tensors really have.
+    """Return a calibrated file with the true ranges of its tensors.
 
-    Variables and what an operator holds inside, as the gates of an LSTM, keep those
-    that TensorFlow recorded. So do tensors of branches.
+    Variables, values within an operator (e.g. the gates of an LSTM) and tensors of
+    branches keep the ranges that TensorFlow recorded.
 
     Args:
         file: A float model whose tensors have a smallest and a largest value.
@@ -87,7 +87,7 @@ def corrected(file: bytes, samples: Samples) -> bytes:
 
 
 def _is_read_by_hard_swish(graph: Graph, index: int) -> bool:
-    """Return whether values below -3 make no difference."""
+    """Return whether only a hard swish reads a tensor: values below -3 give 0."""
     readers = graph.readers(index)
     kinds = {None if it is None else graph.kind(it) for it in readers}
     return kinds == {_HARD_SWISH}

@@ -1,4 +1,4 @@
-"""Models and data from files, neither of which may bring code along."""
+"""Models and data from files. Code inside the files is refused."""
 
 import io
 import json
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from keras_distill.export.quiet import no_remarks
 
-# What may lie where a `.keras` file is expected, as words for an error.
+# Other things that may be in place of a `.keras` file, as text for an error.
 _SAVED_MODEL = "the directory of a SavedModel"
 _EXPORT = "the directory of an export"
 _DIRECTORY = "a directory"
@@ -37,7 +37,7 @@ _REMEDIES = {
     _WEIGHTS: "Build the model in Python, load them with `load_weights`, save it with",
 }
 _HDF5_BEGINS = b"\x89HDF\r\n\x1a\n"
-# What Keras writes into each, beside the weights.
+# The members that Keras writes into each archive besides the weights.
 _MEMBERS = ("metadata.json", "config.json")
 
 
@@ -45,20 +45,20 @@ _MEMBERS = ("metadata.json", "config.json")
 class Trainer(Protocol):
     """A Keras model that trains another one, as a distiller trains its student.
 
-    What is exported of it is the model that it trains, under that model's names.
+    The trained model is exported instead, under its own names.
     """
 
     def serving_model(self) -> keras.Model:
-        """Return the model that serves."""
+        """Return the model that is served."""
 
     def serving_inputs(self, inputs: Any) -> Any:
-        """Return the part of a batch to train on that this model reads."""
+        """Return the part of a training batch that the served model reads."""
 
 
 def load_model(model: keras.Model | str | os.PathLike[str]) -> keras.Model:
-    """Return a built model: `model` itself, or what its `.keras` file holds.
+    """Return a built model: `model` itself, or the model of a `.keras` file.
 
-    Of a model that trains another one, as a distiller or its file, that other one is
+    If that model trains another one, as a distiller does, the trained model is
     returned. Files are loaded in safe mode: code inside of them, as of a `Lambda`, is
     refused.
     """
@@ -68,11 +68,11 @@ def load_model(model: keras.Model | str | os.PathLike[str]) -> keras.Model:
 def load_served(
     model: keras.Model | str | os.PathLike[str],
 ) -> tuple[keras.Model, Callable[[Any], Any]]:
-    """Return what `load_model` does, and the function that picks its inputs.
+    """Return the model of `load_model`, and the function that selects its inputs.
 
-    The function takes a batch, which of a trainer may be one to train on, with keys
-    that exist in training only. It returns the part that the served model reads. Of
-    any other model it returns the batch as it is.
+    For a trainer, the function reads a batch that may have keys for training only, and
+    returns the part that the served model reads. For any other model, it returns the
+    batch unchanged.
     """
     model, selections = _served(model)
     if not isinstance(model, keras.Model):
@@ -95,16 +95,16 @@ def load_served(
 
 
 def served_model(model: Any) -> Any:
-    """Return what `load_model` does, of whatever kind and built or not."""
+    """Return the model of `load_model`, which may have any type or be unbuilt."""
     return _served(model)[0]
 
 
 def _served(model: Any) -> tuple[Any, list[Callable[[Any], Any]]]:
-    """Return the model that serves, and what picks its inputs."""
+    """Return the model that is served, and the functions that select its inputs."""
     if isinstance(model, str | os.PathLike):
         model = _load_file(Path(model))
     selections: list[Callable[[Any], Any]] = []
-    # The student of a distiller may be one itself.
+    # The student of a distiller may be a distiller itself.
     while isinstance(model, Trainer):
         selections.append(model.serving_inputs)
         model = model.serving_model()
@@ -129,7 +129,7 @@ def _load_file(path: Path) -> keras.Model:
 
 
 def _check_file(path: Path) -> None:
-    """Raise where Keras would only report that there is no such file."""
+    """Raise a clearer error than Keras if `path` is no `.keras` file."""
     received = f"Received: {str(path)!r}"
     if not path.exists():
         raise FileNotFoundError(
@@ -137,7 +137,7 @@ def _check_file(path: Path) -> None:
             "no file."
         )
     kind = _kind(path)
-    # Other suffixes are HDF5 and SavedModels to Keras, which safe mode doesn't cover.
+    # Keras reads files of other suffixes as HDF5 or SavedModels, without safe mode.
     if path.suffix != ".keras" or kind in _REMEDIES or kind == _DIRECTORY:
         raise ValueError(
             "`model` must be the path of a `.keras` file, which is loaded in safe "
@@ -162,7 +162,7 @@ def _stem(path: Path) -> str:
 
 
 def _kind(path: Path) -> str:
-    """Return what lies at `path`, as words for an error."""
+    """Return the kind of file or directory at `path`, as text for an error."""
     if path.is_dir():
         if (path / "saved_model.pb").exists():
             return _SAVED_MODEL
@@ -197,7 +197,7 @@ def _damage(path: Path) -> str | None:
         for name in names:
             try:
                 _check_member(name, archive.read(name))
-            except Exception as error:  # of zip, zlib, JSON and HDF5, in any version
+            except Exception as error:  # From zip, zlib, JSON or HDF5, in any version.
                 reason = textwrap.shorten(str(error) or type(error).__name__, 200)
                 return f"{name!r} in it is damaged: {reason}"
     return None
@@ -212,7 +212,7 @@ def _check_member(name: str, data: bytes) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return why Keras couldn't load a whole archive, in few words."""
+    """Return in few words why Keras couldn't load an undamaged archive."""
     missing = re.search(r"Could not locate (class|function) '([^']+)'", str(error))
     if missing:  # Keras adds the whole config
         return f"its {missing[1]} {missing[2]!r} isn't registered in this process"
@@ -224,11 +224,11 @@ def load_arrays(
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of an `.npz` file by name; pickled ones are refused.
 
-    Text is returned as objects, as TensorFlow takes it.
+    Text is returned as objects, the form that TensorFlow reads.
 
     Args:
-        path: Where the file is.
-        argument: What the caller calls it, for errors.
+        path: The path of the file.
+        argument: The caller's name for it, for errors.
     """
     path = Path(path)
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -240,7 +240,7 @@ def load_arrays(
             for name in file.files:
                 try:
                     arrays[name] = _checked_array(file[name])
-                # Of zip, zlib, NumPy's headers and memory, in any version of them.
+                # From zip, zlib, NumPy's headers or memory, in any version of them.
                 except Exception as error:
                     reason = textwrap.shorten(str(error) or type(error).__name__, 200)
                     problem = f"whose {name!r} can't be read ({reason})"
@@ -257,7 +257,7 @@ def load_arrays(
 
 
 def _checked_array(array: Any) -> npt.NDArray[Any]:
-    # Of another zip archive NumPy gives the bytes of the members.
+    # For other zip archives, NumPy returns the bytes of the members.
     if not isinstance(array, np.ndarray):
         raise TypeError("it is no array")
     if array.ndim == 0:

@@ -12,8 +12,8 @@ from keras_distill.export.serving import Served
 # Operators that test whether a value is finite.
 _TESTS = {"IsNan", "IsInf", "IsFinite"}
 _COMPARISONS = {"Less", "LessEqual", "Greater", "GreaterEqual", "Equal", "NotEqual"}
-# What passes the values of an input on one by one, so that a comparison behind it is
-# one of the input.
+# Operators that keep the values of an input separate, so that a comparison of their
+# output is a comparison of the input.
 _ELEMENTWISE = {
     *("Abs", "AddV2", "BatchToSpaceND", "Cast", "ConcatV2", "Div", "ExpandDims"),
     *("GatherV2", "Identity", "IdentityN", "Mul", "Neg", "Pack", "RealDiv", "Reshape"),
@@ -26,7 +26,7 @@ _LOGIC = {"LogicalAnd", "LogicalOr", "LogicalNot"}
 
 @dataclass(frozen=True)
 class Looks:
-    """What looks for infinities or NaN.
+    """The tests for infinities or NaN in a model.
 
     Attributes:
         operators: The operators, with their layers.
@@ -38,12 +38,12 @@ class Looks:
 
 
 def find(served: Served, largest: float) -> Looks:
-    """Name the operators of the traced graph that look for infinities or NaN.
+    """Return the operators of the traced graph that test for infinities or NaN.
 
     Args:
         served: The model.
-        largest: The largest magnitude among the examples. Activations compare with
-            bounds below it; a bound beyond it guards against what no example shows.
+        largest: The largest magnitude among the examples. A comparison with a larger
+            bound counts as a test. One with a smaller bound is part of an activation.
     """
     concrete = served.function.get_concrete_function()
     graph = concrete.graph
@@ -69,7 +69,7 @@ def find(served: Served, largest: float) -> Looks:
 
 
 def _is_guard(op: Any, reached: set[Any], largest: float) -> bool:
-    """Whether an input is compared with what no example shows, or with itself."""
+    """Return whether an input is compared with a large bound, or with itself."""
     if op.type not in _COMPARISONS or not op.inputs[0].dtype.is_floating:
         return False
     if not any(tensor.ref() in reached for tensor in op.inputs):
@@ -82,7 +82,7 @@ def _is_guard(op: Any, reached: set[Any], largest: float) -> bool:
 
 
 def _constant(tensor: Any) -> Any:
-    """Return the values of a constant, also of one that is filled to a shape."""
+    """Return the values of a constant, also if it is broadcast to a shape."""
     while tensor.op.type in {"Fill", "BroadcastTo", "Cast", "Identity"}:
         tensor = tensor.op.inputs[1 if tensor.op.type == "Fill" else 0]
     return tf.get_static_value(tensor)
@@ -95,7 +95,7 @@ def _inner_tests(graph: Any) -> dict[str, list[str]]:
 
     def tests(name: str) -> list[str]:
         if name not in found:
-            found[name] = []  # ends where a function calls itself
+            found[name] = []  # Ends the recursion if a function calls itself.
             for node in library[name].node_def if name in library else ():
                 found[name] += [node.op] if node.op in _TESTS else []
                 found[name] += [t for f in functions(node) for t in tests(f)]
@@ -105,7 +105,7 @@ def _inner_tests(graph: Any) -> dict[str, list[str]]:
 
 
 def _of_inputs(graph: Any) -> set[Any]:
-    """Return the tensors that hold the values of float inputs, one by one."""
+    """Return the tensors that contain the values of float inputs, one by one."""
     inner = {id(tensor) for _, tensor in graph.captures}
     reached = {
         tensor.ref()
@@ -119,7 +119,7 @@ def _of_inputs(graph: Any) -> set[Any]:
 
 
 def _selects(op: Any) -> bool:
-    """Whether a selection reads a comparison, also by way of other conditions."""
+    """Return whether a selection reads a comparison, directly or in a condition."""
     consumers = [user for output in op.outputs for user in output.consumers()]
     return any(
         user.type in _SELECTIONS or (user.type in _LOGIC and _selects(user))
@@ -128,6 +128,6 @@ def _selects(op: Any) -> bool:
 
 
 def _scope(name: str) -> str:
-    """Return the layer in the name of an operation: its scope."""
+    """Return the layer's name from the name of an operation: its scope."""
     parts = name.split("/")
     return parts[-2] if len(parts) > 1 else name

@@ -1,4 +1,4 @@
-"""`manifest.json`: what an export holds, how exact it is and what made it."""
+"""`manifest.json`: the files of an export, their exactness and their provenance."""
 
 import json
 import platform
@@ -27,13 +27,13 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True)
 class Artefact:
-    """What is known of one artefact.
+    """The results of writing and checking one artefact.
 
     Attributes:
-        target: Which it is.
-        difference: The largest from Keras on the example batch.
-        tolerance: The largest relative difference that `verify` will take.
-        details: What its format or precision adds.
+        target: Its format and precision.
+        difference: The largest difference from Keras on the example batch.
+        tolerance: The largest relative difference that `verify` will allow.
+        details: Further entries for its format or precision.
     """
 
     target: Target
@@ -52,14 +52,14 @@ def describe(
     """Describe the artefacts that lie in `directory`.
 
     Args:
-        served: The model behind them.
-        directory: Where the artefacts are.
-        artefacts: What is known of each.
+        served: The model that they were made from.
+        directory: The directory of the artefacts.
+        artefacts: The results for each artefact.
         scales: Output name to the scale that differences are relative to.
         **more: Further entries; those that are None are left out.
 
     Returns:
-        What `write` stores, made of what JSON knows.
+        The manifest for `write`, in types of JSON.
     """
     return {
         "kind": _KIND,
@@ -89,7 +89,7 @@ def write(manifest: Manifest, directory: Path) -> None:
 
 
 def read(directory: Path) -> Manifest | None:
-    """Read the manifest in `directory`; None where there is none of this package."""
+    """Read the manifest in `directory`; None if there is none of this package."""
     try:
         manifest = _load(directory)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -102,12 +102,12 @@ def require(directory: Path, *, to_run: bool = False) -> Manifest:
 
     Args:
         directory: An export.
-        to_run: Whether it has to have all that running the artefacts needs, and not
-            only what a server's repository is made from.
+        to_run: Whether it must contain everything for running the artefacts, and not
+            only the entries that a server's repository needs.
 
     Raises:
-        FileNotFoundError: There is none of this package.
-        ValueError: It is damaged, or was written by another version of this package.
+        FileNotFoundError: There is no manifest of this package.
+        ValueError: It is damaged, or another version of this package wrote it.
     """
     try:
         manifest = _load(directory)
@@ -135,7 +135,7 @@ def require(directory: Path, *, to_run: bool = False) -> Manifest:
 
 
 def _load(directory: Path) -> Any:
-    """Return what the file holds.
+    """Return the content of the file.
 
     Raises:
         ValueError: It isn't JSON.
@@ -161,7 +161,7 @@ def _damaged(directory: Path, reason: str) -> ValueError:
 
 
 def _inconsistency(manifest: Manifest) -> str | None:
-    """Return what contradicts itself in a manifest of the right structure."""
+    """Return a contradiction in a manifest of the right structure; None without."""
     outputs = {spec["name"] for spec in manifest["signature"]["outputs"]}
     if set(manifest["scales"]) != outputs:
         return (
@@ -175,7 +175,7 @@ def _inconsistency(manifest: Manifest) -> str | None:
 
 
 def _instead(directory: Path) -> str:
-    """Describe a directory that is no export, where that helps."""
+    """Return an explanation why a directory is no export, or an empty text."""
     if not directory.exists():
         return ", where there is nothing"
     if not directory.is_dir():
@@ -191,7 +191,7 @@ def _instead(directory: Path) -> str:
 
 
 def check_examples(kept: examples.Examples, manifest: Manifest) -> None:
-    """Raise `ValueError` where examples aren't those of the signature."""
+    """Raise `ValueError` if the examples don't fit the signature."""
     for group in ("inputs", "outputs"):
         specs = {spec["name"]: spec for spec in manifest["signature"][group]}
         if set(kept[group]) != set(specs):
@@ -212,16 +212,16 @@ def check_examples(kept: examples.Examples, manifest: Manifest) -> None:
 
 
 def files(manifest: Manifest) -> list[dict[str, Any]]:
-    """Return path, size and checksum of every file but the manifest itself."""
+    """Return path, size and checksum of every file except the manifest itself."""
     artefacts = manifest["artefacts"].values()
     listed = [file for artefact in artefacts for file in artefact["files"]]
     return [*listed, *manifest.get("examples", [])]
 
 
 def listed_files(manifest: Manifest) -> set[str]:
-    """Return the relative paths of all the files of an export, itself included.
+    """Return the relative paths of all files of an export, including the manifest.
 
-    A damaged manifest, which `read` returns too, lists none.
+    For a damaged manifest, which `read` also returns, there are none.
     """
     if schema.damage(manifest, schema.FILES):
         return set()
@@ -229,7 +229,7 @@ def listed_files(manifest: Manifest) -> set[str]:
 
 
 def describe_specs(specs: Specs) -> list[dict[str, Any]]:
-    """Return names, dtypes and shapes as JSON knows them."""
+    """Return names, dtypes and shapes in types of JSON."""
     return [
         {"name": name, "dtype": spec.dtype.name, "shape": _shape(spec)}
         for name, spec in specs.items()

@@ -1,4 +1,4 @@
-"""Names of layers and weights that TensorFlow doesn't take for scopes of a graph."""
+"""Names of layers and weights that TensorFlow refuses as scopes of a graph."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -9,17 +9,17 @@ import tensorflow as tf
 
 from keras_distill.export.patching import replaced
 
-# What the name of a graph's node has to begin with, and what it can't hold.
+# The first characters that a node's name may have, and those that it can't contain.
 _BEGIN = re.compile(r"[A-Za-z0-9.]")
 _REFUSED = re.compile(r"[^A-Za-z0-9_./>-]")
 
 
 @contextmanager
 def any_name() -> Iterator[None]:
-    """Let models and layers of any name be traced and saved, such as "my model".
+    """Allow any names of models and layers in tracing and saving, e.g. "my model".
 
-    Keras takes nearly every name, and TensorFlow few as the scope of a graph's nodes.
-    Nodes get a name that it takes. Layers and weights keep theirs.
+    Keras allows nearly every name, but TensorFlow allows few as scopes of a graph's
+    nodes. The nodes get an allowed name. Layers and weights keep their names.
     """
     with replaced(tf.Graph, {"name_scope": _any_scope}):
         yield

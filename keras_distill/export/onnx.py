@@ -1,4 +1,4 @@
-"""ONNX by tf2onnx, read back by ONNX Runtime."""
+"""The format ONNX, written by tf2onnx and run by ONNX Runtime."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -27,18 +27,18 @@ from keras_distill.export.quiet import quiet
 from keras_distill.export.serving import Served, Tensors, trace
 from keras_distill.fake_quantization import quantizers
 
-# The newest that tf2onnx writes; it takes 15 unless told.
+# The newest opset that tf2onnx writes. Its default is 15.
 OPSET = 18
-# Weights from here on don't pass through tf2onnx, which copies each tens of times.
+# Weights of this size and more bypass tf2onnx, which copies each weight tens of times.
 _LARGE = 2**20
-# What protobuf, and with it an ONNX file, can hold.
+# The largest protobuf message, and so the largest ONNX file.
 _LARGEST_FILE = 2**31 - 1
 
 Weights = dict[str, keras.Variable]
 
 
 def write(conversion: Conversion, path: Path) -> None:
-    """Write an ONNX file whose first axes are called `batch`."""
+    """Write an ONNX file. If the first axes are open, they are named `batch`."""
     if conversion.precision == FULL:
         _write_full(conversion.served, path)
     else:
@@ -46,7 +46,7 @@ def write(conversion: Conversion, path: Path) -> None:
 
 
 def load(path: Path, threads: int | None = None) -> Loaded:
-    """Load it with ONNX Runtime on the CPU."""
+    """Load an artefact with ONNX Runtime on the CPU."""
     loaded = _load(path, threads, optimize=True)
     return replace(loaded, unoptimized=lambda: _load(path, threads, optimize=False))
 
@@ -56,11 +56,11 @@ def _load(path: Path, threads: int | None, *, optimize: bool) -> Loaded:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 4  # not errors either: they are raised
+    options.log_severity_level = 4  # Errors aren't logged either: they are raised.
     if not optimize:
         level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.graph_optimization_level = level
-    # A session's level doesn't hold for the kernels that it makes.
+    # The level of a session doesn't apply to its kernels.
     with standard_error.without(onnx_quantization.LOG_LINES):
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
@@ -84,7 +84,7 @@ def _write_full(served: Served, path: Path) -> None:
     _refuse_unportable(served.model)
     weights = _large_weights(served)
     function, specs = _with_weights_as_inputs(served, weights)
-    # The tf2onnx module loggers hand their records up to this one.
+    # The loggers of tf2onnx's modules pass their records to this one.
     with quiet("tf2onnx", "tensorflow", "absl") as errors, _transposes_kept():
         converted = _without_captures(function, specs, served.outputs)
         proto, _ = onnx_memory.convert(
@@ -96,8 +96,8 @@ def _write_full(served: Served, path: Path) -> None:
             ),
             weights=sum(math.prod(weight.shape) for weight in served.model.weights),
         )
-    # tf2onnx goes on after an error, to a file that no runtime loads. Failed rewrites
-    # are among the errors too, and harmless.
+    # tf2onnx continues after an error, and makes a file that no runtime loads. It also
+    # reports failed rewrites as errors, but these are harmless.
     unsupported = [line for line in errors if "is not supported" in line]
     unconverted = [line for line in errors if line.startswith("Failed to convert")]
     if unsupported or unconverted:
@@ -106,7 +106,7 @@ def _write_full(served: Served, path: Path) -> None:
         if value.name not in weights:
             _name_open_axes(value)
     keep_padding(proto)
-    # ONNX Runtime rounds the inputs of integers that it meets beside floats.
+    # ONNX Runtime would round float weights again if their activations are rounded.
     if quantizers(served.model):
         onnx_rounded.in_integers(proto)
     onnx.checker.check_model(proto, full_check=True)
@@ -114,10 +114,10 @@ def _write_full(served: Served, path: Path) -> None:
 
 
 def _transposes_kept() -> AbstractContextManager[None]:
-    """Keep transposes of maps of one pixel.
+    """Make tf2onnx keep transposes of maps of one pixel.
 
-    tf2onnx replaces them by reshapes, to shapes that it may have noted before it moved
-    other transposes. A LayerNormalization over one pixel then reads units as rows.
+    It would replace them by reshapes. Their shapes may be outdated, as tf2onnx also
+    moves other transposes. Then a LayerNormalization over a pixel reads units as rows.
     """
     from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
@@ -137,10 +137,10 @@ def _refuse_unportable(model: keras.Model) -> None:
 
 
 def _large_weights(served: Served) -> Weights:
-    """Name the large weights that may become inputs of the traced function.
+    """Return the large weights that may become inputs of the traced function, by name.
 
-    tf2onnx has to see those of recurrent and convolutional layers as constants, to
-    fuse loops and to turn kernels around.
+    Those of recurrent and convolutional layers must be constants for tf2onnx, which
+    fuses loops and transposes kernels.
     """
     large = [
         weight
@@ -169,7 +169,7 @@ def _with_weights_as_inputs(
         return served.function, served.inputs
     specs = dict(served.inputs)
     for name, weight in weights.items():
-        # TensorFlow's optimiser makes a tensor of every input whose shape it is told.
+        # TensorFlow's optimiser makes a tensor for every input of known shape.
         unknown = [None] * len(weight.shape)
         specs[name] = tf.TensorSpec(unknown, weight.dtype, name=name)
 
@@ -187,8 +187,8 @@ def _with_weights_as_inputs(
 def _write_with_weights(proto: Any, weights: Weights, path: Path) -> None:
     """Write a model; its inputs that are `weights` become constants.
 
-    The parts of a protobuf message that are written one after the other are read as
-    one. So no more than one large weight at a time is held a second time.
+    Parts of a protobuf message that are written one after the other are read as one
+    message. So memory has a second copy of at most one large weight at a time.
     """
     import onnx
 
@@ -211,8 +211,8 @@ def _without_captures(
 ) -> Callable[[Tensors], Tensors]:
     """Return the function with captured tensors as constants.
 
-    tf2onnx makes a required input of every tensor that a function captures, such as
-    the mean and variance of a `Normalization` layer.
+    tf2onnx would convert every captured tensor, e.g. the mean and variance of a
+    `Normalization` layer, to a required input.
     """
     concrete = function.get_concrete_function()
     if not freezing.needs_freezing(concrete):
@@ -223,7 +223,7 @@ def _without_captures(
         raise ValueError("the model holds lookup tables, which can't become constants")
 
     def call(tensors: Tensors) -> Tensors:
-        # A frozen function takes and gives flat lists, in the sorted order of dicts.
+        # A frozen function has flat lists as inputs and outputs, sorted by name.
         values = frozen(*(tensors[name] for name in sorted(inputs)))
         return dict(zip(sorted(outputs), values, strict=True))
 

@@ -8,7 +8,7 @@ from keras_distill.export.onnx_nodes import Nodes
 def convolution_3d(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
     """Write the groups of a convolution in three dimensions.
 
-    tf2onnx looks for groups where the axes are called NHWC or NCHW only.
+    tf2onnx finds groups only if the axes are named NHWC or NCHW.
     """
     from tf2onnx.onnx_opset.nn import ConvOp
 
@@ -21,11 +21,11 @@ def convolution_3d(graph: Any, node: Any, name: str, arguments: list[Any]) -> No
 def transposed_convolution(
     graph: Any, node: Any, name: str, arguments: list[Any]
 ) -> None:
-    """Write a transposed convolution of whatever output size.
+    """Write a transposed convolution of any output size.
 
-    TensorFlow is given the size, which may go beyond what the kernel reaches. The
-    output there is the bias alone. tf2onnx writes negative `pads` for that, or zeros
-    in place of the bias.
+    In TensorFlow, the output size is an input, and may be larger than the part that the
+    kernel reaches. Beyond that part, the output is the bias only. tf2onnx would write
+    negative `pads` for it, or zeros instead of the bias.
     """
     sizes, kernel, images, *bias = node.input
     nodes = Nodes(graph, node)
@@ -39,7 +39,7 @@ def transposed_convolution(
         "kernel_shape": kernel_shape[:spatial],
         "strides": strides,
         "dilations": dilations,
-        # The most that TensorFlow lets the output go beyond the kernel's reach.
+        # The most values beyond the kernel's reach that TensorFlow allows.
         "output_padding": [stride - 1 for stride in strides],
     }
     is_open = any(-1 in side for side in lengths)
@@ -67,19 +67,19 @@ def transposed_convolution(
 def _padding(
     before: list[int], after: list[int], strides: list[int], widths: list[int]
 ) -> dict[str, list[int]]:
-    """Return what brings the kernel's reach to the size `after`."""
+    """Return the padding attributes that give the output the size `after`."""
     start, end, beyond = [], [], []
     for length, out, stride, width in zip(before, after, strides, widths, strict=True):
         excess = stride * (length - 1) + width - out
         cut = max(excess, 0)
-        start.append(cut // 2)  # TensorFlow's choice where `padding` is "SAME"
+        start.append(cut // 2)  # As TensorFlow does for the `padding` "SAME".
         end.append(cut - cut // 2)
         beyond.append(max(-excess, 0))
     return {"pads": start + end, "output_padding": beyond}
 
 
 def _cut(nodes: Nodes, output: str, sizes: str, axes: slice, beyond: list[int]) -> str:
-    """Do at run time what `_padding` does for known sizes."""
+    """Cut the output to its size at run time, if the sizes aren't known before."""
     spatial = len(beyond)
     whole = nodes.constant(range(spatial + 2)[axes])
     wanted = nodes.make("Gather", nodes.make("Cast", sizes, to=_INT64), whole)
@@ -101,7 +101,7 @@ def _channels_first(nodes: Nodes, node: Any, images: str, spatial: int) -> str:
 
 
 def _lengths(graph: Any, tensor: str, axes: slice) -> list[int]:
-    """Return the sizes of a tensor in space, -1 for those that are open."""
+    """Return the spatial sizes of a tensor; -1 for open ones."""
     shape = graph.get_shape(tensor)
     return [-1] if shape is None else list(shape[axes])
 
@@ -111,7 +111,7 @@ def _is_channels_last(node: Any) -> bool:
 
 
 def _integers(node: Any, name: str, spatial: int) -> list[int]:
-    """Return an attribute of all axes; 1 for each where the node has none."""
+    """Return an attribute for all axes; 1 for each axis if the node has none."""
     attribute = node.get_attr(name)
     return list(attribute.ints) if attribute else [1] * (spatial + 2)
 

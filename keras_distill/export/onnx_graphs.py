@@ -5,7 +5,7 @@ from typing import Any
 
 
 def graphs(graph: Any) -> Iterator[Any]:
-    """Yield a graph and those inside of its loops and branches."""
+    """Yield a graph and the graphs inside its loops and branches."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:

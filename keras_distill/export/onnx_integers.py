@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from keras_distill.export.onnx_nodes import Nodes, dtype_of
 
-# What ONNX Runtime computes with as it is; other integers become int64.
+# The dtypes that ONNX Runtime computes with. Other integers are cast to int64.
 _COMPUTED = (np.float16, np.float32, np.float64, np.int32, np.int64)
 _MOST_FACTORS = 64
 
@@ -40,9 +40,9 @@ def floor_mod(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
 
 
 def comparison(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
-    """Compare integers as they are, which tf2onnx rounds to float32.
+    """Compare integers as int64; tf2onnx would round them to float32.
 
-    Its counters of loops are int64, whatever it takes them for.
+    Counters of loops are int64 too, although tf2onnx may record another dtype.
     """
     nodes, tensors = Nodes(graph, node), list(node.input)
     if np.issubdtype(dtype_of(graph, tensors[0]), np.integer):
@@ -51,7 +51,7 @@ def comparison(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
 
 
 def top_k(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
-    """Sort values as they are, which tf2onnx rounds to float32."""
+    """Sort values in their own dtype; tf2onnx would round them to float32."""
     nodes = Nodes(graph, node)
     [x] = _computed(graph, nodes, node.input[:1])
     count = nodes.make("Reshape", nodes.cast(node.input[1], np.int64), nodes.one_axis())
@@ -65,9 +65,9 @@ def top_k(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
 
 
 def total(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
-    """Add up integers exactly: ONNX Runtime adds them up in float64.
+    """Add up integers exactly, although ONNX Runtime adds them up in float64.
 
-    It holds integers up to 2**53, so that int64 is added up in two halves.
+    float64 is exact for integers up to 2**53. So int64 is added up in two halves.
     """
     nodes = Nodes(graph, node)
     if not np.issubdtype(nodes.dtype, np.integer):
@@ -96,7 +96,7 @@ def total(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
 
 
 def power(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
-    """Multiply integers, whose powers ONNX Runtime computes in float64."""
+    """Write powers of integers as products; ONNX Runtime would use float64."""
     exponent = node.inputs[1]
     nodes = Nodes(graph, node)
     if not (exponent.is_const() and np.issubdtype(nodes.dtype, np.integer)):
@@ -115,9 +115,9 @@ def power(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
 
 
 def shift(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
-    """Shift bits of negative integers too, which ONNX has for unsigned ones alone.
+    """Shift the bits of signed integers; ONNX shifts only unsigned ones.
 
-    Negative ones keep their sign, as their complement is shifted.
+    To the right, negative integers are shifted as complements and keep their sign.
     """
     if not _is_signed(graph, node):
         from tf2onnx.onnx_opset.math import BitShift
@@ -152,7 +152,7 @@ def _is_signed(graph: Any, node: Any) -> bool:
 
 
 def _computed(graph: Any, nodes: Nodes, tensors: list[str]) -> list[str]:
-    """Cast what ONNX Runtime doesn't compute with to int64."""
+    """Cast dtypes that ONNX Runtime doesn't compute with to int64."""
     dtype: npt.DTypeLike = dtype_of(graph, tensors[0])
     if dtype in _COMPUTED:
         return list(tensors)

@@ -1,4 +1,4 @@
-"""Conversions by tf2onnx without a copy of every weight for each of its passes."""
+"""Conversions by tf2onnx that don't copy every weight in each pass."""
 
 import gc
 import os
@@ -9,19 +9,19 @@ from typing import Any
 
 from keras_distill.export.patching import replaced
 
-# By default, tf2onnx copies the whole graph before each pass, in case that one fails.
+# By default, tf2onnx copies the whole graph before each pass, in case the pass fails.
 _COPIES = "TF2ONNX_CATCH_ERRORS"
-# The number of weights from which on memory is worth the time of a collection, which
-# grows with all that the process holds: .3 s and more.
+# With at least this number of weights, garbage is collected to save memory. It takes
+# .3 s and more, depending on all objects of the process.
 _LARGE = 1_000_000
 
 
 def convert(converter: Callable[[], Any], weights: int) -> Any:
-    """Return what a conversion returns, with few copies of the weights in memory.
+    """Run a conversion with few copies of the weights in memory; return its result.
 
     Args:
-        converter: Calls tf2onnx. It is called again, with a copy of the graph before
-            each pass, if a pass fails: tf2onnx then goes on without that pass.
+        converter: Calls tf2onnx. If a pass fails, it is called again, with a copy of
+            the graph before each pass: tf2onnx then continues without that pass.
         weights: The number of weights of the model.
     """
     from tf2onnx import tf_loader
@@ -40,9 +40,9 @@ def convert(converter: Callable[[], Any], weights: int) -> Any:
 
 @contextmanager
 def _collecting(tf_loader: ModuleType) -> Iterator[None]:
-    """Free graphs that nothing uses, before, during and after a conversion.
+    """Free unused graphs before, during and after a conversion.
 
-    Traced graphs refer to themselves, so they stay until they are collected.
+    Traced graphs refer to themselves, so only the garbage collection frees them.
     """
     gc.collect()
     try:
@@ -53,10 +53,10 @@ def _collecting(tf_loader: ModuleType) -> Iterator[None]:
 
 
 def _without_constants(update_proto: Callable[..., None]) -> Callable[..., None]:
-    """Return a `Node.update_proto` that leaves constants as they are.
+    """Return a `Node.update_proto` that skips constants.
 
-    Each pass writes all nodes to their messages. A message never gives back what was
-    written to it before, and nothing reads the message of a constant.
+    Each pass writes all nodes to their messages. A message never frees the memory of
+    earlier writes, and the message of a constant is never read.
     """
 
     def update(node: Any, external_tensor_storage: Any = None) -> None:
@@ -67,7 +67,7 @@ def _without_constants(update_proto: Callable[..., None]) -> Callable[..., None]
 
 
 def _after_collection(optimize: Callable[..., Any]) -> Callable[..., Any]:
-    """Return TensorFlow's optimiser of graphs, called without earlier graphs around."""
+    """Return TensorFlow's graph optimiser, called after earlier graphs are freed."""
 
     def collected(*args: Any, **kwargs: Any) -> Any:
         gc.collect()

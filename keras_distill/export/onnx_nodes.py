@@ -1,4 +1,4 @@
-"""Nodes in tf2onnx' graph, in place of one of TensorFlow's."""
+"""ONNX nodes that replace a TensorFlow node in tf2onnx' graph."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ import numpy.typing as npt
 
 
 class Nodes:
-    """Makes the ONNX nodes that one TensorFlow node becomes.
+    """A maker of the ONNX nodes that replace one TensorFlow node.
 
-    Tensors are named by strings.
+    Tensors are identified by their names.
 
     Args:
         graph: tf2onnx' graph.
@@ -19,7 +19,7 @@ class Nodes:
     def __init__(self, graph: Any, node: Any) -> None:
         self._graph = graph
         self._node = node
-        # Of the node's first output, for constants beside it.
+        # The dtype of the node's first output, for constants.
         self.dtype = dtype_of(graph, node.output[0])
 
     def make(self, operator: str, *inputs: str, **attributes: Any) -> str:
@@ -37,7 +37,7 @@ class Nodes:
         return [str(output) for output in made.output]
 
     def cast(self, tensor: str, dtype: npt.DTypeLike) -> str:
-        """Add a cast."""
+        """Add a cast; return its output."""
         import onnx
 
         to = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
@@ -46,18 +46,18 @@ class Nodes:
         return output
 
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> str:
-        """Add a constant."""
+        """Add a constant; return its name."""
         from tf2onnx import utils
 
         name = utils.make_name(f"{self._node.name}_constant")
         return str(self._graph.make_const(name, np.asarray(value, dtype)).output[0])
 
     def one_axis(self) -> str:
-        """Add the shape of a vector, for `Reshape`."""
+        """Add the constant [-1], the shape of a vector for `Reshape`."""
         return self.constant([-1])
 
     def finish(self, *outputs: str) -> None:
-        """Let `outputs` take the places of the node's outputs."""
+        """Remove the node, and replace its outputs by `outputs`."""
         replaced = list(self._node.output)
         shapes = [self._graph.get_shape(tensor) for tensor in replaced]
         dtypes = [self._graph.get_dtype(tensor) for tensor in replaced]

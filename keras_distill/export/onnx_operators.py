@@ -1,4 +1,4 @@
-"""TensorFlow operators that tf2onnx doesn't know, or that it converts wrongly."""
+"""TensorFlow operators that tf2onnx doesn't know or converts wrongly."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,15 @@ import numpy as np
 from keras_distill.export import onnx_convolutions, onnx_integers
 from keras_distill.export.onnx_nodes import Nodes, dtype_of
 
-# Takes tf2onnx' graph, the node to convert, its name and no arguments.
+# Called with tf2onnx' graph, the node to convert, its name and no arguments.
 Handler = Callable[[Any, Any, str, list[Any]], None]
-# Up to here 1 + x rounds away digits of x, and the series behind `Tanh` and `Atanh`
-# doesn't.
+# Below this magnitude, 1 + x would lose digits of x. The forms with `Tanh` and `Atanh`
+# don't.
 _SMALL = 0.5
 
 
 def handlers() -> dict[str, tuple[Handler, list[Any]]]:
-    """Return what tf2onnx takes as `custom_op_handlers`."""
+    """Return the argument `custom_op_handlers` of tf2onnx."""
     by_operator: dict[str, Handler] = {
         "Bitcast": _bitcast,
         "Conv2DBackpropInput": onnx_convolutions.transposed_convolution,
@@ -41,7 +41,7 @@ def handlers() -> dict[str, tuple[Handler, list[Any]]]:
 
 
 def _bitcast(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
-    """Tell the sign of a number's bits: of zeros, by the sign of their reciprocals."""
+    """Compute a number's sign bit; for a zero, from the sign of its reciprocal."""
     nodes, [x] = Nodes(graph, node), node.input
     dtype = dtype_of(graph, x)
     users = graph.find_output_consumers(node.output[0])
@@ -59,14 +59,14 @@ def _compares_with_zero(node: Any) -> bool:
 
 
 def _erfc(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
-    """Make `1 - erf(x)` of `erfc(x)`, which the exact `gelu` is made of."""
+    """Write `erfc(x)`, which the exact `gelu` uses, as `1 - erf(x)`."""
     nodes = Nodes(graph, node)
     one = nodes.constant(1, nodes.dtype)
     nodes.finish(nodes.make("Sub", one, nodes.make("Erf", node.input[0])))
 
 
 def _expm1(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
-    """Make `expm1(x)`, with t = tanh(x / 2), of 2 t / (1 - t) or of exp(x) - 1."""
+    """Write `expm1(x)` as 2 t / (1 - t), with t = tanh(x / 2), or as exp(x) - 1."""
     nodes, [x] = Nodes(graph, node), node.input
     one, two = nodes.constant(1, nodes.dtype), nodes.constant(2, nodes.dtype)
     tanh = nodes.make("Tanh", nodes.make("Div", x, two))
@@ -76,7 +76,7 @@ def _expm1(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
 
 
 def _log1p(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
-    """Make `log1p(x)` of 2 atanh(x / (2 + x)) or of log(1 + x)."""
+    """Write `log1p(x)` as 2 atanh(x / (2 + x)) or as log(1 + x)."""
     nodes, [x] = Nodes(graph, node), node.input
     one, two = nodes.constant(1, nodes.dtype), nodes.constant(2, nodes.dtype)
     ratio = nodes.make("Div", x, nodes.make("Add", two, x))
@@ -86,7 +86,7 @@ def _log1p(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
 
 
 def _select(graph: Any, node: Any, name: str, arguments: list[Any]) -> None:
-    """Select by `Where`: tf2onnx adds products with 0 and 1, NaN for infinities."""
+    """Select by `Where`. tf2onnx' products with 0 and 1 are NaN for infinities."""
     from tf2onnx.onnx_opset.controlflow import Select
 
     if np.issubdtype(Nodes(graph, node).dtype, np.floating):

@@ -1,4 +1,4 @@
-"""Padding that ONNX Runtime has to leave as it is."""
+"""Padding before pools, protected from a wrong optimisation of ONNX Runtime."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 from keras_distill.export.onnx_graphs import graphs
 
 _POOLS = {"AveragePool", "MaxPool"}
-# Nodes that a runtime may move behind the pool, or take away.
+# Nodes that a runtime may move behind the pool, or remove.
 _MOVABLE = {
     "Cast",
     "DequantizeLinear",
@@ -21,11 +21,11 @@ _MOVABLE = {
 
 
 def keep_padding(model: Any) -> None:
-    """Give `axes` to each `Pad` before a pool: all that it has.
+    """Give each `Pad` before a pool the input `axes`, with all of its axes.
 
-    ONNX Runtime's `Pad_Fusion` makes the pool's own padding of zeros that are padded.
-    The pool's own counts as minus infinity for a maximum, and doesn't count for a mean
-    (microsoft/onnxruntime issues 22177 and 24737). It leaves a `Pad` with `axes`.
+    ONNX Runtime's `Pad_Fusion` replaces a `Pad` with zeros by the pool's own padding.
+    That padding counts as minus infinity for a maximum, and doesn't count for a mean
+    (microsoft/onnxruntime issues 22177 and 24737). A `Pad` with `axes` isn't replaced.
     """
     for graph in graphs(model.graph):
         ranks = _ranks(graph)
@@ -35,7 +35,7 @@ def keep_padding(model: Any) -> None:
                 readers.setdefault(name, []).append(node)
         for node in graph.node:
             is_pad = node.op_type == "Pad" and len(node.input) < 4
-            # Without constant `pads` nothing can be fused.
+            # If `pads` isn't constant, ONNX Runtime fuses nothing.
             if is_pad and node.input[1] in ranks and _reaches_pool(node, readers):
                 axes = _all_axes(graph, ranks[node.input[1]])
                 value = [*node.input[2:], ""][0]
@@ -43,7 +43,7 @@ def keep_padding(model: Any) -> None:
 
 
 def _ranks(graph: Any) -> dict[str, int]:
-    """Return the ranks that constants would have `Pad` work on, by name."""
+    """Return the rank of the input of a `Pad` with each constant as `pads`, by name."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":

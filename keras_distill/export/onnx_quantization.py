@@ -1,4 +1,4 @@
-"""ONNX in 16 and in 8 bits, by ONNX Runtime's own tools."""
+"""Quantisation of ONNX to 16 and 8 bits, with ONNX Runtime's own tools."""
 
 import math
 import re
@@ -14,13 +14,13 @@ from keras_distill.export.formats import Conversion
 from keras_distill.export.onnx_graphs import graphs
 from keras_distill.export.quiet import quiet
 
-# How lines of ONNX Runtime begin that aren't errors, in colours or not.
+# The beginning of ONNX Runtime's lines that aren't errors, with or without colours.
 LOG_LINES = re.compile(
     rb"(\x1b\[[0-9;]*m)*\d{4}-\d\d-\d\d [0-9:.]+ \[[VIW]:onnxruntime"
 )
-# Convolutions by dynamic int8 are several times slower than in float32.
+# Without convolutions, which in dynamic int8 are several times slower than in float32.
 _DYNAMIC_OPERATORS = ("MatMul", "Gemm", "Gather", "Attention", "LSTM")
-# ONNX Runtime aborts the process where these read what an int8 `Gather` gave.
+# ONNX Runtime aborts the process if one of these reads the output of an int8 `Gather`.
 _HOLDING_GRAPHS = {"If", "Loop", "Scan"}
 
 
@@ -29,7 +29,7 @@ def write(conversion: Conversion, source: Path, path: Path) -> None:
     if conversion.precision == "float16":
         _write_halves(source, path)
     elif conversion.precision == "int8" and not conversion.calibration:
-        # The model has ranges and rounded weights of its own, and so has its file.
+        # The model contains ranges and rounded weights, and so does its file.
         shutil.copyfile(source, path)
     else:
         _write_integers(conversion, source, path)
@@ -93,7 +93,7 @@ def _reader(batches: Iterable[Arrays]) -> Any:
 
 
 def weights(path: Path) -> dict[str, int]:
-    """Count the values of constant matrices and larger by their type."""
+    """Count the values of constants of two axes and more, by type."""
     import onnx
 
     counted: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Weights in integers for ONNX files whose float weights are rounded already."""
+"""Integer weights for ONNX files whose float weights are already rounded."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ Array = npt.NDArray[Any]
 _CHANNELS = {"Conv": 0, "ConvTranspose": 1, "Gemm": None, "MatMul": None}
 # The largest integers that weights were rounded to, in 8 and in 4 bits.
 _LARGEST = (127, 7)
-# How far float32 puts a multiple of a scale from an integer.
+# The largest error of a multiple of a scale in float32.
 _OFF = 1e-3
 
 
@@ -22,8 +22,8 @@ class _Integers(NamedTuple):
 
     Args:
         values: Integers from -127 to 127.
-        scale: One, or one for each channel.
-        axis: The axis of the channels; None of a single scale.
+        scale: A single scale, or one for each channel.
+        axis: The axis of the channels; None for a single scale.
     """
 
     values: Array
@@ -32,12 +32,12 @@ class _Integers(NamedTuple):
 
 
 def in_integers(model: Any) -> None:
-    """Put weights that are integers times a scale in integers, in place.
+    """Store weights that are integers times a scale as integers, in place.
 
-    So are those of `students.quantization_aware`. The values stay the same: an operator
-    `DequantizeLinear` multiplies by the scale, and runtimes compute with the integers.
-    ONNX Runtime would otherwise round the floats again, to other integers: it does so
-    with float weights beside activations that are rounded.
+    Models of `students.quantization_aware` have such weights. The values stay the same:
+    an operator `DequantizeLinear` multiplies by the scale, and runtimes compute with
+    the integers. Otherwise ONNX Runtime would round the floats again, to other
+    integers, as it does if activations are rounded but weights are floats.
     """
     for graph in graphs(model.graph):
         _convert(graph)
@@ -74,14 +74,14 @@ def _as_integers(weights: Array, channels: int | None) -> _Integers | None:
             multiples = weights / scale
             values = np.rint(multiples)
             if np.abs(multiples - values).max() < _OFF:
-                # A scalar for one scale; runtimes take a vector for channels.
+                # A single scale must be a scalar: a vector would mean channels.
                 shape = () if axis is None else (-1,)
                 return _Integers(values, scale.reshape(shape), axis)
     return None
 
 
 def _dequantized(graph: Any, name: str, weights: _Integers) -> Any:
-    """Add integers to a graph; return the node that makes floats of them."""
+    """Add integers to a graph; return the node that converts them to floats."""
     import onnx
 
     parts = {

@@ -15,20 +15,21 @@ Select = Callable[[Any], Any]
 def chosen(
     model: keras.Model, outputs: Sequence[str] | None, *, all_inputs: bool = False
 ) -> tuple[keras.Model, Select]:
-    """Return a model of the same layers with some outputs, and what picks its inputs.
+    """Return a model with some of the outputs, and the function for its inputs.
 
-    Layers that no chosen output needs aren't in it.
+    The new model shares the layers that the chosen outputs need.
 
     Args:
         model: A built model.
-        outputs: The names of the outputs, as `export` calls them; None for all.
-        all_inputs: Whether inputs stay that no chosen output needs.
+        outputs: The names of the outputs, as in `export`; None for all.
+        all_inputs: Whether to keep inputs that no chosen output needs.
 
     Returns:
-        The model, and the function from a batch for `model` to one for it.
+        The new model, and the function that converts a batch for `model` to one for
+        the new model.
 
     Raises:
-        ValueError: The model has no such output, or its layers don't show.
+        ValueError: The model has no such output, or isn't Functional or Sequential.
     """
     if outputs is None:
         return model, lambda batch: batch
@@ -57,14 +58,14 @@ def chosen(
 
 
 def _structured(model: keras.Model, inputs: dict[str, Any]) -> Any:
-    """Return inputs in the structure that `model` takes."""
+    """Return inputs in the structure that `model` reads."""
     if not isinstance(model, keras.Sequential) and isinstance(model.input, dict):
         return inputs
     return list(inputs.values())
 
 
 def _selecting(names: list[str], kept: list[str]) -> Select:
-    """Return the function that leaves out of a batch what isn't kept of its inputs."""
+    """Return the function that drops the inputs of a batch that aren't kept."""
     dropped = set(names) - set(kept)
 
     def select(batch: Any) -> Any:

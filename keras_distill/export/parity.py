@@ -31,16 +31,16 @@ from keras_distill.export.quiet import quiet
 from keras_distill.export.rows import Dependence, dependence, fails_alone
 from keras_distill.export.serving import Served, tensors_of
 
-# Outputs from here on are taken for masks (-1e9 in padded places): they are compared
-# relative to themselves, and don't blow up the scale of the others.
+# Outputs of this magnitude and more count as masks (-1e9 in padded places). They are
+# compared relative to themselves, and don't count for the scale of other values.
 _MASK = 1e4
 
 
 class ParityError(RuntimeError):
-    """An artefact isn't the model that it was made of.
+    """The error of an artefact that differs from its model.
 
     Attributes:
-        output: The name of the output that differs, where it is one.
+        output: The name of the output that differs; None if no single output does.
     """
 
     output: str | None = None
@@ -52,12 +52,11 @@ class Reference:
 
     Attributes:
         cases: Pairs of named inputs and named outputs.
-        raw_cases: Pairs of named raw features and named outputs; empty where there is
-            no preprocessing.
+        raw_cases: Pairs of named raw features and named outputs; empty without a
+            preprocessing.
         scales: Output name to the largest magnitude in the example batch.
-        dependence: How the rows of a batch depend on each other; None where they
-            don't.
-        probes: What else the artefacts are compared on.
+        dependence: How the rows of a batch depend on each other; None if they don't.
+        probes: Further inputs on which the artefacts are compared.
     """
 
     cases: list[tuple[Arrays, Arrays]]
@@ -72,8 +71,9 @@ class Difference:
     """The largest difference between artefact and model.
 
     Attributes:
-        absolute: As it is.
-        relative: Over the larger of the scale of the output and the value itself.
+        absolute: The absolute difference.
+        relative: The difference divided by the scale of the output or the value's
+            magnitude, whichever is larger.
     """
 
     absolute: float = 0.0
@@ -86,7 +86,7 @@ class Difference:
 
 
 def reference(served: Served, example_batch: Any) -> Reference:
-    """Run the model itself, eagerly, in inference mode, on the CPU.
+    """Run the Keras model eagerly, in inference mode, on the CPU.
 
     Raises:
         ValueError: A weight or an output is NaN, or the batch doesn't fit the model.
@@ -94,7 +94,7 @@ def reference(served: Served, example_batch: Any) -> Reference:
     _refuse_nan_weights(served.model)
     given = to_arrays(example_batch, (served.raw or served).inputs)
     raw = _batches(given, served.batch_size)
-    # Each batch is preprocessed by itself, as rows may depend on those beside them.
+    # Each batch is preprocessed by itself, as its rows may depend on each other.
     with taken("example_batch"):
         batches = [served.prepare(raw[0])]
         _refuse_sizes(served, batches[0])
@@ -116,7 +116,7 @@ def reference(served: Served, example_batch: Any) -> Reference:
 
 @contextmanager
 def _first_row() -> Iterator[None]:
-    """Raise ValueError where Keras computes the first row only beside others."""
+    """Raise ValueError if Keras can't compute the first row without other rows."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -128,7 +128,7 @@ def _first_row() -> Iterator[None]:
 
 
 def _refuse_sizes(served: Served, batch: Arrays) -> None:
-    """Raise where the examples are of sizes of which Keras' answer is no reference."""
+    """Raise an error if Keras' outputs for the examples' sizes can't be a reference."""
     error = refused_sizes(served, batch) if has_open_sizes(served) else None
     if error is not None:
         sizes = {name: array.shape[1:] for name, array in batch.items()}
@@ -151,19 +151,20 @@ def call(
     argument: str = "example_batch",
     given: Arrays | None = None,
 ) -> Arrays:
-    """Run the model itself on one batch.
+    """Run the Keras model on one batch.
 
     Args:
         served: The model.
         batch: Its inputs.
-        argument: What the caller calls these, for errors.
-        given: What the batch is made of, for errors; the batch itself by default.
+        argument: The caller's name for these inputs, for errors.
+        given: The values that the batch was made from, for errors. Defaults to the
+            batch.
 
     Raises:
         ValueError: An output is NaN.
     """
-    # Runtimes are compared on the CPU; GPUs multiply in TF32, which is no reference.
-    # Keras makes functions for grouped convolutions, of which TensorFlow warns.
+    # Runtimes are compared on the CPU: GPUs multiply in TF32, which is no reference.
+    # TensorFlow warns of the functions that Keras makes for grouped convolutions.
     with tf.device("/CPU:0"), quiet("tensorflow", "absl"):
         outputs = served.call(tensors_of(batch))
     arrays = {name: outputs[name].numpy() for name in outputs}
@@ -187,7 +188,7 @@ def call(
 
 
 def _refuse_not_finite(given: Arrays, argument: str, output: str) -> None:
-    """Raise where a caller's values may be why an output is NaN."""
+    """Raise an error if inputs are infinite or NaN, which may make an output NaN."""
     for name, array in given.items():
         values = _numbers(array)
         nan, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
@@ -210,16 +211,16 @@ def compare(
     """Return the largest difference between artefact and model.
 
     Args:
-        target: Which artefact, for errors.
+        target: The artefact's format and precision, for errors.
         loaded: The artefact.
-        cases: Pairs of named inputs and what the model gives for them.
+        cases: Pairs of named inputs and the model's named outputs for them.
         scales: Output name to its scale.
         tolerance: The largest relative difference; None for any that is finite.
-        examine: Looks for the cause of a difference, where the model is at hand.
+        examine: Searches for the cause of a difference; None without the model.
 
     Raises:
         ParityError: Its names, shapes or dtypes aren't the model's, or an output is
-            NaN or off by more than `tolerance` times the scale of the output.
+            NaN or differs by more than `tolerance` times the scale of the output.
         RuntimeError: The artefact doesn't run.
     """
     largest = Difference()
@@ -250,12 +251,12 @@ def differences(
     Args:
         artefact: Its name, for errors.
         given: Its outputs.
-        wanted: Those of Keras.
-        scales: Output name to scale, of the outputs to compare.
-        tolerance: The largest relative difference; None demands only what is finite.
+        wanted: The outputs of Keras.
+        scales: Output name to scale, for the outputs to compare.
+        tolerance: The largest relative difference; None for any that is finite.
 
     Raises:
-        ParityError: They differ more, with the name of the output.
+        ParityError: An output differs more. The error has the name of the output.
     """
     largest = Difference()
     for name, scale in scales.items():
@@ -276,7 +277,7 @@ def _of_optimizer(
     scales: dict[str, float],
     tolerance: float | None,
 ) -> str:
-    """Name the runtime's optimiser where the file is right without it, or nothing."""
+    """Return a sentence about the runtime's optimiser if it causes the difference."""
     if loaded.unoptimized is None:
         return ""
     try:
@@ -305,20 +306,20 @@ def compare_probes(
     tolerance: float,
     examine: Callable[[Arrays], Examine] | None = None,
 ) -> None:
-    """Compare an artefact with the model on what the example batch doesn't show.
+    """Compare an artefact with the model on the probes.
 
     Args:
-        target: Which artefact.
+        target: The artefact's format and precision.
         loaded: The artefact.
-        expected: What Keras computes.
+        expected: The outputs of Keras.
         tolerance: The largest relative difference.
-        examine: Returns what looks for the cause of a difference in a batch.
+        examine: Returns, for a batch, the search for the cause of a difference.
 
     Raises:
-        ParityError: It differs, or doesn't run.
+        ParityError: The artefact differs, or doesn't run.
     """
     for probe in expected.probes:
-        # float16 ends at 65504.
+        # The largest float16 is 65504, so large values are skipped.
         if not probe.compared and target.precision != FULL:
             continue
         for batch, wanted in probe.cases:
@@ -353,7 +354,7 @@ def scales_for(
 def without_undefined(
     given: Arrays, wanted: Arrays, probe: Probe
 ) -> tuple[Arrays, Arrays]:
-    """Put zeros where Keras gives what isn't to be compared."""
+    """Set both outputs to zero where Keras' value isn't compared."""
     if not probe.cleaned and not probe.finite:
         return given, wanted
     taken, defined = dict(given), dict(wanted)
@@ -372,7 +373,7 @@ def _where(
     examine: Callable[[Arrays], Examine] | None,
     batch: Arrays,
 ) -> str:
-    """Name the first layer that is off by itself for a batch, where one is."""
+    """Return a sentence about the first layer that differs by itself for a batch."""
     if examine is None or target.precision != FULL:
         return ""
     found = examine(batch).of_values(target, error)
@@ -382,12 +383,12 @@ def _where(
 def agree(
     given: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic], tolerance: float
 ) -> bool:
-    """Tell whether an output is Keras', to `tolerance` times its own scale."""
+    """Return whether an output is Keras', to `tolerance` times its own scale."""
     scale = _scales([{"": wanted}])[""]
     try:
         _difference("", given, wanted, scale, tolerance)
     except ParityError:
-        # NaN inside a model may be masked behind.
+        # NaN within a model may be masked by a later layer.
         return wanted.dtype.kind == "f" and np.array_equal(given, wanted, True)
     return True
 
@@ -434,7 +435,7 @@ def _difference(
         return _exact_difference(label, given, wanted, tolerance)
     got, want = _numbers(given), _numbers(wanted)
     measure = np.maximum(scale, np.abs(want))
-    with np.errstate(invalid="ignore"):  # infinities: equal or refused
+    with np.errstate(invalid="ignore"):  # Infinities are either equal or refused.
         distance = np.where(got == want, 0.0, np.abs(got - want))
         relative = distance / measure
     relative = np.where(np.isnan(relative), np.inf, relative)
@@ -460,7 +461,7 @@ def _difference(
 def _check_kind(
     label: str, given: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic]
 ) -> None:
-    # Runtimes give text as objects or bytes.
+    # Runtimes return text as objects or bytes.
     same_dtype = given.dtype == wanted.dtype or _is_text(given) and _is_text(wanted)
     if given.shape != wanted.shape or not same_dtype:
         raise ParityError(
@@ -499,7 +500,7 @@ def _largest(wanted: npt.NDArray[np.generic]) -> float:
 
 
 def _numbers(array: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
-    if _is_text(array):  # has no magnitude, and is compared by equality alone
+    if _is_text(array):  # Text has no magnitude. It is compared by equality only.
         return np.zeros(array.shape)
     return array.astype(np.float64)
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-# All threads see what is replaced, so one thread at a time may replace it. What runs
-# inside may replace more.
+# A replacement affects all threads, so only one thread at a time may replace
+# attributes. Within a block, that thread may replace more.
 _LOCK = threading.RLock()
 
 
@@ -18,7 +18,7 @@ def replaced(
 
     Args:
         owner: The module or class.
-        attributes: Name to what makes the replacement of the original.
+        attributes: Name to the function that makes the replacement from the original.
     """
     with _LOCK:
         before = {name: getattr(owner, name) for name in attributes}

@@ -1,4 +1,4 @@
-"""The memory that a model needs to serve, each measured in a process of its own.
+"""The peak memory of models and artefacts, each measured in a process of its own.
 
 `python -m keras_distill.export.peak_memory` is that process.
 """
@@ -23,17 +23,17 @@ from keras_distill.export.quiet import no_remarks
 from keras_distill.types import Nested
 
 _CALLS = 3
-# Linux alone tells the peak of a part of a process's life.
+# Only Linux can measure the peak memory from a chosen moment on.
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class _Request(NamedTuple):
-    """What the other process is asked to serve.
+    """The model that the other process loads and calls.
 
     Args:
         path: A `.keras` file, or an artefact of an export.
         target: The artefact's name in its export; "" for a `.keras` file.
-        batch: What it is called on.
+        batch: The inputs of the call.
     """
 
     path: str
@@ -42,12 +42,13 @@ class _Request(NamedTuple):
 
 
 def of_model(model: keras.Model, batch: Nested) -> int:
-    """Return the bytes that a Keras model takes at most, loaded and called.
+    """Return the peak memory in bytes of loading and calling a Keras model.
 
-    What Keras, its backend and their imports take isn't counted.
+    The memory of Keras, its backend and their imports isn't counted.
 
     Args:
-        model: A model that a process which imports `keras_distill` alone can load.
+        model: A model that can be loaded by a process that imports only
+            `keras_distill`.
         batch: The inputs of one call.
 
     Raises:
@@ -64,12 +65,12 @@ def of_model(model: keras.Model, batch: Nested) -> int:
 
 
 def of_export(directory: str | os.PathLike[str], batch_size: int) -> dict[str, int]:
-    """Return the bytes that each artefact of an export takes at most.
+    """Return the peak memory in bytes of loading and calling each artefact.
 
     Args:
         directory: An export.
-        batch_size: The rows of one call, made of the export's examples. An export of a
-            fixed batch size is called with that.
+        batch_size: The rows of one call, made from the export's examples. An export of
+            a fixed batch size is called with that size.
 
     Raises:
         OSError: If this isn't Linux.
@@ -113,19 +114,19 @@ def _refused(what: str, reason: str) -> ValueError:
 
 
 def _resident(field: str) -> int:
-    """Return the bytes of this process in memory: now (`VmRSS`), or at most."""
+    """Return the memory of this process in bytes: now (`VmRSS`), or its peak."""
     lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
     return 1024 * int(lines[field].split()[0])
 
 
 def _serve(request: _Request) -> int:
-    """Load and call what is asked for; return what that added to the memory."""
-    keras.ops.convert_to_numpy(keras.ops.zeros(1))  # starts the backend
+    """Load and call a model; return the peak of the memory that this added."""
+    keras.ops.convert_to_numpy(keras.ops.zeros(1))  # This starts the backend.
     target = arguments.target_named(request.target) if request.target else None
     for module in target.format.modules if target else ():
         import_module(module)
     before = _resident("VmRSS")
-    _RESET.write_text("5")  # The peak is from here on.
+    _RESET.write_text("5")  # The peak is measured from here on.
     run = _loaded(request, target)
     for _ in range(_CALLS):
         run(request.batch)
@@ -140,7 +141,7 @@ def _loaded(request: _Request, target: Target | None) -> Any:
 
 
 def main() -> None:
-    """Answer the request on the standard input."""
+    """Read the request from the standard input, and print the peak memory."""
     request = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that began it
     with no_remarks():
         print(_serve(request))

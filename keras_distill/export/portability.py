@@ -1,12 +1,12 @@
-"""The preprocessing layers that a format can't hold, for lack of operators."""
+"""Preprocessing layers that a format can't represent because it lacks operators."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 
-# Tried one by one with tf2onnx 1.17 and ONNX Runtime, and with the converter of
-# TensorFlow 2.21 and the interpreter of LiteRT, see the tests.
+# Tested one by one, with tf2onnx 1.17 and ONNX Runtime, and with the converter of
+# TensorFlow 2.21 and the interpreter of LiteRT.
 _UNPORTABLE = {
     "onnx": (
         keras.layers.Discretization,
@@ -24,7 +24,7 @@ _UNPORTABLE = {
         keras.layers.TextVectorization,
     ),
 }
-# Those that count, by `DenseBincount`, which LiteRT lacks.
+# The layers that count with `DenseBincount`, which LiteRT lacks.
 _COUNTING = (
     keras.layers.CategoryEncoding,
     keras.layers.Discretization,
@@ -39,25 +39,25 @@ def unportable_layers(
     """Return the preprocessing layers of `model` whose operators a format lacks.
 
     For ONNX these are `Discretization`, `HashedCrossing`, `Hashing`, `IntegerLookup`,
-    `MelSpectrogram`, `StringLookup`, `TextVectorization`; `Resizing` other than by
-    nearest neighbours or plain bilinear (ONNX has bicubic and area too, and agrees with
-    TensorFlow for some sizes alone); and whatever else takes text, such as a `Lambda`
-    of `tf.strings`.
+    `MelSpectrogram`, `StringLookup` and `TextVectorization`; `Resizing`, except by
+    nearest neighbours or plain bilinear (ONNX also has bicubic and area, but agrees
+    with TensorFlow for some sizes only); and every other layer that reads text, e.g. a
+    `Lambda` with `tf.strings`.
 
-    For LiteRT these are `HashedCrossing`, `Hashing`, `IntegerLookup`,
+    For LiteRT these are `HashedCrossing`, `Hashing`, `IntegerLookup` and
     `TextVectorization`; `CategoryEncoding`, `Discretization` and `StringLookup` with
     the output modes `"multi_hot"`, `"count"` and `"tf_idf"`; `StringLookup` with more
-    than one index for unknown words; `Resizing` as for ONNX; and whatever else takes
-    text.
+    than one index for unknown words; `Resizing` as for ONNX; and every other layer that
+    reads text.
 
     Args:
-        model: A Keras model of any kind. Of a layer without symbolic calls, as in
-            subclassed models, its class alone tells; that it takes text doesn't show.
-        formats: The formats that have to hold the model. SavedModel lacks nothing.
+        model: A Keras model of any kind. If a layer has no symbolic calls, as in
+            subclassed models, it is found only by its class, not by text that it reads.
+        formats: The formats to check. SavedModel lacks nothing.
 
     Returns:
-        Each layer that one of `formats` lacks once, those of nested models and layers
-        too.
+        Each layer that one of `formats` lacks, once, including those within nested
+        models and layers.
 
     Example:
     >>> import keras
@@ -72,7 +72,7 @@ def unportable_layers(
     []
     """
     found: dict[int, keras.layers.Layer] = {}
-    # What is attached to a model beside its graph isn't called.
+    # Layers that are attached to a model outside of its graph aren't called.
     flat = {"recursive": False, "include_self": False}
     own = model.layers if is_graph(model) else model._flatten_layers(**flat)
     for layer in own:
@@ -95,8 +95,8 @@ def unportable_within(
 
 
 def lacks_text(operation: Any, formats: Sequence[str] = ONNX) -> bool:
-    """Tell whether a format lacks the operators of what takes text."""
-    # LiteRT has a lookup of text, and no other operator of it.
+    """Return whether a format lacks the operators of a layer that reads text."""
+    # LiteRT's only operators of text are those of a lookup.
     held = isinstance(operation, keras.layers.StringLookup | keras.layers.InputLayer)
     return "onnx" in formats or ("litert" in formats and not held)
 
@@ -118,7 +118,7 @@ def _takes_text(layer: keras.layers.Layer) -> bool:
 
 
 def is_text(tensor: Any) -> bool:
-    """Tell whether a symbolic tensor holds text."""
+    """Return whether a symbolic tensor contains text."""
     return bool(tensor.dtype == "string")
 
 
@@ -128,7 +128,7 @@ def described(layers: Iterable[Any]) -> str:
 
 
 def is_graph(operation: Any) -> bool:
-    """Whether it is a model that computes what its symbolic calls say."""
+    """Return whether it is a model whose symbolic calls define its computation."""
     return (
         isinstance(operation, keras.Model)
         and isinstance(getattr(operation, "inputs", None), list)

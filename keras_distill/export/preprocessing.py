@@ -1,4 +1,4 @@
-"""A model cut in two: text, lookups and hashing in front, the network behind."""
+"""The split of a model into preprocessing (text, lookups, hashing) and network."""
 
 import graphlib
 import itertools
@@ -26,36 +26,39 @@ from keras_distill.export.portability import (
 def split_preprocessing(
     model: keras.Model, formats: Sequence[str] = ("saved_model", "onnx", "litert")
 ) -> tuple[keras.Model, keras.Model]:
-    """Split `model` in two: preprocessing that a format can't hold, and the rest.
+    """Split `model` into the preprocessing that a format lacks, and the rest.
 
         core(preprocessing(x)) == model(x)
 
-    The unportable layers and all that is upstream of them become `preprocessing`,
-    everything else `core`. Both share layers and weights with `model`, which stays as
-    it is. A nested model with unportable layers inside is split in the same way, and
-    each half nested in its place. Both halves can be saved and loaded.
+    An unportable layer is one whose operators a format lacks. The unportable layers,
+    and all layers that they depend on, become `preprocessing`. All other layers become
+    `core`. Both models share layers and weights with `model`, which isn't changed. A
+    nested model that contains unportable layers is split in the same way, and each part
+    is nested in its place. Both models can be saved and loaded.
 
     Args:
-        model: A Functional or Sequential model that holds unportable layers, all of
-            them upstream of whatever is trained; or the distiller that trains it, or
-            a `.keras` file of either.
-        formats: Those that have to hold the rest, as `export` takes them. What one of
-            them lacks is split off: ONNX lacks all text, lookups and hashing, LiteRT
-            lacks other text than `StringLookup`, integer lookups, hashing, and counts.
+        model: A Functional or Sequential model that contains unportable layers, none of
+            which depends on a trained layer; or the distiller that trains it, or a
+            `.keras` file of either.
+        formats: The formats that `core` is exported to, named as in `export`. Layers
+            that one of them lacks are split off. ONNX lacks text, lookups and hashing.
+            LiteRT lacks text (except `StringLookup`), integer lookups, hashing and
+            counts.
 
     Returns:
-        `preprocessing` and `core`, both Functional. `preprocessing` takes a dict of the
+        `preprocessing` and `core`, both Functional. `preprocessing` reads a dict of the
         inputs of `model`, under the names that `export` gives them, and returns the
-        dict that `core` takes. An input that `core` reads itself passes through under
-        its own name. What a layer of the preprocessing makes is called by that layer
-        (after the nested model that it is in, if any), with underscores for what isn't
-        a letter, digit or underscore, and a suffix `_1`, `_2`, ... where that is taken.
-        `core` returns what `model` returns, in the same structure and names.
+        dict that `core` reads. An input that `core` reads directly passes through
+        unchanged, under its own name. An output of a preprocessing layer has the name
+        of that layer, after the name of the nested model around it, if any. Characters
+        other than letters, digits and underscores become underscores, and a name that
+        is already used gets the suffix `_1`, `_2`, .... `core` returns the outputs of
+        `model`, with the same structure and names.
 
     Raises:
         ValueError: The model is neither Functional nor Sequential; nothing or all of
-            it is preprocessing; the preprocessing would hold what is trained; or what
-            it hands over is text, ragged, sparse or masked.
+            it is preprocessing; the preprocessing would contain trained weights; or a
+            value that it returns to `core` is text, ragged, sparse or masked.
 
     Example:
     >>> import keras, tensorflow as tf
@@ -120,10 +123,10 @@ class _Call:
 
     Attributes:
         operation: The layer or operation that is called.
-        args: Its positional arguments, with the caller's symbolic tensors in them.
-        kwargs: Its keyword arguments, likewise.
-        outputs: The symbolic tensors that it gives, each with what it is called after.
-        unportable: What in it has to be preprocessing, if anything.
+        args: Its positional arguments, including the caller's symbolic tensors.
+        kwargs: Its keyword arguments, also with these tensors.
+        outputs: The symbolic tensors that it returns, each with the label for its name.
+        unportable: The unportable layers in it.
     """
 
     operation: Any
@@ -137,7 +140,7 @@ class _Call:
         return [value for value in flat if isinstance(value, keras.KerasTensor)]
 
     def repeat(self, values: dict[int, Any]) -> None:
-        """Make the call on what stands in `values` for the caller's tensors."""
+        """Make the call with the tensors that replace the caller's in `values`."""
         args, kwargs = keras.tree.map_structure(
             lambda x: values[id(x)] if isinstance(x, keras.KerasTensor) else x,
             (self.args, self.kwargs),
@@ -149,14 +152,14 @@ class _Call:
 
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """The calls of a model on both sides, and the tensors that cross.
+    """The calls of preprocessing and core, and the tensors between them.
 
     Attributes:
         inputs: Name to tensor of the model's inputs.
-        before: The calls that are preprocessing, in order.
-        after: The calls that are core, in order.
-        straight: Those of `inputs` that the core reads, or the model returns.
-        made: Name to tensor that calls of `before` make for those of `after`.
+        before: The calls of the preprocessing, in order.
+        after: The calls of the core, in order.
+        straight: The part of `inputs` that the core reads or the model returns.
+        made: Name to tensor that `before` computes for `after` or the model's outputs.
     """
 
     inputs: dict[str, Any]
@@ -171,9 +174,8 @@ class _Nested:
     """Nested models that were split.
 
     Attributes:
-        formats: Those that have to hold the core.
-        halves: Nested model, by id, to its two halves, or None where it stays in one
-            piece.
+        formats: The formats that the core is exported to.
+        halves: The id of a nested model to its two halves, or None if it isn't split.
     """
 
     formats: tuple[str, ...]
@@ -206,9 +208,9 @@ def _calls(model: keras.Model, nested: _Nested) -> list[_Call]:
 
 
 def nodes(model: keras.Model) -> list[Any]:
-    """Return the nodes of a graph but its inputs, each after those that it depends on.
+    """Return the nodes of a graph except its inputs, in the order of dependence.
 
-    Those of one layer stay in their order, of which `summary` shows the last.
+    Nodes of one layer stay in their order: `summary` shows the last of them.
     """
     found: dict[Any, list[Any]] = {}
     open_ends = [_node(tensor) for tensor in model.outputs]
@@ -231,9 +233,9 @@ def _node(tensor: Any) -> Any:
 
 
 def _calls_of(node: Any, nested: _Nested) -> list[_Call]:
-    """Return the call of a node, or those of the two halves of a nested model."""
+    """Return the call of a node, or two calls for a nested model that is split."""
     halves = None
-    # A mask that is passed on by hand would belong to neither half alone.
+    # A mask that is passed explicitly couldn't be assigned to one of the halves.
     if is_graph(node.operation) and len(node.input_tensors) == len(
         node.operation.inputs
     ):
@@ -321,7 +323,7 @@ def _core(
         value, maker = values[id(tensor)], tensor._keras_history.operation.name
         if id(tensor) not in inputs or value.name == maker:
             return value
-        # Keras calls an output by the layer that makes it, which the core lacks here.
+        # Keras names an output after the layer that makes it, which the core lacks.
         if maker not in renaming:
             renaming[maker] = keras.layers.Identity(name=maker, dtype=value.dtype)
         return renaming[maker](value)
@@ -332,7 +334,7 @@ def _core(
 def _inputs(
     tensors: dict[str, Any], dtypes: dict[str, str]
 ) -> tuple[dict[str, Any], dict[int, Any]]:
-    """Make inputs like `tensors`; return them by name, and by id of those."""
+    """Make inputs like `tensors`; return them by name, and by the tensors' ids."""
     fresh = {
         name: keras.Input(
             batch_shape=tensor.shape, dtype=dtypes.get(name, tensor.dtype), name=name
@@ -343,9 +345,9 @@ def _inputs(
 
 
 def _handed_over(preprocessing: keras.Model) -> dict[str, str]:
-    """Return the dtypes that `preprocessing` gives, which may not be those declared.
+    """Return the actual dtypes of `preprocessing`'s outputs.
 
-    Lookups declare floats where they give int64, and int64 where they give text.
+    Lookups declare floats if they return int64, and int64 if they return text.
     """
     dtypes: dict[str, str] = {}
 
@@ -355,7 +357,7 @@ def _handed_over(preprocessing: keras.Model) -> dict[str, str]:
             dtypes[name] = tensor.dtype.name
 
     for name, tensor in preprocessing.output.items():
-        # Keras fails to trace some of these, and doesn't mark what they give.
+        # Keras fails to trace some sparse layers, and doesn't mark their outputs.
         if getattr(tensor._keras_history.operation, "sparse", False):
             _refuse_kind(name, "sparse")
     specs = {
@@ -377,7 +379,7 @@ _REMEDIES = {
 
 
 def _kind(tensor: Any) -> str | None:
-    """Return what keeps a tensor from being an input of a core, if anything."""
+    """Return why a tensor can't be an input of a core; None if it can."""
     if isinstance(tensor, tf.SparseTensor):
         return "sparse"
     if isinstance(tensor, tf.RaggedTensor):
@@ -421,7 +423,7 @@ def _refuse_trained(before: list[_Call], formats: Sequence[str]) -> None:
 
 
 def _is_trained(layer: keras.layers.Layer) -> bool:
-    # Also where it is frozen for serving: what was learned is no preprocessing.
+    # A layer that is frozen for serving counts too: it was trained.
     return any(inner._trainable_variables for inner in layer._flatten_layers())
 
 
@@ -429,7 +431,7 @@ _FORMATS = {"saved_model", "onnx", "litert"}
 
 
 def _listed(formats: Sequence[str]) -> str:
-    """Name the formats that may lack something: `ONNX or LiteRT`."""
+    """Return the names of formats that may lack operators, e.g. `ONNX or LiteRT`."""
     names = {"onnx": "ONNX", "litert": "LiteRT"}
     listed = [names[name] for name in formats if name in names]
     return " or ".join(listed) or "SavedModel"
@@ -447,9 +449,9 @@ def named_inputs(model: keras.Model, names: list[str]) -> dict[str, Any]:
 
 
 def _by_inner_name(model: keras.Model, given: Any) -> dict[str, Any]:
-    """Return what a nested model is called on, by the names of its own inputs."""
+    """Return the inputs of a nested model's call, by the names of its own inputs."""
     names = [tensor.name for tensor in model.inputs]
-    # Keras reads a dict by name, but in sorted order where the model declares one.
+    # Keras reads a dict by name, but in sorted order if the model declares a dict.
     if isinstance(given, dict) and set(names) <= set(given):
         return {name: given[name] for name in names}
     return dict(zip(names, keras.tree.flatten(given), strict=True))

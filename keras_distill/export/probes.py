@@ -1,4 +1,4 @@
-"""Inputs that the example batch doesn't show: other lengths, unusual values."""
+"""Inputs that examples seldom contain: other lengths, unusual values."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,16 +16,17 @@ from keras_distill.export.serving import Served, tensors_of, trace
 
 @dataclass(frozen=True)
 class Probe:
-    """A batch that the example batch doesn't show, and Keras' outputs.
+    """Further inputs for the comparison with Keras, and Keras' outputs.
 
     Attributes:
-        what: What is special about it, for errors.
+        what: A description of the inputs, for errors.
         cases: Pairs of named inputs and named outputs.
-        remedy: What to do where an artefact differs.
-        cleaned: Whether outputs are compared only where Keras gives no NaN.
-        finite: Whether outputs are compared only where Keras is finite.
+        remedy: The advice if an artefact differs.
+        cleaned: Whether outputs are compared only where Keras' aren't NaN.
+        finite: Whether outputs are compared only where Keras' are finite.
         outputs: The names of the outputs to compare; None for all.
-        compared: Whether values have to be Keras', or only finite where Keras is.
+        compared: Whether values must be Keras'. If not, they must only be finite where
+            Keras' are.
     """
 
     what: str
@@ -38,9 +39,9 @@ class Probe:
 
 
 def probes(served: Served, batch: Arrays) -> list[Probe]:
-    """Return what every artefact is to be compared on besides the examples.
+    """Return the probes on which every artefact is compared besides the examples.
 
-    They are made of the first example and run by Keras here, once.
+    They are made from the first example. Keras runs them here, once.
 
     Args:
         served: The model.
@@ -55,10 +56,10 @@ def probes(served: Served, batch: Arrays) -> list[Probe]:
 
 
 def _lengths(served: Served, first: Arrays) -> Iterator[Probe]:
-    """Yield a longer and a shorter example where sizes are open.
+    """Yield a longer and a shorter example if sizes are open.
 
-    All open sizes are doubled or halved together, as inputs may have to have one
-    length. A size that Keras itself refuses, or gives NaN for, is no probe.
+    All open sizes are doubled or halved together, as inputs may need the same length. A
+    size that Keras itself refuses, or for which it returns NaN, is left out.
     """
     if not has_open_sizes(served):
         return
@@ -100,10 +101,10 @@ def _case(served: Served, example: Arrays) -> tuple[Arrays, Arrays] | None:
 
 
 def refused_sizes(served: Served, example: Arrays) -> Exception | None:
-    """Return what TensorFlow raises for the sizes of an example in a graph.
+    """Return the error of tracing an example's sizes; None without an error.
 
-    Only there it looks at them: of an input that is shorter than its kernel, an eager
-    convolution may return whatever lies in memory.
+    TensorFlow checks sizes only in a graph. For an input that is shorter than its
+    kernel, an eager convolution may return arbitrary values from memory.
     """
     specs = {
         name: tf.TensorSpec(array.shape, served.inputs[name].dtype, name=name)
@@ -111,28 +112,28 @@ def refused_sizes(served: Served, example: Arrays) -> Exception | None:
     }
     try:
         trace(served.call, specs).get_concrete_function()
-    except Exception as error:  # whatever Keras raises for a size it can't take
+    except Exception as error:  # Any error of Keras for a size that it can't compute.
         return error
     return None
 
 
 def has_open_sizes(served: Served) -> bool:
-    """Whether an input has an axis besides the batch that is of any size."""
+    """Return whether an input has an axis of open size besides the batch."""
     return any(None in tuple(spec.shape)[1:] for spec in served.inputs.values())
 
 
 def _outputs(served: Served, example: Arrays) -> Arrays | None:
-    """Run Keras; None where Keras itself fails, as there is nothing to compare."""
+    """Run Keras; return None if Keras itself fails: there is nothing to compare."""
     try:
         with tf.device("/CPU:0"):
             given = served.call(tensors_of(example))
-    except Exception:  # whatever Keras raises for a size or a value it can't take
+    except Exception:  # Any error of Keras for a size or value it can't compute.
         return None
     return {name: given[name].numpy() for name in given}
 
 
 def _not_finite(served: Served, batch: Arrays) -> Iterator[Probe]:
-    """Yield rows of infinities, NaN and zeros where the graph looks for them."""
+    """Yield rows of infinities, NaN and zeros if the graph tests for them."""
     floats = [name for name, spec in served.inputs.items() if spec.dtype.is_floating]
     largest = max((_largest(batch[name]) for name in floats), default=0.0)
     found = looks.find(served, largest)
@@ -180,7 +181,7 @@ def _extremes(served: Served, batch: Arrays) -> Iterator[Probe]:
 
 
 def _cases(served: Served, example: Arrays) -> list[tuple[Arrays, Arrays]]:
-    """Run Keras on rows; leave out what it fails on."""
+    """Run Keras on rows; leave out batches for which it fails."""
     size = served.batch_size
     batches = [piece for piece, _ in pieces(example, size)] if size else [example]
     given = [(piece, _outputs(served, piece)) for piece in batches]
@@ -194,7 +195,7 @@ def _odd_rows(first: Arrays, names: list[str]) -> Arrays:
         array = example[name].copy()
         for row, value in enumerate(values):
             array[row] = value
-        # The last has all of them beside usual values.
+        # The last row has all of these values besides usual ones.
         mixed = array[-1].reshape(-1)
         for start, value in enumerate(values):
             mixed[start :: len(values) + 1] = value

@@ -1,4 +1,4 @@
-"""The directory of an export: which one it is, and what it may replace."""
+"""The directory of an export, and the check of what it may replace."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -43,8 +43,8 @@ def place(
 
     Args:
         directory: An absolute path.
-        version: None for `directory` itself; a number for that version inside of it;
-            `"next"` for the number after the highest one.
+        version: None for `directory` itself; a number for `directory/NUMBER`; `"next"`
+            for the number after the highest one.
     """
     if version is None:
         return directory, check_replaceable

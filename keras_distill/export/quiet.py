@@ -1,4 +1,4 @@
-"""Converters and calls that talk less, with what they report as errors kept."""
+"""Suppression of warnings and logs of converters and calls, except errors."""
 
 import logging
 import re
@@ -9,7 +9,7 @@ from typing import TextIO
 
 from keras_distill import retracing
 
-# Batches of other sizes are no reason to repeat a warning.
+# Shapes in a warning. It isn't repeated for batches of other sizes.
 _SHAPE = re.compile(r"\((?:(?:None|\d+),? ?)+\)")
 
 
@@ -24,9 +24,9 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def quiet(*names: str) -> Iterator[list[str]]:
-    """Hold back Python warnings and what the loggers `names` say; yield its errors.
+    """Suppress Python warnings and the logs of `names`; yield a list of logged errors.
 
-    The levels are back at what they were afterwards, whatever happens inside.
+    The loggers are restored afterwards, also after an error.
     """
     loggers = [logging.getLogger(name) for name in names]
     before = [(logger.level, logger.propagate, logger.handlers) for logger in loggers]
@@ -37,7 +37,7 @@ def quiet(*names: str) -> Iterator[list[str]]:
         logger.handlers = [collector]
     try:
         with warnings.catch_warnings():
-            # Of converters that call what they themselves will remove.
+            # Converters warn of their own deprecated functions.
             warnings.simplefilter("ignore")
             yield collector.messages
     finally:
@@ -49,17 +49,17 @@ def quiet(*names: str) -> Iterator[list[str]]:
 
 @contextmanager
 def no_remarks() -> Iterator[None]:
-    """Hold back what Keras and TensorFlow remark on a model that is only called.
+    """Suppress warnings of Keras and TensorFlow that don't concern a model's caller.
 
-    Who made the model has read of masks that a layer drops when it was made. Functions
-    that are traced again, as Keras' grouped convolutions are, are no fault of a caller.
-    Other warnings are shown once, however often the model is called.
+    Keras warns of masks that a layer drops already when the model is made. TensorFlow's
+    warnings of retracing, e.g. of Keras' grouped convolutions, aren't the caller's
+    fault. Other warnings are shown once, however often the model is called.
     """
     with retracing.without_remarks(), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", r"Layer .* was passed an input with a mask attached to it"
         )
-        # The filter "once" forgets what it showed when filters change.
+        # The filter "once" would show warnings again after a change of the filters.
         show, shown = warnings.showwarning, set[tuple[str, type[Warning]]]()
 
         def show_once(

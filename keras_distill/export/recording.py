@@ -1,4 +1,4 @@
-"""Records of the layer or operation that made each node of a graph."""
+"""Records of calls, and of the layer or operation that made each node of a graph."""
 
 import functools
 import threading
@@ -19,11 +19,11 @@ class Call:
 
     Attributes:
         operation: The layer or operation; None at the root, which is no call.
-        parent: The call that it is made in.
+        parent: The call within which it is made.
         args: Its positional arguments.
-        kwargs: Its keyword arguments, with masks and `training`.
-        output: What it returned; None where it raised.
-        children: The calls made in it, in order.
+        kwargs: Its keyword arguments, including masks and `training`.
+        output: Its return value; None if it raised an error.
+        children: The calls made within it, in order.
     """
 
     operation: Any = None
@@ -43,12 +43,12 @@ class Call:
 
     @property
     def is_outermost(self) -> bool:
-        """Whether no other call is around it, as that of the model."""
+        """Whether it isn't made within another call, e.g. the call of the model."""
         return self.parent is None or self.parent.operation is None
 
     @property
     def path(self) -> str:
-        """The names on the way to it; the model's own only where it is the model."""
+        """The path of names to it, without the model's own unless it is the model."""
         names: list[str] = []
         call: Call | None = self
         while call is not None and call.operation is not None:
@@ -62,9 +62,9 @@ class Recording:
     """The calls that were made, and the nodes of graphs that they made.
 
     Attributes:
-        root: Holds the outermost calls as its children.
-        makers: Name of a node to the innermost call that made it, in any graph.
-        failed: The innermost call that raised; None where none did.
+        root: The parent of the outermost calls.
+        makers: Name of a node to the innermost calls that made it, one for each graph.
+        failed: The innermost call that raised an error; None without one.
     """
 
     root: Call = field(default_factory=Call)
@@ -76,8 +76,8 @@ class Recording:
 def recording() -> Iterator[Recording]:
     """Record the calls of all layers and operations that this thread makes.
 
-    Layers and models stay as they are: `keras.Operation.__call__`, which every layer
-    goes through inside its name scope, is replaced for the time.
+    Layers and models aren't changed. Within the block, `keras.Operation.__call__` is
+    replaced, which every layer calls inside its name scope.
     """
     recorded = Recording()
     recorder = _Recorder(recorded)
@@ -102,7 +102,7 @@ class _Recorder:
         self._current = recorded.root
         # Per graph, the index of each node whose maker is known.
         self._known: dict[int, set[int]] = {}
-        self._graphs: list[Any] = []  # kept, so that no id comes twice
+        self._graphs: list[Any] = []  # Kept, so that no id is used twice.
 
     def record(
         self,
@@ -127,7 +127,7 @@ class _Recorder:
         return call.output
 
     def _own(self, call: Call, graph: Any, begin: int) -> None:
-        """Note who made the nodes from `begin` on; calls end from the inside out."""
+        """Record the maker of the nodes from `begin` on; inner calls end first."""
         if id(graph) not in self._known:
             self._known[id(graph)] = set()
             self._graphs.append(graph)

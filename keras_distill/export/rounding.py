@@ -1,4 +1,4 @@
-"""The tolerance for outputs that the precision of a model's weights asks for."""
+"""The tolerance for outputs that the rounding of a model's weights needs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,29 +13,29 @@ from keras_distill.export.parity import Reference
 from keras_distill.export.probes import Probe
 from keras_distill.export.serving import Served
 
-# Two computations may each be off by their rounding, in opposite directions.
+# Two computations may have rounding errors in opposite directions.
 _FACTOR = 2
-# Ten times the usual tolerance: beyond it a wrong operator would pass for rounding.
+# Ten times the usual tolerance. Larger differences may come from a wrong operator.
 _MOST = 1e-4
-# Of models that compute in float16 or bfloat16, as of float32's `quantize="float16"`:
-# runtimes sum such products in float32 or not.
+# For models that compute in float16 or bfloat16, as for `quantize="float16"`. Only some
+# runtimes sum such products in float32.
 _IN_16_BITS = 1e-2
-# Random directions differ.
+# The number of random directions, as their results differ.
 _DRAWS = 2
 
 
 def tolerance(served: Served, expected: Reference) -> float:
-    """Return the tolerance that the model's own rounding asks for, at most 1e-4.
+    """Return the tolerance that the model's own rounding needs, at most 1e-4.
 
-    That of models which compute in 16 bits is 1e-2.
+    For models that compute in 16 bits, it is 1e-2.
 
-    Each weight is moved up or down by one unit in its last place. By how much the
-    outputs then change is what rounding alone does to them: in deep networks about as
-    much as computing in float32 rather than in float64. The caller's model stays.
+    Each weight is moved up or down by one unit in its last place. The change of the
+    outputs is the effect of rounding alone. In deep networks it is about the difference
+    between float32 and float64. The caller's model isn't changed.
 
     Raises:
-        RuntimeError: An output is no longer finite.
-        ValueError: An output is NaN then.
+        RuntimeError: With moved weights, an output is no longer finite.
+        ValueError: With moved weights, an output is NaN.
     """
     if computes_in_16_bits(served.model):
         return _IN_16_BITS
@@ -73,5 +73,5 @@ def _moved(weight: keras.Variable, rng: np.random.Generator) -> Any:
 
 
 def _is_float(dtype: Any) -> bool:
-    """Whether it is a type of which NumPy knows the last place."""
+    """Return whether NumPy can compute the unit in the last place of a dtype."""
     return keras.backend.standardize_dtype(dtype) in ("float32", "float64")

@@ -1,4 +1,4 @@
-"""Rows whose outputs depend on the other rows of their batch."""
+"""The check whether a row's outputs depend on the other rows of its batch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from keras_distill.export.batches import Arrays, pieces, reason, rows, size_of
 from keras_distill.export.portability import described, is_graph
 from keras_distill.export.serving import Served, tensors_of
 
-# Kernels round batches of other sizes otherwise. Relative to the largest magnitude.
+# Rounding differs between batch sizes by this, relative to the largest magnitude.
 _ROUNDING = {"float16": 5e-2, "bfloat16": 1e-1}
 _ROUNDING_ELSE = 1e-4
 _MASK = 1e4
@@ -25,15 +25,15 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class Dependence:
-    """A model whose rows depend on each other, or that answers by chance.
+    """The dependence of rows on each other, or of outputs on chance.
 
     Attributes:
         part: `"model"` or `"preprocessing"`.
-        layer: The first layer whose rows do, where the graph shows it.
-        output: An output that shows it.
-        difference: By how much that output of one row changes.
-        repeats: Whether the same batch gives the same outputs twice.
-        failure: Which rows Keras can't compute without the others, and what it raises.
+        layer: The first layer whose rows depend on each other; None if unknown.
+        output: An output that differs.
+        difference: The change of that output in one row.
+        repeats: Whether the same batch has the same outputs twice.
+        failure: The rows that Keras can't compute without the others, and its error.
     """
 
     part: str
@@ -63,7 +63,7 @@ class Dependence:
 
 
 def fails_alone(where: str, failure: str) -> str:
-    """Return what to do about a row that a model only computes beside others."""
+    """Return the advice for a row that a model can't compute without other rows."""
     return (
         f"The rows of a batch depend on each other in {where}, which fails for "
         f"{failure}. A server that gets it without longer ones beside it fails too. "
@@ -73,16 +73,16 @@ def fails_alone(where: str, failure: str) -> str:
 
 
 def dependence(served: Served, batch: Arrays, raw: Arrays | None) -> Dependence | None:
-    """Compare rows in a batch with the same rows among others, in Keras.
+    """Compare the outputs of rows in the batch with those in other batches, in Keras.
 
     Each half of the batch and each of the first rows is run by itself, which costs
-    about as much as one more call. A single row is run between invented ones, which
-    keep its whole numbers: they may be ids, of which a model takes some alone.
+    about as much as one more call. If the batch has a single row, it is run between
+    invented rows. These keep its whole numbers, which may be ids of a limited range.
 
     Args:
         served: The model.
         batch: Named inputs of the model.
-        raw: The raw features that they were made of, where there are such.
+        raw: The raw features that they were made from; None without a preprocessing.
     """
     if served.batch_size == 1:
         return None
@@ -120,7 +120,7 @@ def _of_part(
     return Dependence(part, layer, name, difference)
 
 
-# Rows of the batch, another batch that holds them, and from where on.
+# Rows of the batch, another batch that contains them, and the index of the first there.
 _Comparison = tuple[slice, Arrays, int]
 
 
@@ -131,18 +131,19 @@ def _worst(
     batch_size: int | None,
     rounding: float,
 ) -> tuple[_Comparison, str, float] | str | None:
-    """Return where an output differs beyond rounding, its name and by how much.
+    """Return a comparison in which an output differs, its name and the difference.
 
-    Else return which rows can't be computed without the others, and why.
+    If no output differs beyond rounding, return which rows can't be computed without
+    the others, and why; None if all can.
     """
     failures: list[tuple[int, str]] = []
     for comparison in _comparisons(batch, batch_size):
         part, other, begin = comparison
         try:
             given = run(other)
-        except Exception as error:  # whatever Keras raises for what it can't compute
+        except Exception as error:  # Any error of Keras for rows it can't compute.
             if size_of(batch) == 1:
-                return None  # the model doesn't take the values that were invented
+                return None  # The model can't compute with the invented values.
             count = part.stop - part.start
             failures.append((count, f"{_named(part)}: {reason(error)}"))
             continue
@@ -152,7 +153,7 @@ def _worst(
             relative, absolute = _difference(got, want)
             if relative > rounding:
                 return comparison, name, absolute
-    # One row tells more than the half of the batch that it is in.
+    # The failure with the fewest rows is the most specific.
     return min(failures, key=lambda it: it[0])[1] if failures else None
 
 
@@ -167,7 +168,7 @@ def _comparisons(batch: Arrays, batch_size: int | None) -> Iterator[_Comparison]
     if size == 1:
         yield slice(0, 1), _between_others(batch), 1
         return
-    # A half lacks what the other half holds; a row alone lacks all of it.
+    # Each half lacks the rows of the other, and a single row lacks all others.
     alone = [slice(row, row + 1) for row in range(min(size, _ALONE))]
     for part in (slice(0, size // 2), slice(size // 2, size), *alone):
         some = rows(batch, part)
@@ -175,7 +176,7 @@ def _comparisons(batch: Arrays, batch_size: int | None) -> Iterator[_Comparison]
 
 
 def _between_others(row: Arrays) -> Arrays:
-    """Add invented rows: larger floats, beside the whole numbers and text of `row`."""
+    """Add invented rows, with larger floats and the same whole numbers and text."""
     others = {name: _invented(row[name]).astype(row[name].dtype) for name in row}
     return {
         name: np.concatenate([others[name], array, others[name]])
@@ -203,7 +204,7 @@ def _difference(got: npt.NDArray[Any], want: npt.NDArray[Any]) -> tuple[float, f
     finite = np.isfinite(got) & np.isfinite(want)
     distance = np.abs(np.subtract(got, want, where=finite, out=np.zeros(want.shape)))
     magnitude = np.abs(np.where(finite, want, 0))
-    # Masks, as -1e9 in padded places, aren't the scale of the other values.
+    # Masks, e.g. -1e9 in padded places, don't count for the scale of other values.
     scale = magnitude.max(initial=0, where=magnitude < _MASK)
     relative = distance / np.maximum(np.maximum(scale, magnitude), _TINY)
     return float(relative.max(initial=0)), float(distance.max(initial=0))
@@ -212,10 +213,10 @@ def _difference(got: npt.NDArray[Any], want: npt.NDArray[Any]) -> tuple[float, f
 def _first_layer(
     model: Any, batch: Arrays, comparison: _Comparison, rounding: float
 ) -> str | None:
-    """Name the first layer of a graph whose rows differ; None where there is none."""
+    """Return the first layer of a graph whose rows differ; None without one."""
     if not is_graph(model):
         return None
-    graph = getattr(model, "_functional", model)  # that of a Sequential model
+    graph = getattr(model, "_functional", model)  # Sequential models contain a graph.
     depths = sorted(graph._nodes_by_depth, reverse=True)
     nodes = [node for depth in depths for node in graph._nodes_by_depth[depth]]
     tensors = [tensor for node in nodes for tensor in node.outputs]
@@ -229,7 +230,7 @@ def _first_layer(
         strict=True,
     )
     for tensor, given, expected in pairs:
-        # Not those that are transposed or folded into the batch, or sparse.
+        # Sparse tensors, and those whose first axis isn't the batch, are skipped.
         dense = isinstance(expected, tf.Tensor)
         if not dense or expected.shape[:1] != (size_of(batch),):
             continue

@@ -1,4 +1,4 @@
-"""SavedModel: TensorFlow Serving, and the source of the LiteRT file."""
+"""The format SavedModel, for TensorFlow Serving and as the source of LiteRT."""
 
 import keyword
 from collections.abc import Iterable
@@ -13,18 +13,18 @@ from keras_distill.export.names import any_name
 from keras_distill.export.quiet import quiet
 
 SIGNATURE = "serving_default"
-# Takes raw features, with the preprocessing inside.
+# It reads raw features, and contains the preprocessing.
 RAW_SIGNATURE = "serving_raw"
 
 
 def write(conversion: Conversion, path: Path) -> None:
-    """Write the endpoint `serve`, which is `serving_default` too."""
+    """Write a SavedModel with the endpoint `serve`, which is also `serving_default`."""
     served = conversion.served
     for inputs in (served.inputs, served.raw.inputs if served.raw else {}):
         _check_names(inputs)
     archive = keras.export.ExportArchive()
-    # The archive finds the variables that the function uses by itself. Tracking the
-    # model would store every weight a second time, and its metrics with them.
+    # The archive itself finds the variables that the function uses. Tracking the model
+    # would store every weight a second time, and also its metrics.
     models = [served.model]
     archive.add_endpoint("serve", served.function)
     if served.raw is not None:
@@ -39,9 +39,9 @@ def write(conversion: Conversion, path: Path) -> None:
 
 
 def _check_names(names: Iterable[str]) -> None:
-    """Refuse names that signatures can't take as arguments.
+    """Refuse names that can't be arguments of signatures.
 
-    Inside they are in lower case. `self` is an argument of the functions themselves.
+    Signatures convert names to lower case. `self` is an argument of their functions.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -60,17 +60,17 @@ def _check_names(names: Iterable[str]) -> None:
 
 
 def load(path: Path, threads: int | None = None) -> Loaded:
-    """Load it with `tf.saved_model.load`; threads are set once a process."""
+    """Load an artefact. `threads` is ignored: TensorFlow sets them for the process."""
     return load_signature(path, SIGNATURE)
 
 
 def load_signature(path: Path, signature: str) -> Loaded:
-    """Load it to run one of its signatures."""
+    """Load an artefact to run one of its signatures."""
     saved = tf.saved_model.load(str(path))
     function = saved.signatures[signature]
 
     def run(arrays: Arrays) -> Arrays:
-        # A signature doesn't keep its variables alive: `saved` has to.
+        # `saved` must stay referenced: a signature doesn't keep its variables alive.
         outputs = saved.signatures[signature](
             **{name: tf.constant(array) for name, array in arrays.items()}
         )
@@ -84,9 +84,9 @@ def load_signature(path: Path, signature: str) -> Loaded:
 
 
 def _refuse_colons(model: keras.layers.Layer) -> None:
-    """Raise where TensorFlow would take a part of a name for the number of an output.
+    """Refuse ":" in names: TensorFlow reads what follows as the number of an output.
 
-    LiteRT is converted from the SavedModel. ONNX takes such names.
+    This applies to LiteRT too, as it is converted from the SavedModel. ONNX allows ":".
     """
     for weight in model.variables:
         if ":" in weight.path:

@@ -1,4 +1,4 @@
-"""The structure of a manifest, checked in one place before anything reads it."""
+"""The structure of a manifest, and its check before anything else reads it."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,11 +10,11 @@ import tensorflow as tf
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value has to be.
+    """A kind of values.
 
     Attributes:
-        words: For errors.
-        holds: Whether a value is that.
+        words: A description, for errors.
+        holds: Returns whether a value is of this kind.
     """
 
     words: str
@@ -29,12 +29,12 @@ class Optional:
 
 
 # A schema is a `Kind`; `[schema]` for a list of any length; a dict of schemas by key,
-# where further keys may be there; or `{...: schema}` for a dict with any keys.
+# with further keys allowed; or `{...: schema}` for a dict with any keys.
 Schema = Any
 
 
 def damage(value: Any, schema: Schema, where: str = "the manifest") -> str | None:
-    """Return what is wrong with a value, in words; None where nothing is."""
+    """Return a description of the first error in a value; None without an error."""
     return next(_damages(value, schema, where), None)
 
 
@@ -80,14 +80,14 @@ def _is_whole(value: Any) -> bool:
 def _is_finite(value: Any) -> bool:
     try:
         return (_is_whole(value) or isinstance(value, float)) and math.isfinite(value)
-    except OverflowError:  # an integer that is no float
+    except OverflowError:  # An integer that is too large for a float.
         return False
 
 
 def _is_path(value: Any) -> bool:
     if not isinstance(value, str) or not value or "\0" in value:
         return False
-    # Half of a character, which JSON can hold and a file's name can't.
+    # JSON can contain half of a surrogate pair, but a file's name can't.
     return not any(0xD800 <= ord(char) <= 0xDFFF for char in value)
 
 
@@ -106,7 +106,7 @@ def _is_shape(value: Any) -> bool:
 
 
 def _relaxed(entries: dict[str, Schema], *required: str) -> dict[Any, Schema]:
-    """Return the schema in which only `required` entries have to be there."""
+    """Return the schema in which only the entries `required` are obligatory."""
     return {
         name: inner
         if name in required or isinstance(inner, Optional)
@@ -141,7 +141,7 @@ _FILE = {
         ),
     ),
 }
-# What an earlier export needs for its files to be replaced, of any version.
+# The entries that a manifest of any version needs so that its export can be replaced.
 FILES = {"artefacts": {...: {"files": [_PATH]}}, "examples": Optional([_PATH])}
 _SPECS = [
     {
@@ -190,7 +190,7 @@ MANIFEST = {
     "rows_depend_on_each_other": Optional({"part": TEXT}),
     "versions": {...: TEXT},
 }
-# What a server's repository is made from; the rest is for running the artefacts.
+# The entries for a server's repository. The others are for running the artefacts.
 SERVED = _relaxed(MANIFEST, "model", "signature") | {
     "artefacts": {...: _relaxed(_ARTEFACT, "format", "files")}
 }

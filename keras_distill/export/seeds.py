@@ -1,4 +1,4 @@
-"""Seeds that layers draw in inference, as layers of augmentation do to no effect."""
+"""Seeds that layers draw in inference. Layers of augmentation draw unused ones."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,12 +11,12 @@ import tensorflow as tf
 from keras_distill.export.graphs import behind
 from keras_distill.export.patching import replaced
 
-# Keras' own generator, made when a layer without one draws.
+# Keras' global generator. It is made when a layer without a generator draws.
 _OWN = "global_seed_generator"
 
 
 class Drawn(list[tuple[keras.random.SeedGenerator, Any]]):
-    """The seeds of one trace: pairs of a generator and the seed that it gave."""
+    """The seeds of one trace: pairs of a generator and a seed that it returned."""
 
     def of_outputs(self) -> list[keras.random.SeedGenerator]:
         """Return the generators whose seeds reach an output, in the order of draws."""
@@ -25,13 +25,13 @@ class Drawn(list[tuple[keras.random.SeedGenerator, Any]]):
 
 @contextmanager
 def frozen(drawn: Drawn) -> Iterator[None]:
-    """Let this thread's seed generators give constants, and keep their states.
+    """Make this thread's seed generators return constants, with unchanged states.
 
-    Keras' own generator is left as it is: what it draws differs from call to call, and
-    comparing the outputs shows that.
+    Keras' global generator isn't changed: its seeds differ from call to call, and the
+    comparison of the outputs detects that.
 
     Args:
-        drawn: Gets the seeds.
+        drawn: The list to which the seeds are added.
     """
     from keras.src.backend.common import global_state
 
@@ -42,7 +42,7 @@ def frozen(drawn: Drawn) -> Iterator[None]:
             own = global_state.get_global_attribute(_OWN)
             if threading.get_ident() != thread or generator is own:
                 return original(generator, ordered)
-            # The identity is the seed's own: converters merge equal constants.
+            # Each seed has its own identity node, as converters merge equal constants.
             seed = tf.identity(tf.zeros(generator.state.shape, generator.state.dtype))
             drawn.append((generator, seed))
             return seed
@@ -55,7 +55,7 @@ def frozen(drawn: Drawn) -> Iterator[None]:
 
 @contextmanager
 def kept(*models: keras.layers.Layer | None) -> Iterator[None]:
-    """Put the seeds of the models and Keras' own back, whatever calls inside draw."""
+    """Restore the seeds of the models and Keras' global seed after the block."""
     from keras.src.backend.common import global_state
 
     own = global_state.get_global_attribute(_OWN)
@@ -78,6 +78,6 @@ def kept(*models: keras.layers.Layer | None) -> Iterator[None]:
 
 
 def _reaches_an_output(seed: Any) -> bool:
-    """Whether a seed reaches an output of the function that draws it."""
+    """Return whether an output of the function that draws a seed depends on it."""
     dependent = behind([seed])
     return any(tensor.ref() in dependent for tensor in seed.graph.outputs)

@@ -1,4 +1,4 @@
-"""The one traced function that every format is made from."""
+"""The traced function from which every format is made."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,14 +20,13 @@ Tensors = dict[str, tf.Tensor]
 
 @dataclass(frozen=True)
 class Raw:
-    """Preprocessing before a model: from raw features to its outputs.
+    """A preprocessing before a model.
 
     Attributes:
-        preprocessing: Makes the model's inputs of raw features.
-        call: Named raw tensors in, named inputs of the model out.
-        function: Named raw tensors in, named outputs of the model out; a
-            `tf.function`.
-        inputs: Raw name to spec.
+        preprocessing: The layer that computes the model's inputs from raw features.
+        call: Computes the model's named inputs from named raw tensors.
+        function: A `tf.function` from named raw tensors to the model's named outputs.
+        inputs: Name of a raw input to spec.
     """
 
     preprocessing: keras.layers.Layer
@@ -42,13 +41,13 @@ class Served:
 
     Attributes:
         model: The Keras model.
-        pack: Named inputs to the structure that the model takes.
-        call: The same as `function`, untraced: Keras as it computes by itself.
-        function: Takes a dict of tensors, returns a dict of tensors; inference mode.
+        pack: Converts named inputs to the structure that the model reads.
+        call: The same as `function`, but untraced, and so computed by Keras itself.
+        function: A `tf.function` from named inputs to named outputs, in inference mode.
         inputs: Input name to spec, in the model's order.
         outputs: Output name to spec.
-        batch_size: The only one that it takes; None for any.
-        raw: What makes the inputs of raw features, where there is such.
+        batch_size: The only batch size of the function; None for any.
+        raw: The preprocessing; None without one.
     """
 
     model: keras.Model
@@ -61,18 +60,18 @@ class Served:
     raw: Raw | None = None
 
     def arrays(self, batch: Any, argument: str) -> Arrays:
-        """Bring a batch, of raw features where there are such, to the model's inputs.
+        """Return a caller's batch as named inputs of the model.
 
         Args:
-            batch: As the model, or the preprocessing, takes it.
-            argument: What the caller calls it, for errors.
+            batch: A batch for the preprocessing if there is one, else for the model.
+            argument: The caller's name for it, for errors.
         """
         if self.raw is None:
             return to_arrays(batch, self.inputs, argument)
         return self.prepare(to_arrays(batch, self.raw.inputs, argument))
 
     def prepare(self, raw: Arrays) -> Arrays:
-        """Make the model's inputs of raw features, where there are such."""
+        """Compute the model's inputs with the preprocessing, if there is one."""
         if self.raw is None:
             return raw
         tensors = self.raw.call(tensors_of(raw))
@@ -91,9 +90,9 @@ def serve(
 
     Args:
         model: A built model.
-        example_batch: As the model, or else `preprocessing`, takes it.
-        batch_size: The only one that the function takes; None for any.
-        preprocessing: Makes the model's inputs of raw features.
+        example_batch: A batch for `preprocessing` if it isn't None, else for the model.
+        batch_size: The only batch size of the function; None for any.
+        preprocessing: Computes the model's inputs from raw features.
     """
     state.refuse_stateful(model)
     prepared = example_batch
@@ -115,7 +114,7 @@ def serve(
     pack = signature.packing(model, prepared)
 
     def call(tensors: Tensors) -> Tensors:
-        # TensorFlow hands a dict over in sorted order; a list needs the model's own.
+        # TensorFlow sorts dicts by name, but a list needs the order of the model.
         packed = pack({name: tensors[name] for name in inputs})
         outputs = tracing.call(model, packed, inputs)
         return signature.name_outputs(model, outputs, inputs)
@@ -133,7 +132,7 @@ def serve(
 
 
 def tensors_of(arrays: Arrays) -> Tensors:
-    """Make tensors of named arrays."""
+    """Return named arrays as tensors."""
     return {name: tf.constant(array) for name, array in arrays.items()}
 
 
@@ -143,13 +142,14 @@ def trace(
     """Make a `tf.function`, with operations that the converters know.
 
     Args:
-        call: Named tensors in, named tensors out.
+        call: Computes named tensors from named tensors.
         inputs: Input name to spec.
-        drawn: Gets the seeds that the call draws. They are constants in the function.
+        drawn: The list to which the seeds that the call draws are added. They are
+            constants in the function.
     """
     seeds = Drawn() if drawn is None else drawn
 
-    # TensorFlow keeps the argument's name from inputs: it is one that none will have.
+    # TensorFlow reserves the argument's name, so it is one that no input has.
     def converted(tensors_that_are_served_by_name: Tensors) -> Tensors:
         with convertible(), any_name(), frozen(seeds):
             return call(tensors_that_are_served_by_name)
@@ -178,7 +178,7 @@ def traced(
 def _concrete(
     call: Callable[[Tensors], Any], inputs: Specs, models: Sequence[keras.layers.Layer]
 ) -> tuple[Any, Any]:
-    """Return a `tf.function` and its graph; refuse what no file can hold."""
+    """Return a `tf.function` and its graph; refuse what no format can represent."""
     drawn = Drawn()
     function = trace(call, inputs, drawn)
     concrete = function.get_concrete_function()

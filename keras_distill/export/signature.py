@@ -11,14 +11,14 @@ import tensorflow as tf
 
 Specs = dict[str, tf.TensorSpec]
 
-# TensorFlow rewrites any other input name, so that formats would disagree.
+# TensorFlow changes other input names. Formats would then have different names.
 _PORTABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
-# What Keras calls an input that its author left unnamed. It counts upwards with every
-# layer of the process and changes when the model is saved and loaded.
+# Keras' names of inputs that the user didn't name. Their number grows with every layer
+# of the process, and changes when the model is saved and loaded.
 _AUTOMATIC = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
 
-# For models that take several inputs as several arguments.
+# The advice for models whose inputs are several arguments.
 IN_ONE_ARGUMENT = (
     "Export `keras.Model([a, b], model(a, b))` of two `keras.Input`s, which shares the "
     "weights."
@@ -28,11 +28,11 @@ IN_ONE_ARGUMENT = (
 def input_specs(
     model: keras.layers.Layer, example_batch: Any, batch_size: int | None = None
 ) -> Specs:
-    """Name the inputs of `model`, in its own order, with the batch size given or open.
+    """Return the named inputs of `model`, in its order, with the batch size or None.
 
-    Functional and Sequential models know their inputs. Of any other model the example
-    batch tells: its keys, else `input`, or `input_0`, `input_1`, ... for a list; its
-    dtypes; and its shapes, of which only the batch size stays open.
+    Functional and Sequential models declare their inputs. For any other model, the
+    example batch defines dtypes, shapes and names. The names are its keys, or `input`,
+    or `input_0`, `input_1`, ... for a list. Only the batch size is open.
     """
     tensors = _declared_inputs(model)
     if tensors is not None:
@@ -54,7 +54,7 @@ def input_specs(
 
 
 def further_arguments(model: keras.layers.Layer) -> dict[str, bool]:
-    """Return what `call` takes beside its first argument, and whether it needs it."""
+    """Return the further arguments of `call`, and whether each is required."""
     if _is_functional(model):
         return {}
     first, *others = inspect.signature(model.call).parameters.values()
@@ -79,7 +79,7 @@ def _refuse_further_arguments(model: keras.layers.Layer) -> None:
 
 
 def _refuse_left_out(declared: dict[str, Any], example_batch: Any) -> None:
-    """Raise where a batch has no values for an optional input, or None."""
+    """Raise an error if a batch has no values, or None, for an optional input."""
     given = example_batch
     if isinstance(given, list | tuple):
         given = dict(zip(declared, given, strict=False))
@@ -98,7 +98,7 @@ def _refuse_left_out(declared: dict[str, Any], example_batch: Any) -> None:
 def packing(
     model: keras.layers.Layer, example_batch: Any
 ) -> Callable[[dict[str, Any]], Any]:
-    """Return the function from named inputs to the structure that `model` takes."""
+    """Return the function from named inputs to the structure that `model` reads."""
     structure = example_batch
     if isinstance(model, keras.Sequential):
         structure = None
@@ -114,9 +114,10 @@ def packing(
 def name_outputs(model: keras.Model, outputs: Any, taken: Specs) -> dict[str, Any]:
     """Name the outputs of one call of `model`.
 
-    The keys of a dict; else the `output_names` of a Functional model or the last layer
-    of a Sequential one; else `output`, or `output_0`, `output_1`, ... for a list. A
-    name that an input or an earlier output has gets the suffix `_1`, `_2`, ...
+    The names are the keys of a dict; else the `output_names` of a Functional model, or
+    the last layer's name of a Sequential one; else `output`, or `output_0`, `output_1`,
+    ... for a list. A name that an input or an earlier output has gets the suffix `_1`,
+    `_2`, ...
     """
     named = _named(outputs, "output")
     own = list(named)
@@ -202,6 +203,6 @@ def _standard_array(values: Any) -> Any:
     if array.dtype.kind in "OSU":
         return array.astype(object)
     if array.dtype == np.float64:
-        # NumPy's default; `fit` and `predict` make the same of it.
+        # float64 is NumPy's default. `fit` and `predict` convert it in the same way.
         return array.astype(keras.config.floatx())
     return array

@@ -1,4 +1,4 @@
-"""State that a call changes: refused, and the caller's model left as it was."""
+"""Checks that calls don't change state, and the restoring of the caller's model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from keras_distill.scopes import scopes_kept
 
 _ASSIGNMENTS = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
 _TABLE_UPDATES = {"LookupTableInsertV2", "LookupTableImportV2", "LookupTableRemoveV2"}
-# Of `tf.random.Generator`.
+# The operators of `tf.random.Generator`.
 _DRAWS = {"RngReadAndSkip", "RngSkip", "StatefulStandardNormalV2", "StatefulUniform"}
 _RECURRENT = (
     "build the layer with `stateful=False` and copy the weights, or make the state an "
@@ -29,9 +29,9 @@ _OTHER = (
 
 
 def refuse_stateful(model: keras.layers.Layer) -> None:
-    """Raise `ValueError` where a layer says that it carries state between calls.
+    """Raise `ValueError` if a recurrent layer is stateful.
 
-    Reads attributes only, so that nothing has run when it raises.
+    Only attributes are read, so the check runs nothing.
     """
     recurrent = keras.layers.RNN | keras.layers.Bidirectional
     for layer in model._flatten_layers():
@@ -42,7 +42,7 @@ def refuse_stateful(model: keras.layers.Layer) -> None:
 def refuse_random(
     drawing: Sequence[keras.random.SeedGenerator], models: Sequence[keras.layers.Layer]
 ) -> None:
-    """Raise `ValueError` where outputs of the models depend on a seed.
+    """Raise `ValueError` if outputs of the models depend on a seed.
 
     Args:
         drawing: The generators whose seeds reach an output.
@@ -58,19 +58,19 @@ def refuse_random(
 def refuse_updates(
     trace: Callable[[], Any], function: Any, models: Sequence[keras.layers.Layer]
 ) -> None:
-    """Raise `ValueError` where a traced call would change state outside of it.
+    """Raise `ValueError` if a traced call would change state outside of it.
 
-    The traced graph lists every assignment, also those of custom layers, and tracing
-    runs none of them. What is changed may be anywhere: a weight, a metric of a layer,
-    a variable in a list or of the caller's module.
+    The traced graph contains every assignment, also of custom layers, and tracing runs
+    none of them. The changed state may be a weight, a metric of a layer, a variable in
+    a list or one of the caller's module.
 
     Args:
-        trace: Traces the call once more.
+        trace: Traces the call again.
         function: A concrete function that calls the models with `training=False`.
         models: The models that it calls.
     """
     graph = function.graph
-    # Keras' global seed belongs to no model; comparing the values finds its draws.
+    # Keras' global seed belongs to no model. The comparison of outputs finds its draws.
     outer = {id(handle) for handle, _ in graph.captures} - _global_seed()
     updated = [
         (handle, kind, node)
@@ -94,11 +94,11 @@ def refuse_updates(
 
 @contextmanager
 def untouched(*models: keras.layers.Layer | None) -> Iterator[None]:
-    """Put back what calls leave behind in the layers, whatever happens inside.
+    """Restore the layers' losses and seeds after the block, also after an error.
 
     Tracing stores symbolic values of `add_loss` and `activity_regularizer` in the
-    layers. Reading `model.losses` afterwards would fail. Layers of augmentation draw
-    seeds in inference too.
+    layers. Reading `model.losses` afterwards would fail. Layers of augmentation also
+    draw seeds in inference.
     """
     layers = [layer for model in models if model for layer in model._flatten_layers()]
     losses = [(list(layer._losses), set(layer._loss_ids)) for layer in layers]
@@ -115,12 +115,15 @@ def untouched(*models: keras.layers.Layer | None) -> Iterator[None]:
 def _updated(
     graph: Any, outside: Sequence[Any] | None = None, around: str | None = None
 ) -> Iterator[tuple[Any, str, str]]:
-    """Yield what each update changes, its type and its node, in nested graphs too.
+    """Yield the changed variable, the type and the node of each update.
+
+    Nested graphs are searched too.
 
     Args:
         graph: The graph of a function.
-        outside: What its inputs are in the outermost function; None for that itself.
-        around: The node of the outermost function that this graph is run by.
+        outside: The tensors of the outermost function that are this graph's inputs;
+            None if this is the outermost function.
+        around: The node of the outermost function that runs this graph.
     """
     if outside is None:
         origin = {id(inner): outer for outer, inner in graph.captures}
@@ -153,7 +156,7 @@ def _nested(graph: Any, operation: Any) -> Iterator[Any]:
 
 
 def _global_seed() -> set[int]:
-    """Return the id of the handle of Keras' own seed; nothing where there is none."""
+    """Return the id of the handle of Keras' global seed; an empty set without one."""
     from keras.src.backend.common import global_state
 
     generator = global_state.get_global_attribute("global_seed_generator")
@@ -161,7 +164,7 @@ def _global_seed() -> set[int]:
 
 
 def _owners(models: Sequence[keras.layers.Layer]) -> dict[int, tuple[str, str, str]]:
-    """Return layer, name and advice by the id of a variable's handle."""
+    """Return layer, name and advice for each variable, by the id of its handle."""
     owners: dict[int, tuple[str, str, str]] = {}
     for layer in (layer for model in models for layer in model._flatten_layers()):
         for variable in layer._trainable_variables + layer._non_trainable_variables:

@@ -1,4 +1,4 @@
-"""Calls of a model while it is traced, with errors that name sizes and layer."""
+"""Calls of a model during tracing, with errors that name sizes and layer."""
 
 import re
 import textwrap
@@ -23,18 +23,18 @@ def call(model: keras.layers.Layer, packed: Any, inputs: Specs) -> Any:
 
     Args:
         model: The model.
-        packed: Its inputs, in the structure that it takes.
+        packed: Its inputs, in the structure that it reads.
         inputs: Input name to spec, for errors.
 
     Raises:
-        RuntimeError: The call can't be traced, as for a size that isn't fixed. Errors
-            of a call with values pass as they are.
+        RuntimeError: The call can't be traced, e.g. because a size isn't fixed. Errors
+            of eager calls aren't replaced.
     """
     if tf.executing_eagerly():
         return model(packed, training=False)
     try:
         return model(packed, training=False)
-    except Warning:  # of a process that turns warnings into errors
+    except Warning:  # The process turns warnings into errors.
         raise
     except Exception as error:
         raise RuntimeError(_message(model, packed, inputs, error)) from error
@@ -58,7 +58,7 @@ def _message(
 
 
 def _failed(model: keras.layers.Layer, packed: Any) -> Call | None:
-    """Call the model once more; return the innermost call that raises."""
+    """Call the model again; return the innermost call that raises an error."""
     with recording() as recorded:
         try:
             model(packed, training=False)

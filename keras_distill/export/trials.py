@@ -1,4 +1,4 @@
-"""Layers exported one by one, to find the one that a format gets wrong."""
+"""Exports of single layers, to find those that a format computes wrongly."""
 
 import tempfile
 import time
@@ -17,20 +17,20 @@ from keras_distill.export.formats import Conversion, Target
 from keras_distill.export.recording import Call, Recording, recording
 from keras_distill.export.serving import Served, Tensors, tensors_of, traced
 
-# Rows that a trial runs on: what the layers return for them is held in memory.
+# The rows of a trial. The outputs of all layers for them are kept in memory.
 _ROWS = 8
-# Layers of one conversion. Its fixed cost is that of several layers.
+# The layers of one conversion, whose fixed cost is that of several layers.
 _AT_ONCE = 8
 _SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What trials found.
+    """The result of trials.
 
     Attributes:
-        at_fault: The calls that the format refuses or gets wrong by themselves, in
-            the order of the model.
+        at_fault: The calls that the format refuses or computes wrongly by themselves,
+            in the order of the model.
         complete: Whether every layer and operation of the model was tried.
     """
 
@@ -45,9 +45,9 @@ class _Unit:
     Attributes:
         call: The call, in eager mode.
         traced: The same call in the trace of the model.
-        inputs: Name to what its tensors are, as inputs of the trial.
-        batches: The values of its tensors, one dict a batch.
-        parts: The calls made in it, to look closer.
+        inputs: Name to spec of its tensors, as inputs of the trial.
+        batches: The values of its tensors, with one dict for each batch.
+        parts: The calls made within it, for a finer search.
     """
 
     call: Call
@@ -57,7 +57,7 @@ class _Unit:
     parts: "list[_Unit]"
 
     def run(self, label: str, tensors: Tensors) -> Tensors:
-        """Make the call on other tensors; return its outputs under names."""
+        """Make the call on other tensors; return its outputs by name."""
         given = iter(tensors[f"{label}_{name}"] for name in self.inputs)
         args, kwargs = keras.tree.map_structure(
             lambda x: next(given) if tf.is_tensor(x) else x,
@@ -69,11 +69,11 @@ class _Unit:
 
     @property
     def kind(self) -> str:
-        """The same for calls that a converter treats in the same way."""
+        """A text that is equal for calls that a converter treats in the same way."""
         operation = self.call.operation
         try:
             config = {**operation.get_config(), "name": None}
-        except Exception:  # a layer of the caller's that isn't made to be saved
+        except Exception:  # One of the caller's layers that can't be saved.
             config = {"id": id(operation)}
         constants = [
             None if tf.is_tensor(x) else x
@@ -95,21 +95,22 @@ def find(
         served: The model.
         target: The format, in full precision.
         batch: Named inputs of the model.
-        tolerance: Also compare values with Keras', and find the first that is off.
-            None looks for what can't be converted or run.
-        output: The output that is wrong: only what it is computed by is tried. None
-            tries all.
+        tolerance: The tolerance with which values are also compared with Keras', to
+            find the first layer that differs. With None, only layers are found that
+            can't be converted or run.
+        output: The output that is wrong: only calls on which it depends are tried.
+            None tries all.
 
     Returns:
-        Never more than what fails by itself: a difference that only appears where
-        layers meet isn't found.
+        The calls that fail by themselves. Differences that only appear in the
+        combination of layers aren't found.
     """
     end = time.monotonic() + _SECONDS
     units, complete = _units(served, batch, output)
     found, all_tried = _search(units, target, tolerance, end)
     inner = found
     while inner:
-        # Where a part of a layer fails by itself too, the part is named.
+        # If a part of a layer also fails by itself, the part is named instead.
         inner, _ = _search([p for u in inner for p in u.parts], target, tolerance, end)
         found = [u for u in found if not set(u.parts) & set(inner)] + inner
     return Verdict([unit.call for unit in found], complete and all_tried)
@@ -118,7 +119,10 @@ def find(
 def _search(
     units: list[_Unit], target: Target, tolerance: float | None, end: float
 ) -> tuple[list[_Unit], bool]:
-    """Return the units at fault, of values the first, and whether all were tried."""
+    """Return the units at fault, and whether the search was finished.
+
+    With a tolerance, the search ends at the first unit at fault.
+    """
     unique = list({unit.kind: unit for unit in units[::-1]}.values())[::-1]
     found: list[_Unit] = []
     for begin in range(0, len(unique), _AT_ONCE):
@@ -134,7 +138,7 @@ def _faulty(units: list[_Unit], target: Target, tolerance: float | None) -> list
     try:
         trial, wanted = _trial(units)
     except Exception:
-        # Not the format's fault: a layer that can't be called by itself.
+        # A layer can't be called by itself, which isn't the format's fault.
         return _halved(units, target, tolerance) if len(units) > 1 else []
     try:
         given = _exported(trial, target, _batches(units))
@@ -158,7 +162,7 @@ def _halved(units: list[_Unit], target: Target, tolerance: float | None) -> list
 
 
 def _trial(units: list[_Unit]) -> tuple[Served, list[Arrays]]:
-    """Return the units side by side as one model, and what Keras gives for them."""
+    """Return the units as one model, side by side, and Keras' outputs for them."""
     specs = {
         f"u{i}_{name}": tf.TensorSpec(spec.shape, spec.dtype, name=f"u{i}_{name}")
         for i, unit in enumerate(units)
@@ -174,7 +178,7 @@ def _trial(units: list[_Unit]) -> tuple[Served, list[Arrays]]:
     function, outputs = traced(call, specs)
     holder = keras.layers.Layer()
     for i, unit in enumerate(units):
-        # Converters look for the weights and tables of the layers.
+        # Converters need the weights and tables of the layers.
         setattr(holder, f"part_{i}", unit.call.operation)
     served = Served(holder, lambda tensors: tensors, call, function, specs, outputs)
     wanted = []
@@ -187,13 +191,13 @@ def _trial(units: list[_Unit]) -> tuple[Served, list[Arrays]]:
 
 @contextmanager
 def _unchanged() -> Iterator[None]:
-    """Run layers on the CPU, with states and seeds as they were afterwards."""
+    """Run layers on the CPU, and restore states and seeds afterwards."""
     with keras.StatelessScope(), tf.device("/CPU:0"):
         yield
 
 
 def _batches(units: list[_Unit]) -> list[Arrays]:
-    """Return the inputs of a trial of the units, one dict a batch."""
+    """Return the inputs of a trial of the units, with one dict for each batch."""
     return [
         {
             f"u{i}_{name}": array
@@ -215,7 +219,7 @@ def _exported(trial: Served, target: Target, batches: list[Arrays]) -> list[Arra
 def _units(
     served: Served, batch: Arrays, output: str | None
 ) -> tuple[list[_Unit], bool]:
-    """Return the calls of the model that can be tried; whether these are all."""
+    """Return the calls of the model that can be tried, and whether these are all."""
     batches = [{name: array[:_ROWS] for name, array in batch.items()}]
     if served.batch_size is None:
         batches.append(other_size(batches[0]))
@@ -232,7 +236,7 @@ def _units(
     units, complete = _units_in(recorded.root, runs, open_axes)
     if output is not None:
         graph = function.get_concrete_function().graph
-        # A function has its outputs in the order of their names.
+        # The outputs of a function are sorted by name.
         tensor = dict(zip(sorted(outputs), graph.outputs, strict=True))[output]
         upstream = _upstream(tensor.op, recorded)
         units = [unit for unit in units if unit.traced in upstream]
@@ -240,7 +244,7 @@ def _units(
 
 
 def _upstream(operation: Any, recorded: Recording) -> set[Call]:
-    """Return the calls whose nodes an operation depends on, with those around them."""
+    """Return the calls whose nodes an operation depends on, and their parents."""
     calls: set[Call] = set()
     seen: set[str] = set()
     ends = [operation]
@@ -264,7 +268,7 @@ def _units_in(
     calls = [symbolic.children, *(run.children for run in runs)]
     made = [[call.operation for call in children] for children in calls]
     if any(operations != made[0] for operations in made):
-        return [], False  # loops, and what looks at values while it runs
+        return [], False  # The calls differ: loops, or code that depends on values.
     found: list[_Unit] = []
     complete = True
     for trace, *eager in zip(*calls, strict=True):
@@ -297,7 +301,7 @@ def _unit(
 
 
 def _tensors(structure: Any) -> list[Any]:
-    """Return the tensors of a structure; none where some aren't dense."""
+    """Return the tensors of a structure; an empty list if some aren't dense."""
     flat = keras.tree.flatten(structure)
     if any(isinstance(x, tf.RaggedTensor | tf.SparseTensor) for x in flat):
         return []
@@ -305,10 +309,10 @@ def _tensors(structure: Any) -> list[Any]:
 
 
 def _shape(symbolic: Any, values: list[Any], open_axes: bool) -> list[int | None]:
-    """Return a shape as open as the model needs it, and not more.
+    """Return a shape in which only the axes are open that the model needs open.
 
-    Converters learn the sizes of axes from the rest of the graph. Without them a
-    layer may be refused by itself that is held in its model.
+    Within the model, converters know the sizes of axes from the rest of the graph.
+    Without these sizes, they might refuse a layer that they convert in the model.
     """
     shape = list(values[0].shape)
     known = symbolic.shape.as_list() if symbolic.shape.rank is not None else None

@@ -1,4 +1,4 @@
-"""Numbers as callers pass them, brought to those of Python, which JSON holds."""
+"""Conversion of a caller's numbers to Python's, which JSON can contain."""
 
 import math
 import numbers
@@ -17,7 +17,7 @@ def as_int(value: Any) -> int | None:
 def as_float(value: Any) -> float | None:
     """Return a real number of Python or NumPy as `float`; None for anything else.
 
-    Infinities, NaN and what is too large for a float are left to the caller.
+    Infinities and NaN are returned, and infinity for numbers too large for a float.
     """
     value = _scalar(value)
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
@@ -29,15 +29,15 @@ def as_float(value: Any) -> float | None:
 
 
 def _scalar(value: Any) -> Any:
-    """Return the number in an array of no axes."""
+    """Return the number in an array without axes, or else the value itself."""
     return value[()] if isinstance(value, np.ndarray) and not value.ndim else value
 
 
 def from_numpy(value: Any) -> Any:
-    """Return a scalar or an array of NumPy as what JSON can hold.
+    """Return a scalar or an array of NumPy as a value of JSON.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: The value is neither.
     """
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()

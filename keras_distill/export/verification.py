@@ -1,4 +1,4 @@
-"""Is an export, later and elsewhere, still what was published?"""
+"""The check that an export is still the one that was published."""
 
 import os
 from collections.abc import Callable
@@ -28,31 +28,31 @@ def verify(
     run: bool = True,
     evaluation: Evaluation | None = None,
 ) -> Report:
-    """Check an export without its model: files, then answers, then the task metric.
+    """Check an export without its model: files, then outputs, then the task metric.
 
-    Every file has to have the size and SHA-256 of the manifest, and no file may have
-    come. Every artefact is then run by its own runtime on the examples that the export
-    keeps, and has to give what the model gave within its tolerance. It is no proof
-    against somebody who changes the manifest too.
+    Every file must have the size and SHA-256 of the manifest, and there must be no
+    further files. Its own runtime then runs every artefact on the examples of the
+    export. The outputs must be the model's, within the artefact's tolerance. The check
+    doesn't protect against somebody who also changes the manifest.
 
     Args:
         directory: An export: the directory with the `manifest.json`.
-        run: Whether to run the artefacts; without, only files are checked.
-        evaluation: The data and the metric that `export` was given, to measure what
-            the artefacts lose of it once more. Where `export` was given a
-            `preprocessing`, `x` as that makes it.
+        run: Whether to run the artefacts. If False, only files are checked.
+        evaluation: The evaluation that `export` was given, to measure again how much of
+            the metric the artefacts lose. If `export` was given a `preprocessing`, `x`
+            must be the output of that preprocessing.
 
     Returns:
-        `{"directory", "ok", "problems", "artefacts", "evaluation"}`: the problems that
-        belong to no artefact, what the manifest says of `evaluation`, and for each
-        artefact `{"ok", "problems"}` with, where it was run, `"max_abs_difference"`
-        and `"metric"`.
+        `{"directory", "ok", "problems", "artefacts", "evaluation"}`. `"problems"` are
+        those that belong to no artefact, and `"evaluation"` is the manifest's entry.
+        Each artefact has `{"ok", "problems"}` and, if it was run,
+        `"max_abs_difference"` and `"metric"`.
 
     Raises:
-        FileNotFoundError: `directory` holds no export.
+        FileNotFoundError: `directory` contains no export.
         ImportError: The runtime of an artefact isn't installed.
         ValueError: The manifest or the examples are damaged, or `evaluation` isn't the
-            one of the export.
+            one that `export` was given.
 
     Example:
     >>> import tempfile
@@ -87,7 +87,7 @@ def verify(
 
 
 def check_files(directory: Path, described: Manifest) -> None:
-    """Raise `ParityError` where a file isn't the one of the manifest."""
+    """Raise `ParityError` if a file isn't the one of the manifest."""
     problems = _damages(directory, manifest.files(described))
     if problems:
         raise ParityError(
@@ -96,7 +96,7 @@ def check_files(directory: Path, described: Manifest) -> None:
         )
 
 
-# Runs an artefact; returns what was measured.
+# Runs an artefact; returns the measurements.
 _Check = Callable[[Target, Path, float], dict[str, float]]
 
 
@@ -107,7 +107,7 @@ def _verify_artefact(
     if not problems and check is not None:
         problems = _unlisted(arguments.target_named(name), artefact["files"])
     measured: dict[str, float] = {}
-    # What isn't the published file isn't loaded.
+    # A file that isn't the published one isn't loaded.
     if check is not None and not problems:
         target = arguments.target_named(name)
         target.format.require()
@@ -149,7 +149,7 @@ def _checks(
 
 
 def _running(loaded: Loaded) -> Callable[[Arrays], Arrays]:
-    """Return what runs held-out data, whose values may be at fault."""
+    """Return the function that runs held-out data, with errors that name the data."""
 
     def run(batch: Arrays) -> Arrays:
         with taken("evaluation", Exception):
@@ -163,7 +163,7 @@ def _cases(
 ) -> list[tuple[Arrays, Arrays]]:
     cases = [(kept[group], kept["outputs"])]
     dependence = described.get("rows_depend_on_each_other")
-    # The preprocessing is in the raw features' way alone.
+    # If rows depend on each other in the preprocessing, only raw features are affected.
     alone = dependence is None or (dependence["part"], group) == (
         "preprocessing",
         "inputs",
@@ -197,14 +197,14 @@ def _held_out(evaluation: Evaluation, described: Manifest) -> HeldOut:
 
 
 def _taken(batch: Any, specs: Specs) -> Any:
-    """Leave out what `export` did of a distiller's data: keys of training alone."""
+    """Drop keys that are for a distiller's training only, as `export` did."""
     if isinstance(batch, dict) and set(specs) <= set(batch):
         return {name: batch[name] for name in specs}
     return batch
 
 
 def _arrays_of(described: Manifest) -> Callable[[Any, str], Arrays]:
-    """Return what brings held-out data to the inputs of the artefacts."""
+    """Return the function that converts held-out data to inputs of the artefacts."""
     inputs, raw = (
         {
             spec["name"]: tf.TensorSpec(spec["shape"], spec["dtype"])
@@ -237,7 +237,7 @@ def _described(batch: Any) -> Any:
 
 
 def _unlisted(target: Target, listed: list[dict[str, Any]]) -> list[str]:
-    """Return the problem that what would be loaded isn't among the listed files."""
+    """Return a problem if the file to be loaded isn't among the listed files."""
     paths = [file["path"] for file in listed]
     if any(path.split("/")[0] == target.file for path in paths):
         return []
@@ -245,7 +245,7 @@ def _unlisted(target: Target, listed: list[dict[str, Any]]) -> list[str]:
 
 
 def _strangers(directory: Path, described: Manifest) -> list[str]:
-    """Name the files that the manifest doesn't list."""
+    """Return a problem for each file that the manifest doesn't list."""
     present = {
         path.relative_to(directory).as_posix()
         for path in directory.rglob("*")
@@ -256,7 +256,7 @@ def _strangers(directory: Path, described: Manifest) -> list[str]:
 
 
 def _damages(directory: Path, listed: list[dict[str, Any]]) -> list[str]:
-    """Tell what is wrong with files of the manifest."""
+    """Return a problem for each damaged or missing file of the manifest."""
     damages = [_damage(directory, file) for file in listed]
     return [damage for damage in damages if damage is not None]
 
@@ -264,7 +264,7 @@ def _damages(directory: Path, listed: list[dict[str, Any]]) -> list[str]:
 def _damage(directory: Path, file: dict[str, Any]) -> str | None:
     name = file["path"]
     path = directory / name
-    # A manifest from elsewhere mustn't make us read what isn't in its directory.
+    # A foreign manifest mustn't make this process read files outside of its directory.
     if not path.resolve().is_relative_to(directory.resolve()):
         return f"{name} lies outside of the export"
     if not path.is_file():

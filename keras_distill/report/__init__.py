@@ -1,7 +1,7 @@
-"""Comparisons of models: is the student better, is it safe to serve, what does it cost?
+"""Comparisons of models: quality with intervals, differences by class, and costs.
 
-`compare` measures models side by side. Its report is printed as a table, and written as
-a page, pictures and JSON.
+`compare` measures models on the same rows. Its report can be printed as a table, and
+written as an HTML page, pictures and JSON.
 """
 
 from keras_distill.report.comparing import Report, compare

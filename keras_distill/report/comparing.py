@@ -27,11 +27,11 @@ DATA_FILE, PAGE_FILE = "report.json", "report.html"
 
 
 class Report(Findings):
-    """What a comparison found. `print` shows it as a table."""
+    """The results of a comparison. `print` shows them as a table."""
 
     @property
     def verdicts(self) -> list[str]:
-        """One sentence for each model and output."""
+        """The verdicts: one sentence for each compared model and output."""
         return wording.verdicts(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,11 +41,11 @@ class Report(Findings):
     def write(self, directory: str | os.PathLike[str]) -> Path:
         """Write `report.html`, `report.json` and the pictures as PNGs.
 
-        The page holds its pictures and needs no other file.
+        The page contains its pictures and needs no other file.
 
         Args:
-            directory: Where to write. It is made if there is none; files of the same
-                names are replaced.
+            directory: The directory to write to. It is made if absent. Files of the
+                same names are replaced.
 
         Returns:
             The path of the page.
@@ -90,38 +90,39 @@ def compare(
     All models run over the same rows. A bootstrap of these rows gives each measure an
     interval, and each difference to the baseline an interval and a paired test. A model
     is "better" or "worse" only if the interval of its difference excludes zero and the
-    test agrees. Of two equal models, one in twenty pairs is called different by chance.
-    The intervals are of these models: they don't include that another training with
-    another seed would give other models.
+    test agrees. By chance, one in twenty pairs of equal models is called different. The
+    intervals apply to these trained models only. They don't include the variation
+    between trainings with different seeds.
 
     Args:
-        models: Keras models by name; a `Distiller` counts as its student, and paths of
-            `.keras` files are loaded. Each reads its own keys of the inputs, so that a
+        models: Keras models by name. A `Distiller` counts as its student. The path of a
+            `.keras` file is loaded. Each model reads its own keys of the inputs, so a
             teacher may read privileged features.
-        data: `(x, y)` of arrays, or an iterable of such batches. Held-out: no model may
-            have been trained on it.
+        data: Held-out data: `(x, y)` of arrays, or an iterable of such batches. No
+            model may have been trained on it.
         baseline: The name of the model that the others are compared with. Defaults to
-            `"student alone"`, without it to the first model that isn't the teacher.
-        teacher: The name of the teacher, with which agreement is measured. Defaults to
-            `"teacher"` if a model has that name.
+            `"student alone"` if a model has that name, else to the first model that
+            isn't the teacher.
+        teacher: The name of the teacher. The other models' agreement with it is
+            measured. Defaults to `"teacher"` if a model has that name.
         task: `"classes"`, `"binary"`, `"multi-label"` or `"regression"`, or a dict of
-            them by output. Defaults to what labels and outputs look like.
-        from_logits: Whether outputs are logits, or a dict by model. Defaults to what
-            each model's graph and values show.
-        primary: The measure that decides, or a dict by output. Defaults to `"accuracy"`
-            of classes, `"auc"` of a binary task, `"nll"` of several labels and
-            `"mse"` of a regression.
+            them by output. By default, labels and outputs decide.
+        from_logits: Whether outputs are logits, or a dict by model. By default, each
+            model's graph and values decide.
+        primary: The measure that decides the verdict, or a dict by output. Defaults to
+            `"accuracy"` for classes, `"auc"` for a binary task, `"nll"` for several
+            labels and `"mse"` for a regression.
         class_names: The names of the classes, for page and pictures.
         exports: Directories of exports by the name of their model. Their files are
             measured in their own runtimes.
         batch_sizes: The batch sizes of latencies. Empty for no latencies.
-        peak_memory: Whether to measure how much memory each Keras model and exported
-            file takes at most, loaded and called on the largest of `batch_sizes`. Each
-            is loaded in a process of its own, which takes seconds. What the imported
-            runtime takes isn't counted. On Linux.
+        peak_memory: Whether to measure the peak memory of each Keras model and exported
+            file, when it is loaded and called on the largest of `batch_sizes`. Each is
+            loaded in a process of its own, which takes seconds. The memory of the
+            imported runtime isn't counted. On Linux only.
         batch_size: The rows of a batch of `predict`.
         resamples: The number of resamples of the bootstrap.
-        confidence: The part of the resamples that an interval covers.
+        confidence: The share of the resamples that an interval covers.
         seed: The seed of the bootstrap.
 
     Returns:
@@ -293,5 +294,5 @@ def _flat(values: Array) -> Array:
 
 
 def _given(argument: Any, name: str) -> Any:
-    """Return what an argument says of one name; None where it says nothing."""
+    """Return an argument's value for one name; None if it has none."""
     return argument.get(name) if isinstance(argument, Mapping) else argument

@@ -19,7 +19,7 @@ from keras_distill.report.reading import Read
 tree = keras.tree
 
 KERAS = "keras"
-# How often the model is called for each batch size, at most, and for how long.
+# The largest number of calls for each batch size, and the most seconds that they take.
 _CALLS, _SECONDS = 100, 1.0
 
 
@@ -30,7 +30,7 @@ def measured(
     *,
     with_memory: bool,
 ) -> dict[str, Any]:
-    """Return the costs by the names that `Findings` has for them."""
+    """Return the costs, by the names of their fields in `Findings`."""
     largest = max(batch_sizes, default=1)
     return {
         "models": {name: of_model(read) for name, read in models.items()},
@@ -41,7 +41,7 @@ def measured(
 
 
 def of_model(read: Read) -> dict[str, Any]:
-    """Return the number of parameters, and of operations for one row."""
+    """Return the parameters, the operations of one row and the time of `predict`."""
     operations = flops(read.model, tree.map_structure(lambda x: x[:1], read.inputs))
     return {
         "parameters": int(read.model.count_params()),

@@ -11,7 +11,7 @@ from keras_distill.report.resampling import Difference, Interval, Resamples, mea
 from keras_distill.report.tasks import MEASURES, Array, Kind
 
 _BINS = 15
-# The most classes whose gains and losses are shown, and that are compared in pairs.
+# The most classes whose changes are shown, and the most of a class-by-class matrix.
 _CLASSES, _PAIRED = 20, 100
 # The temperature at which classes are compared.
 SOFT = 4.0
@@ -19,11 +19,11 @@ SOFT = 4.0
 
 @dataclass
 class Answers:
-    """A model's outputs, in the forms that measures take.
+    """A model's outputs, in the forms that measures read.
 
     Args:
-        outputs: The outputs as they are.
-        log_probs: Log-probabilities; None of a regression.
+        outputs: The model's outputs.
+        log_probs: Log-probabilities; None for a regression.
     """
 
     outputs: Array
@@ -33,19 +33,20 @@ class Answers:
 
 @dataclass
 class OutputReport:
-    """What was found for one output.
+    """The results of one output.
 
     Args:
         kind: The kind of task.
-        primary: The measure that decides.
+        primary: The measure that decides the verdict.
         measures: By model, the measures with their intervals.
         differences: By model, the differences to the baseline's measures.
-        reliability: By model, `(mean probability, part that came true, rows)` of each
+        reliability: By model, `(mean probability, share that came true, rows)` of each
             bin that isn't empty.
-        classes: By model, `(class, difference of the part that is right)` for the
-            classes that changed most against the baseline.
-        confusions: By model, of shape `(classes, classes)`: by how much the part of a
-            true class's rows that is given each class differs from the baseline's.
+        classes: By model, `(class, difference in accuracy)` for the classes whose
+            accuracy differs most from the baseline's.
+        confusions: By model, a matrix of shape `(classes, classes)`: for each true
+            class, the share of its rows that is predicted as each class, minus that
+            share of the baseline.
         similarity: By model, the mean softened probabilities, of shape
             `(classes, classes)`: a row for each true class.
     """
@@ -79,7 +80,7 @@ def measured(
         resamples: The resamples of the rows.
         baseline: The model that the others are compared with.
         teacher: The teacher's name; None without one.
-        primary: The measure that decides.
+        primary: The measure that decides the verdict.
     """
     _measure_rows(answers, labels, kind, teacher)
     columns = {
@@ -158,7 +159,7 @@ def _differences(
             rows = None
             if key in answer.rows and key in answers[baseline].rows:
                 rows = answer.rows[key] - answers[baseline].rows[key]
-            with np.errstate(invalid="ignore"):  # of measures that have no value
+            with np.errstate(invalid="ignore"):  # Some measures have no value.
                 value = np.subtract(values[name, key], values[baseline, key])
                 drawn = resampled[name, key] - resampled[baseline, key]
             found.setdefault(name, {})[key] = resamples.difference(
@@ -260,7 +261,7 @@ def _by_class(
     resamples: Resamples,
     baseline: str,
 ) -> dict[str, list[tuple[int, Interval]]]:
-    """Return the classes of which a model is right more or less often."""
+    """Return the classes whose accuracy differs most from the baseline's."""
     if kind != "classes":
         return {}
     before = answers[baseline].rows["accuracy"]
@@ -292,7 +293,7 @@ def _by_class(
 def _confusions(
     labels: Array, log_probs: Mapping[str, Array], baseline: str
 ) -> dict[str, list[list[float]]]:
-    """Return how the classes that rows are given differ from the baseline's."""
+    """Return how the predicted classes differ from the baseline's, by true class."""
     given = {
         name: _means_by_class(labels, np.eye(values.shape[-1])[values.argmax(-1)])
         for name, values in log_probs.items()

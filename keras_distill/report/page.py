@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that needs no other and no network."""
+"""The page of a report: one HTML file that needs no other file and no network."""
 
 import base64
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from keras_distill.report.resampling import BETTER, WORSE, Difference, Interval
 from keras_distill.report.results import Findings
 from keras_distill.report.tasks import Measure
 
-# The class of a verdict in the page's style sheet.
+# The CSS class of a verdict.
 _LOOKS = {BETTER: "better", WORSE: "worse"}
 
 
@@ -18,7 +18,7 @@ def render(report: Findings, drawn: Mapping[str, bytes]) -> str:
     """Return the page.
 
     Args:
-        report: What was found.
+        report: The results.
         drawn: The pictures, as `pictures.draw` returns them.
 
     Raises:

@@ -15,9 +15,9 @@ from keras_distill.report.tasks import MEASURES
 # Distinct in print and for the colour-blind (Okabe and Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#7f7f7f"
-# A page's width on a phone is the smallest at which texts must be read.
+# The texts must be readable at the width of a page on a phone.
 _WIDTH, _HEIGHT, _DPI = 5.6, 3.9, 110
-# The most matrices of confusions side by side that can be read.
+# The largest number of confusion matrices that can be read side by side.
 _PANELS = 2
 
 
@@ -41,7 +41,7 @@ def file_name(output: str, what: str) -> str:
 
 
 def captions(report: Findings, output: str) -> dict[str, str]:
-    """Return what each picture of an output shows, by the name of its file."""
+    """Return the captions of an output's pictures, by the names of their files."""
     found = report.outputs[output]
     measure = MEASURES[found.primary]
     part = f"{report.confidence:.0%}"
@@ -179,7 +179,7 @@ def _confusions(figure: Any, report: Findings, found: OutputReport) -> None:
 def _similarity(figure: Any, report: Findings, found: OutputReport) -> None:
     shown = _two(report, found)
     matrices = {name: np.array(found.similarity[name]) for name in shown}
-    # What a class has of itself would hide what it has of the others.
+    # The probability of the true class would hide those of the others.
     for matrix in matrices.values():
         np.fill_diagonal(matrix, np.nan)
     top = max(np.nanmax(matrix) for matrix in matrices.values())

@@ -1,4 +1,4 @@
-"""Models and data of a comparison: what each model returns for the same rows."""
+"""Models and data of a comparison, and each model's outputs for the same rows."""
 
 import os
 import time
@@ -22,10 +22,10 @@ class Read(NamedTuple):
     """A model and its outputs.
 
     Args:
-        model: The model, that of a trainer being the one that serves.
-        inputs: What it read of the rows.
-        outputs: Its outputs by name; the only one of a model is named "".
-        linear: Whether each is known to be logits.
+        model: The model; of a trainer, the model that it trains.
+        inputs: The part of the rows' inputs that the model reads.
+        outputs: Its outputs by name; a single output is named "".
+        linear: Whether each output is known to be logits.
         seconds: How long `predict` took, tracing included.
     """
 

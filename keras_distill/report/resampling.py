@@ -9,7 +9,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 BETTER, NO_DIFFERENCE, WORSE = "better", "no difference shown", "worse"
-# The counts of one piece of a resampling, and those that are kept to be used again.
+# The most counts that are drawn at once, and the most that are kept for another use.
 _AT_ONCE, _KEPT = 2**24, 2**26
 
 
@@ -32,8 +32,8 @@ class Difference(NamedTuple):
 
     Args:
         interval: The difference with its interval.
-        p: The probability of a difference at least as large, of either sign, where
-            there is none.
+        p: The probability of a difference at least as large, of either sign, if the
+            models are equal.
         verdict: "better", "worse", or "no difference shown".
     """
 
@@ -52,7 +52,7 @@ class Resamples:
         rows: The number of rows.
         count: The number of resamples.
         seed: Seed of the generator.
-        confidence: The part of the resamples that an interval covers.
+        confidence: The share of the resamples that an interval covers.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Resamples:
     def weights(self) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the counts of rows, in pieces of shape `(resamples, rows)`.
 
-        The same in each call.
+        Each call yields the same counts.
         """
         if self.count * self.rows > _KEPT:
             yield from self._drawn()
@@ -79,7 +79,7 @@ class Resamples:
         for begin in range(0, self.count, size):
             resamples = min(size, self.count - begin)
             counts = np.empty((resamples, self.rows), "float32")
-            # A resample at a time stays in the cache: half the time of all at once.
+            # A single resample fits the cache, which halves the time of the loop.
             for index in range(resamples):
                 drawn = generator.integers(self.rows, size=self.rows, dtype="int32")
                 counts[index] = np.bincount(drawn, minlength=self.rows)
@@ -108,14 +108,14 @@ class Resamples:
             value: The difference on the data as they are.
             resampled: The differences on the resamples.
             is_better: 1 if more is better, -1 if less is better, 0 if neither is.
-            rows: The difference of each row, where the measure is a mean over rows.
-                Then the test is one of these; without, of the resamples.
+            rows: The difference of each row, if the measure is a mean over rows. The
+                test then uses these differences, otherwise the resamples.
         """
         interval = self.interval(value, resampled)
         p = _of_resamples(resampled) if rows is None else _of_rows(rows)
         outside = interval.low > 0.0 or interval.high < 0.0
         verdict = NO_DIFFERENCE
-        # With few rows that differ, the interval alone finds too much.
+        # If few rows differ, the interval alone finds too many differences.
         if is_better and outside and p < 1.0 - self.confidence:
             verdict = BETTER if np.sign(value) == is_better else WORSE
         return Difference(interval, p, verdict)
@@ -142,7 +142,7 @@ def _of_rows(rows: Array) -> float:
         return 1.0
     sizes = np.abs(changed)
     if np.allclose(sizes, sizes[0]):
-        # McNemar's test with the mid-p-value: the exact one finds too little
+        # McNemar's test with the mid-p-value: the exact test finds too few differences
         # (Fagerland, Lydersen, Laake 2013, doi:10.1186/1471-2288-13-91).
         fewer = min(np.sum(changed > 0), np.sum(changed < 0))
         coin = stats.binom(len(changed), 0.5)
@@ -151,7 +151,7 @@ def _of_rows(rows: Array) -> float:
 
 
 def _of_resamples(resampled: Array) -> float:
-    """Return the p-value by which resamples lie on both sides of zero."""
+    """Return the p-value from how many resamples lie on either side of zero."""
     finite = resampled[np.isfinite(resampled)]
     if not len(finite):
         return float("nan")

@@ -1,4 +1,4 @@
-"""All that a comparison found, and its form as JSON."""
+"""The results of a comparison, and their form as JSON."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,18 @@ from keras_distill.version import __version__
 
 @dataclass(frozen=True)
 class Findings:
-    """What a comparison found.
+    """The results of a comparison.
 
     Args:
         baseline: The model that the others are compared with.
         teacher: The teacher's name; None without one.
         rows: The number of rows.
-        confidence: The part of the resamples that an interval covers.
+        confidence: The share of the resamples that an interval covers.
         models: By model, its `parameters`, `flops` and the seconds of `predict`.
         files: By model, the bytes of each exported file.
         latencies: The time of a call by model, side and batch size.
-        memory: The bytes that serving takes at most, by model, side and batch size.
-        outputs: By output, what was found; the only output of a model is named "".
+        memory: The peak memory of serving in bytes, by model, side and batch size.
+        outputs: The results by output; a single output is named "".
         class_names: The names of the classes; None for their ids.
     """
 
@@ -41,7 +41,7 @@ class Findings:
     class_names: Sequence[str] | None = None
 
     def verdict(self, model: str, output: str = "") -> str:
-        """Return "better", "worse" or "no difference shown" of a model's output."""
+        """Return "better", "worse" or "no difference shown" for a model's output."""
         found = self.outputs[output]
         return found.differences[model][found.primary].verdict
 

@@ -1,4 +1,4 @@
-"""Tasks: what is measured of each row, by the kind of labels and outputs."""
+"""Tasks: the measures of a row, by the kind of labels and outputs."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -12,9 +12,9 @@ Array = npt.NDArray[Any]
 Kind = Literal["classes", "binary", "multi-label", "regression"]
 
 KINDS: tuple[Kind, ...] = ("classes", "binary", "multi-label", "regression")
-# From this number of classes on, it matters whether a label is among the first five.
+# With at least this number of classes, top-5 accuracy is measured.
 _MANY_CLASSES = 10
-# How far probabilities may be from [0, 1], and their sum from 1, by rounding.
+# Rounding may put probabilities this far outside of [0, 1], and their sum from 1.
 _ROUNDING = 1e-2
 
 
@@ -52,7 +52,7 @@ MEASURES = {
     )
 }
 
-# The measure that decides, unless the caller names another one.
+# The measure that decides the verdict, unless the caller names another one.
 PRIMARY: Mapping[Kind, str] = {
     "classes": "accuracy",
     "binary": "auc",
@@ -75,7 +75,7 @@ def deciding(kind: Kind) -> list[str]:
 
 
 def kind_of(labels: Array, units: int) -> Kind:
-    """Return the kind of task that labels and a number of units make likely."""
+    """Return the likely kind of task, given labels and a number of units."""
     whole = labels.dtype.kind in "biu" or bool(np.all(labels == np.round(labels)))
     of_two = whole and bool(np.all((labels == 0) | (labels == 1)))
     if units == 1:
@@ -89,10 +89,10 @@ def kind_of(labels: Array, units: int) -> Kind:
 
 
 def as_labels(labels: Array, kind: Kind, shape: tuple[int, ...]) -> Array:
-    """Bring labels to the form of their kind, and check them.
+    """Convert labels to the form of their kind, and check them.
 
     Returns:
-        Ids of shape `(rows,)` of classes; else numbers of the outputs' shape.
+        For classes, ids of shape `(rows,)`; else numbers of the outputs' shape.
 
     Raises:
         ValueError: If the labels don't fit outputs of this shape.
@@ -133,7 +133,7 @@ def log_probabilities(outputs: Array, kind: Kind, from_logits: bool) -> Array:
     """Return log-probabilities of classes, or of the labels 0 and 1 of each unit.
 
     Returns:
-        Of classes, an array of shape `(rows, classes)`; of units, of shape
+        For classes, an array of shape `(rows, classes)`; for units, of shape
         `(rows, units, 2)`.
     """
     if kind == "classes":
@@ -181,10 +181,10 @@ def against_teacher(
 
 
 def confidence(kind: Kind, labels: Array, log_probs: Array) -> tuple[Array, Array]:
-    """Return probabilities, and whether what they are of came true, by row and unit.
+    """Return probabilities of events, and whether each event came true.
 
-    Of classes, it is the probability of the predicted class; of other tasks, that of a
-    positive label.
+    For classes, the event is that the predicted class is right. For other tasks, it is
+    that a unit's label is positive. Both arrays have the shape `(rows, units)`.
     """
     if kind == "classes":
         highest = np.exp(log_probs.max(-1))

@@ -9,14 +9,14 @@ from keras_distill.report.results import Findings
 from keras_distill.report.tasks import MEASURES, Measure
 
 MISSING = "–"
-# The error where a page can't be made.
+# The error if a page can't be made.
 NEEDED = (
     f"A report's page needs Matplotlib and Jinja. Install them with {advice('report')}."
 )
 
 
 def number(value: float | None, measure: Measure, *, signed: bool = False) -> str:
-    """Return a measure's value as text, of percentages without the sign."""
+    """Return a measure's value as text; percentages have no percent sign."""
     if value is None or not np.isfinite(value):
         return MISSING
     sign = "+" if signed else ""
@@ -33,7 +33,7 @@ def interval(found: Interval, measure: Measure, *, signed: bool = False) -> str:
 
 
 def unit(measure: Measure) -> str:
-    """Return what follows a difference of a measure."""
+    """Return the unit of a difference of a measure, with a space before it."""
     return " points" if measure.is_percent else ""
 
 
@@ -43,7 +43,7 @@ def verdicts(report: Findings) -> list[str]:
 
 
 def judged(report: Findings) -> list[tuple[str, str]]:
-    """Return the models that are compared with the baseline, with each output."""
+    """Return pairs of a model that is compared with the baseline and an output."""
     return [
         (name, output)
         for output, found in report.outputs.items()

@@ -1,7 +1,7 @@
-"""Exports laid out as the model repositories of servers, one version after another.
+"""Exports written as numbered versions into the model repositories of servers.
 
-A new version is written under a hidden name and renamed, so that a server that watches
-the repository sees it whole or not at all. No version is ever overwritten.
+A new version is written under a hidden name and then renamed. So a server that watches
+the repository never sees an incomplete version. No version is ever overwritten.
 """
 
 from keras_distill.export.repositories.mlserver import mlserver

@@ -1,4 +1,4 @@
-"""MLServer: `NAME/model-settings.json`, its runtime, and `NAME/VERSION/model.onnx`."""
+"""Repositories of MLServer: `NAME/VERSION/model.onnx`, its settings and its runtime."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from keras_distill.export.repositories.versions import (
 )
 
 SERVER_SETTINGS = "settings.json"
-# Not a module of this package: MLServer and Triton's client can't be imported by one
-# process, as both register the messages of the protocol.
+# The runtime isn't imported here. MLServer and Triton's client can't be imported by the
+# same process, as both register the messages of the protocol.
 RUNTIME = Path(__file__).parent / "templates" / "runtime.py"
-# Batches of images pass the 4 MB that gRPC takes by itself.
+# Batches of images are larger than 4 MB, the default limit of gRPC.
 _MAX_MESSAGE_BYTES = 256 * 1024**2
-# What the runtime serves: neither the protocol nor NumPy has bfloat16.
+# The dtypes that the runtime serves. Neither the protocol nor NumPy has bfloat16.
 _DTYPES = (
     "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 "
     "float16 float32 float64 string"
@@ -36,24 +36,24 @@ def mlserver(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     threads: int = 0,
 ) -> Path:
-    """Lay an export out as a version of a model of MLServer.
+    """Write an export into a repository of MLServer, as a new version of a model.
 
-    `mlserver start REPOSITORY` then answers the Open Inference Protocol over HTTP and
-    gRPC, with ONNX Runtime and without TensorFlow, Keras or this package. It serves
-    the version that `model-settings.json` names, the newest laid out; a running one
-    takes that up on `POST /v2/repository/models/NAME/load`.
+    `mlserver start REPOSITORY` then serves the Open Inference Protocol over HTTP and
+    gRPC. It uses ONNX Runtime, and needs no TensorFlow, Keras or this package. It
+    serves the version that `model-settings.json` names: the one that was written last.
+    A running server loads it on `POST /v2/repository/models/NAME/load`.
 
-    `settings.json`, of the whole server, is written where there is none: loopback
-    alone, and inference in the server's own process.
+    `settings.json`, for the whole server, is written only if there is none. With it,
+    the server listens on the loopback address only, and infers in its own process.
 
     Args:
         export: An export's directory.
-        repository: The directory that MLServer is started with; made where absent.
-        name: The model's name in the server; that of the Keras model by default.
+        repository: The directory that MLServer is started with. It is made if absent.
+        name: The model's name in the server. Defaults to the Keras model's name.
         artefact: An ONNX artefact.
-        version: A positive number; by default the one that the export's directory is
-            called, or else the next that is free.
-        providers: ONNX Runtime's execution providers, the first choice first.
+        version: A positive number. Defaults to the name of the export's directory if
+            that is a number, else to the number after the highest version.
+        providers: ONNX Runtime's execution providers, in the order of preference.
         threads: How many threads ONNX Runtime uses for one request; 0 for one a core.
 
     Returns:
@@ -61,9 +61,9 @@ def mlserver(
 
     Raises:
         ValueError: An argument isn't usable, or doesn't fit the export.
-        FileExistsError: The version is there.
-        FileNotFoundError: `export` holds no export.
-        RuntimeError: Its files aren't those that were published.
+        FileExistsError: The version already exists.
+        FileNotFoundError: `export` contains no export.
+        RuntimeError: The export's files aren't those that were published.
         OSError: The repository can't be written.
     """
     source = open_export(export)
@@ -89,7 +89,7 @@ def mlserver(
 def model_settings(
     name: str, version: str, providers: Sequence[str], threads: int
 ) -> dict[str, Any]:
-    """Return what `model-settings.json` holds; the runtime adds inputs and outputs."""
+    """Return the content of `model-settings.json`, without inputs and outputs."""
     return {
         "name": name,
         "platform": "onnxruntime_onnx",
@@ -104,7 +104,7 @@ def model_settings(
 
 
 def server_settings(**settings: Any) -> dict[str, Any]:
-    """Return what `settings.json` holds, with `settings` added."""
+    """Return the content of `settings.json`, with `settings` added."""
     return {
         "host": "127.0.0.1",
         "parallel_workers": 0,

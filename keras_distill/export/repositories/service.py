@@ -1,4 +1,4 @@
-"""An export behind MLServer on this machine, for as long as a block runs."""
+"""An MLServer that serves an export on this machine while a `with` block runs."""
 
 import http.client
 import importlib.util
@@ -23,22 +23,22 @@ from keras_distill.export.repositories.versions import replace_text
 from keras_distill.installing import advice
 
 _HOST = "127.0.0.1"
-# The command `mlserver`, of the interpreter that runs this.
+# The command `mlserver`, run by this process's interpreter.
 _MLSERVER = "from mlserver.cli import main; main()"
-# A large model takes long to load; a request in flight has some time to end.
+# A large model takes long to load. When the server stops, requests have time to end.
 _SECONDS_TO_START = 120
 _SECONDS_TO_STOP = 15
 
 
 @dataclass(frozen=True)
 class Service:
-    """A model behind a running server.
+    """A model that a running server serves.
 
     Attributes:
-        name: The model's name there.
-        port: Of HTTP, on the loopback address.
-        grpc_port: Of gRPC, on the loopback address.
-        process: The server.
+        name: The model's name in the server.
+        port: The port of HTTP, on the loopback address.
+        grpc_port: The port of gRPC, on the loopback address.
+        process: The process of the server.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Service:
 
     @property
     def urls(self) -> dict[str, str]:
-        """Where the service answers what."""
+        """The addresses of the service, by what they are for."""
         base = f"http://{_HOST}:{self.port}/v2"
         return {
             "health": f"{base}/health/ready",
@@ -58,7 +58,7 @@ class Service:
         }
 
     def wait(self) -> None:
-        """Wait for the server, which doesn't end by itself."""
+        """Wait until the server ends, and raise RuntimeError."""
         raise _ended(self.process.wait(), "while it served")
 
 
@@ -71,25 +71,26 @@ def serving(
     name: str | None = None,
     artefact: str = "onnx",
 ) -> Iterator[Service]:
-    """Serve an export on this machine alone, until the block ends.
+    """Serve an export until the block ends, reachable from this machine only.
 
     Args:
         export: An export's directory.
-        port: For HTTP.
-        grpc_port: For gRPC.
-        name: The model's name in the server; that of the Keras model by default.
+        port: The port of HTTP.
+        grpc_port: The port of gRPC.
+        name: The model's name in the server. Defaults to the Keras model's name.
         artefact: An ONNX artefact.
 
     Raises:
         ImportError: A package that the server needs isn't installed.
-        OSError: A port is taken.
+        OSError: A port is already used.
         RuntimeError: The server didn't start, or ended.
         ValueError: An argument isn't usable, or doesn't fit the export.
     """
     _check_ports(port, grpc_port)
     with tempfile.TemporaryDirectory(prefix="keras-distill-") as repository:
         version = mlserver(export, repository, name=name, artefact=artefact)
-        # After the arguments: whoever installs the package should not find them wrong.
+        # Arguments are checked first: nobody should install a package and then learn
+        # that the arguments are wrong.
         _require()
         settings = server_settings(
             http_port=port,
@@ -128,7 +129,8 @@ def _check_ports(port: int, grpc_port: int) -> None:
         )
     for argument, value in (("port", port), ("grpc_port", grpc_port)):
         try:
-            # Without `reuse_port`: gRPC would share the port of another server.
+            # This check needs a free port, as `reuse_port` isn't set. gRPC itself would
+            # share the port of another server.
             socket.create_server((_HOST, value)).close()
         except OSError as error:
             raise OSError(
@@ -139,7 +141,7 @@ def _check_ports(port: int, grpc_port: int) -> None:
 
 
 def _logging() -> dict[str, object]:
-    """Warnings and errors alone, on the standard error."""
+    """Return settings that log only warnings and errors, on the standard error."""
     handler = {"class": "logging.StreamHandler", "stream": "ext://sys.stderr"}
     return {
         "version": 1,
@@ -154,9 +156,9 @@ def _logging() -> dict[str, object]:
 def _running(repository: str) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(  # noqa: S603 - its own interpreter and directory
         [sys.executable, "-c", _MLSERVER, "start", repository],
-        # MLServer reads a `.env` there, and imports from there.
+        # MLServer reads `.env` from the working directory, and imports from it.
         cwd=repository,
-        # Ctrl-C reaches this process alone, which then stops the server.
+        # Ctrl-C reaches only this process, which then stops the server.
         start_new_session=True,
     )
     try:
@@ -172,7 +174,7 @@ def _running(repository: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _wait_until_ready(service: Service) -> None:
-    """Wait for the model too: a server without any calls itself ready."""
+    """Wait for server and model: a server without models also reports to be ready."""
     paths = ("/v2/health/ready", f"/v2/models/{service.name}/ready")
     end = time.monotonic() + _SECONDS_TO_START
     while not all(_answers(service.port, path) for path in paths):
@@ -188,7 +190,7 @@ def _wait_until_ready(service: Service) -> None:
 
 
 def _answers(port: int, path: str) -> bool:
-    # Not urllib, which takes proxies from the environment.
+    # urllib would read proxies from the environment.
     connection = http.client.HTTPConnection(_HOST, port, timeout=5)
     try:
         connection.request("GET", path)

@@ -14,15 +14,15 @@ class Export:
     """An export on disk.
 
     Attributes:
-        directory: Where it lies, with symbolic links resolved.
-        manifest: What `manifest.json` there says.
+        directory: Its directory, with symbolic links resolved.
+        manifest: The content of its `manifest.json`.
     """
 
     directory: Path
     manifest: Manifest
 
     def files(self, artefact: str, formats: Collection[str]) -> list[Path]:
-        """Return the files of an artefact that has to be of one of `formats`."""
+        """Return the files of an artefact, which must have one of `formats`."""
         artefacts = self.manifest["artefacts"]
         usable = [name for name, it in artefacts.items() if it["format"] in formats]
         if not usable:
@@ -50,14 +50,14 @@ def open_export(export: str | os.PathLike[str]) -> Export:
 
 
 def onnx_files(files: list[Path]) -> dict[str, Path]:
-    """Name the files of an ONNX artefact: `model.onnx`, and what belongs to it."""
+    """Name the files of an ONNX artefact: `model.onnx` and any files of weights."""
     models = [path for path in files if path.suffix == ".onnx"]
     if len(models) != 1:
         raise ValueError(
             "`artefact` must have one file that ends in .onnx. "
             f"Received: {[path.name for path in files]}."
         )
-    # Weights in files of their own are found by their names, beside the model.
+    # `model.onnx` refers to its files of weights by name, so they keep their names.
     return {path.name: path for path in files if path not in models} | {
         "model.onnx": models[0]
     }

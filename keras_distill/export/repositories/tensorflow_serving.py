@@ -1,4 +1,4 @@
-"""TensorFlow Serving: `NAME/VERSION/saved_model.pb` and `models.config`."""
+"""Repositories of TensorFlow Serving: `NAME/VERSION/` and `models.config`."""
 
 import os
 import re
@@ -23,28 +23,30 @@ def tensorflow_serving(
     version: int | None = None,
     base_path: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Lay an export out as a version of a model of TensorFlow Serving.
+    """Write an export into a repository of TensorFlow Serving, as a new version.
 
     `models.config` lists the models of the repository, for `--model_config_file`. A
-    model that isn't in it is added; the rest stays as it is, version policies too.
+    model that isn't in it is added. The rest of the file, including version policies,
+    isn't changed.
 
     Args:
         export: An export's directory, with a SavedModel.
-        repository: The directory of all models; made where absent.
-        name: The model's name in the server; that of the Keras model by default.
-        version: A positive number; by default the one that the export's directory is
-            called, or else the next that is free.
-        base_path: Where the server sees `repository`, such as `/models` in a
-            container; by default where it lies here.
+        repository: The directory of all models. It is made if absent.
+        name: The model's name in the server. Defaults to the Keras model's name.
+        version: A positive number. Defaults to the name of the export's directory if
+            that is a number, else to the number after the highest version.
+        base_path: The path of `repository` for the server, e.g. `/models` in a
+            container. Defaults to its path on this machine.
 
     Returns:
         The directory of the new version.
 
     Raises:
         ValueError: An argument isn't usable, or the export has no SavedModel.
-        FileExistsError: The version is there, or a `models.config` without a list.
-        FileNotFoundError: `export` holds no export.
-        RuntimeError: Its files aren't those that were published.
+        FileExistsError: The version already exists, or a `models.config` without a
+            list does.
+        FileNotFoundError: `export` contains no export.
+        RuntimeError: The export's files aren't those that were published.
         OSError: The repository can't be written.
     """
     source = open_export(export)
@@ -60,11 +62,12 @@ def tensorflow_serving(
 
 
 def listing(text: str, path: Path) -> str:
-    """Add the model at `path`, called by its last part, to the text of `models.config`.
+    """Return the text of `models.config` with a model added, if it isn't listed.
 
     Args:
-        text: What is there; models in it stay as they are.
-        path: The directory of the model's versions, as the server sees it.
+        text: The present text. Its models aren't changed.
+        path: The directory of the model's versions, as the server sees it. Its last
+            part is the model's name.
     """
     if not path.is_absolute():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""NVIDIA Triton: `NAME/config.pbtxt` and `NAME/VERSION/model.onnx`."""
+"""Repositories of NVIDIA Triton: `NAME/config.pbtxt`, `NAME/VERSION/model.onnx`."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -55,30 +55,30 @@ def triton(
     device: str = "cpu",
     accelerators: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Path:
-    """Lay an export out as a version of a model of Triton Inference Server.
+    """Write an export into a repository of Triton Inference Server, as a new version.
 
-    `config.pbtxt` holds for all the versions of a model: it is replaced by what the
-    arguments say, and a version that takes or gives other tensors needs another name.
+    `config.pbtxt` applies to all versions of a model. Each call replaces it according
+    to the arguments. So a version with other inputs or outputs needs another name.
 
     Args:
         export: An export's directory.
-        repository: The directory that Triton is started with; made where absent.
-        name: The model's name in Triton; that of the Keras model by default.
-        artefact: An ONNX artefact, or `"saved_model"`, which Triton's containers up
-            to 25.02 read.
-        version: A positive number; by default the one that the export's directory is
-            called, or else the next that is free.
-        max_batch_size: The most examples that Triton gives the model at a time. 64
-            by default, and 0, which is no batching, where the batch isn't the first
-            axis of every input and output.
-        preferred_batch_sizes: Sizes that the dynamic batcher forms at once.
-        max_queue_delay_microseconds: How long it waits for one of them. By default
-            it doesn't wait, and takes what has queued up.
+        repository: The directory that Triton is started with. It is made if absent.
+        name: The model's name in Triton. Defaults to the Keras model's name.
+        artefact: An ONNX artefact, or `"saved_model"`, which only Triton's containers
+            up to 25.02 read.
+        version: A positive number. Defaults to the name of the export's directory if
+            that is a number, else to the number after the highest version.
+        max_batch_size: The largest number of examples in one call of the model.
+            Defaults to 64, or to 0 if the batch isn't the first axis of every input and
+            output. 0 means no batching.
+        preferred_batch_sizes: Batch sizes that the dynamic batcher runs immediately.
+        max_queue_delay_microseconds: How long the batcher waits for one of these sizes.
+            By default it doesn't wait, and runs the requests in the queue.
         instances: How many copies of the model run at the same time, on the CPU or
             on each GPU.
         device: `"cpu"` or `"gpu"`.
-        accelerators: For an ONNX artefact on a GPU: `"tensorrt"` or `"cuda"` to the
-            parameters of that accelerator, such as
+        accelerators: For an ONNX artefact on a GPU: the parameters of an accelerator,
+            `"tensorrt"` or `"cuda"`, by its name, e.g.
             `{"tensorrt": {"precision_mode": "FP16"}}`.
 
     Returns:
@@ -86,10 +86,11 @@ def triton(
 
     Raises:
         ValueError: An argument isn't usable, or doesn't fit the export.
-        FileExistsError: The version is there, or a `config.pbtxt` of somebody else's.
+        FileExistsError: The version already exists, or this function didn't write the
+            present `config.pbtxt`.
         ImportError: `tritonclient` isn't installed.
-        FileNotFoundError: `export` holds no export.
-        RuntimeError: Its files aren't those that were published.
+        FileNotFoundError: `export` contains no export.
+        RuntimeError: The export's files aren't those that were published.
         OSError: The repository can't be written.
     """
     source = open_export(export)
@@ -110,7 +111,7 @@ def triton(
         path = directory.with_name(CONFIG)
         _check_replaceable(path, config)
         with writing(directory, _layout(format, files)):
-            # Before the version, as Triton guesses where there is no configuration.
+            # The configuration is written first. Without one, Triton would guess it.
             replace_text(path, _HEADER + _text_format().MessageToString(config))
     return directory
 
@@ -219,7 +220,7 @@ def _check_placement(
 
 
 def _tensor(spec: Mapping[str, Any], batched: bool) -> dict[str, Any]:
-    """Describe an input or output; the batch isn't among the dims of a batched one."""
+    """Describe an input or output; its dims omit the batch if `batched`."""
     if spec["dtype"] not in _DATA_TYPES:
         raise ValueError(
             f"`export` must have inputs and outputs of {sorted(_DATA_TYPES)}. "
@@ -228,7 +229,7 @@ def _tensor(spec: Mapping[str, Any], batched: bool) -> dict[str, Any]:
     shape = _shape(spec)[1:] if batched else _shape(spec)
     dims = [-1 if size is None else size for size in shape]
     described = {"name": spec["name"], "data_type": _DATA_TYPES[spec["dtype"]]}
-    # Triton has no empty dims: clients see one axis more than the model.
+    # Triton has no empty dims, so clients pass one axis that the model doesn't have.
     scalar = {"dims": [1], "reshape": {"shape": []}}
     return described | ({"dims": dims} if dims else scalar)
 
@@ -249,13 +250,13 @@ def _layout(format: str, files: list[Path]) -> dict[str, Path]:
             for relative, path in saved_model_files(files).items()
         }
     named = onnx_files(files)
-    # Several files are a directory, which is called what a single one would be.
+    # Several files go into a directory that has the name of a single file.
     folder = "model.onnx/" if len(named) > 1 else ""
     return {f"{folder}{relative}": path for relative, path in named.items()}
 
 
 def _check_replaceable(path: Path, config: Any) -> None:
-    """Raise where the versions that are there need another configuration."""
+    """Raise an error if the present versions need another configuration."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

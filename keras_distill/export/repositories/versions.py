@@ -21,14 +21,14 @@ def new_version(
     name: str | None,
     version: int | None,
 ) -> Iterator[Path]:
-    """Yield the path of a version that isn't there yet, with the repository locked.
+    """Yield the path of a new version, with the repository locked.
 
     Args:
-        export: What will be laid out there.
-        repository: The root of the repository; made where it is absent.
-        name: The model's name in the server; that of the Keras model by default.
-        version: A positive number; by default that which the export's directory is
-            called, or else the next that is free.
+        export: The export that will be written there.
+        repository: The root of the repository. It is made if absent.
+        name: The model's name in the server. Defaults to the Keras model's name.
+        version: A positive number. Defaults to the name of the export's directory if
+            that is a number, else to the number after the highest version.
     """
     name = _checked_name(export.manifest["model"] if name is None else name)
     _check_version(version)
@@ -46,17 +46,17 @@ def new_version(
         try:
             yield model / str(_number(export, model) if version is None else version)
         finally:
-            # Holds nothing only where the first version failed.
+            # The directory is empty only if the model's first version failed.
             with suppress(OSError):
                 model.rmdir()
 
 
 @contextmanager
 def writing(directory: Path, files: Mapping[str, Path]) -> Iterator[None]:
-    """Copy `files` to where they become `directory` at the end of the block.
+    """Copy `files` to a scratch directory, and rename it when the block ends.
 
     Args:
-        directory: What `new_version` yielded.
+        directory: The path that `new_version` yielded.
         files: Relative path in the version to the file that is copied there.
     """
     with atomic.replacing(directory, _check_absent) as scratch:
@@ -68,7 +68,7 @@ def writing(directory: Path, files: Mapping[str, Path]) -> Iterator[None]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step: readers see the old text or the new."""
+    """Write `text` to `path` in one step: readers get the old text or the new."""
     scratch = path.with_name(f".{path.name}.keras-distill")
     with scratch.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -109,7 +109,7 @@ def _check_absent(directory: Path) -> None:
 
 @contextmanager
 def _locked(repository: Path) -> Iterator[None]:
-    """Make the repository; wait until nobody else adds to it."""
+    """Make the repository, and wait until no other process writes a version to it."""
     try:
         repository.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(repository, os.O_RDONLY)
@@ -120,8 +120,8 @@ def _locked(repository: Path) -> Iterator[None]:
             f"Received: repository={str(repository)!r} ({error.strerror})",
         ) from error
     try:
-        # Where the file system has no locks, `version` has to be given by those who
-        # add to a repository at the same time.
+        # If the file system has no locks, processes that write to a repository at the
+        # same time must each pass a `version`.
         atomic.lock(descriptor, wait=True)
         yield
     finally:

@@ -1,7 +1,7 @@
-"""An MLServer runtime over ONNX Runtime: named tensors in, named tensors out.
+"""An MLServer runtime that computes named outputs from named inputs with ONNX Runtime.
 
-It is copied beside `model-settings.json`, and needs nothing but mlserver, numpy and
-onnxruntime there.
+The file is copied beside `model-settings.json`. It needs only mlserver, numpy and
+onnxruntime.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from mlserver.utils import get_model_uri  # type: ignore[import-untyped]
 
 Array = npt.NDArray[Any]
 
-# One process has one module called `runtime`: the file that was read last holds for all
-# models, so that what is here keeps its meaning from one version to the next.
+# A process has only one module called `runtime`: all models use the file that was
+# imported last. So a new version of this file must stay compatible with older ones.
 
-# What ONNX Runtime calls a type, to what the Open Inference Protocol calls it.
+# ONNX Runtime's names of types to those of the Open Inference Protocol.
 _DATATYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -51,16 +51,16 @@ _DTYPES = {
     "FP64": np.dtype("float64"),
     **{name: np.dtype(name.lower()) for name in _DATATYPES.values() if "INT" in name},
 }
-# Kinds of NumPy types that lists may come as; NumPy makes floats of very large UINT64.
+# The kinds of NumPy types that lists may convert to. Very large UINT64 become floats.
 _KINDS = {"f": "fiu", "i": "iu", "u": "iuf", "b": "b"}
 
 
 class OnnxModel(MLModel):
     """The ONNX file that `model-settings.json` names, run by ONNX Runtime.
 
-    A request has to hold every input, by its name and datatype, in the shape that the
-    model's metadata states; -1 takes any size, the same in the first axis of all
-    inputs. Anything else is answered with HTTP 400 or gRPC's INVALID_ARGUMENT.
+    A request must contain every input, with the name, datatype and shape of the model's
+    metadata. -1 in a shape allows any size; the first axis of all inputs must have the
+    same size. The answer to any other request is HTTP 400 or gRPC's INVALID_ARGUMENT.
     """
 
     async def load(self) -> bool:
@@ -72,10 +72,10 @@ class OnnxModel(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Answer with the outputs that were asked for, or with all of them."""
+        """Return the outputs that the request names, or all of them."""
         arrays = to_arrays(payload.inputs, self.inputs)
         outputs = requested(payload.outputs, self.outputs)
-        # A thread, as the server has but one for all its other requests.
+        # In a thread of its own: the server handles all other requests in one thread.
         values = await asyncio.to_thread(self._run, outputs, arrays)
         return InferenceResponse(
             model_name=self.name,
@@ -94,7 +94,7 @@ class OnnxModel(MLModel):
         try:
             values: list[Array] = self._session.run([it.name for it in outputs], arrays)
         except InvalidArgument as error:
-            # Such as an index that an embedding doesn't have.
+            # E.g. an index that an embedding doesn't have.
             raise InferenceError(
                 f"Inputs must be values that the model can compute with. {error}"
             ) from error
@@ -102,13 +102,14 @@ class OnnxModel(MLModel):
 
 
 def _open(path: str, extra: dict[str, Any]) -> Any:
-    # Read at the import: from 1.29 on, ONNX Runtime reports to Microsoft unless told.
+    # From 1.29 on, ONNX Runtime reports to Microsoft by default. It reads this variable
+    # when it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     providers = extra.get("providers") or ["CPUExecutionProvider"]
     available = onnxruntime.get_available_providers()
-    # ONNX Runtime by itself goes on without those that it doesn't have.
+    # ONNX Runtime would silently run without providers that it doesn't have.
     if not set(providers) <= set(available):
         raise ValueError(
             f"`providers` must be some of {available}. Received: {providers}."
@@ -126,7 +127,7 @@ def _metadata(value: Any) -> MetadataTensor:
 def to_arrays(
     tensors: Sequence[RequestInput], expected: Sequence[MetadataTensor]
 ) -> dict[str, Array]:
-    """Bring the inputs of a request to NumPy, and check them."""
+    """Convert the inputs of a request to NumPy arrays, and check them."""
     names = [tensor.name for tensor in tensors]
     wanted = [it.name for it in expected]
     if sorted(names) != sorted(wanted):
@@ -143,7 +144,7 @@ def to_arrays(
 
 
 def to_array(tensor: RequestInput, expected: MetadataTensor) -> Array:
-    """Bring one input to the model's datatype, and check its shape."""
+    """Convert one input to the model's datatype, and check its shape."""
     label = f"Input {tensor.name!r}"
     if tensor.datatype != expected.datatype:
         raise InferenceError(
@@ -177,13 +178,13 @@ def to_array(tensor: RequestInput, expected: MetadataTensor) -> Array:
 def _to_numbers(data: Any, dtype: np.dtype[Any]) -> Array:
     natural = np.asarray(data)
     if natural.dtype == object and dtype.kind == "f":
-        # JSON has no NaN: null is what both sides write for it.
+        # JSON has no NaN. Client and server write null instead.
         return np.array(data, dtype)
     if natural.size and natural.dtype.kind not in _KINDS[dtype.kind]:
         raise TypeError(f"values of {natural.dtype}")
     if dtype.kind in "fb":
         return natural.astype(dtype)
-    # From the start, which finds integers that are too large.
+    # Converted from `data`, not from `natural`, to find integers that are too large.
     array = np.array(data, dtype)
     if not np.array_equal(array, natural):
         raise ValueError("fractions")
@@ -200,7 +201,7 @@ def _to_strings(data: Any) -> Array:
 def requested(
     wanted: Sequence[RequestOutput] | None, outputs: Sequence[MetadataTensor]
 ) -> list[MetadataTensor]:
-    """Return the outputs that a request asks for; all of them where it names none."""
+    """Return the outputs that a request names; all of them if it names none."""
     if not wanted:
         return list(outputs)
     by_name = {output.name: output for output in outputs}
@@ -213,7 +214,7 @@ def requested(
 
 
 def to_response(output: MetadataTensor, value: Array) -> ResponseOutput:
-    """Describe one output: flat data, and the shape that it has."""
+    """Return one output as flat data with its shape."""
     data = value.ravel().tolist()
     if output.datatype == "BYTES":
         data = [item.encode() for item in data]
