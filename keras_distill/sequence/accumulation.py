@@ -15,11 +15,11 @@ class TokenAccumulation:
 
     An optimiser with `gradient_accumulation_steps=k` takes the mean of `k` gradients.
     Each is the gradient of a mean over the tokens of one batch. This class turns the
-    result into the gradient of a mean over the tokens of all `k` batches. Let batch `i` have `n_i`
-    tokens, and the batches up to it `N_i`. The gradients that were added before it are
-    multiplied by `N_{i-1} / N_i`, and its own gradient by `k n_i / N_i`. The model's
-    weights are the same in all `k` batches, so the sum is exact, for all terms of the
-    loss.
+    result into the gradient of a mean over the tokens of all `k` batches. Let batch `i`
+    have `n_i` tokens, and the batches up to it `N_i`. The gradients that were added
+    before it are multiplied by `N_{i-1} / N_i`, and its own gradient by `k n_i / N_i`.
+    The model's weights are the same in all `k` batches, so the sum is exact, for all
+    terms of the loss.
     """
 
     def __init__(self) -> None:
