@@ -1,4 +1,4 @@
-"""Refusals of what Keras can't do on several devices."""
+"""Errors for settings that don't work on several devices."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,7 +25,7 @@ def check_compile(
         options: The arguments of `keras.Model.compile`.
 
     Raises:
-        ValueError: If there is such a setting; names it.
+        ValueError: If there is such a setting. The error names it.
     """
     strategy = getattr(model, "distribute_strategy", None)
     count = 1 if strategy is None else strategy.num_replicas_in_sync
