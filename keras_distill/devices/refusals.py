@@ -19,8 +19,8 @@ def check_compile(
     """Raise an error for a setting that is wrong or fails on several devices.
 
     Args:
-        model: The trainer. Under a strategy of `tf.distribute` with one device, or
-            without one, everything is permitted.
+        model: The trainer. Without a strategy of `tf.distribute`, or with one device,
+            everything is permitted.
         optimizers: Its optimisers by the name of their argument.
         options: The arguments of `keras.Model.compile`.
 

@@ -1,4 +1,4 @@
-"""A backup of a running `fit` that is complete after a kill at any moment."""
+"""A backup of a running `fit`, complete even if the process is killed meanwhile."""
 
 import re
 import signal

@@ -40,9 +40,9 @@ class Peer(LabelledModel):
         model: The model to train.
         name: The name of the model in logs.
         label_mask: As in `Distiller.compile`.
-        loss: The label loss. It, `loss_weights`, `metrics` and `weighted_metrics` are
-            as in `keras.Model.compile`.
-        distillation_loss: It and `alpha` are as in `Distiller.compile`.
+        loss: The label loss, as in `keras.Model.compile`. The same holds for
+            `loss_weights`, `metrics` and `weighted_metrics`.
+        distillation_loss: As in `Distiller.compile`. The same holds for `alpha`.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Peer(LabelledModel):
             own: The result of `alone`.
             targets: The mean of the others' outputs.
             guard: Checks the targets. None where they aren't checked.
-            step: The number of the optimiser's updates, from which schedules compute.
+            step: The number of the optimiser's updates, at which schedules are read.
         """
         is_finite = None
         if guard is not None:

@@ -28,7 +28,7 @@ class MutualLearning(PeersStep, SavedPeers):
     mean of the outputs of all other peers. No gradient passes through `t_i`. One
     optimiser trains all peers. With `alpha=0`, each peer is trained as it would be
     alone. In the first steps, the peers have not learned anything yet.
-    `alpha=kd.schedules.LateStart(steps, 0.5)` lets the peers teach each other later.
+    With `alpha=kd.schedules.LateStart(steps, 0.5)`, they teach after `steps` updates.
 
     For each peer, `fit` and `evaluate` log its metrics and `<peer>_loss`, the loss that
     the peer would have if it were trained alone. `fit` also logs

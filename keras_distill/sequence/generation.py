@@ -73,9 +73,8 @@ def generate(
         padding_token: The token that prompts and completions are padded with. Defaults
             to 0.
         prompt_mask: True at the tokens of prompts, of the prompts' shape. Tokens where
-            it is False are removed. Needed for prompts that begin or end with the
-            padding token as a token of their own. Defaults to None: False at the
-            padding tokens at both ends of a row.
+            it is False are removed. Needed if the padding token begins or ends the text
+            of a prompt. Defaults to None: False at the padding tokens at both ends.
         temperature: Divides the logits. 0 chooses the most probable token. Defaults
             to 1.
         top_k: Draw from the `top_k` most probable tokens. Defaults to None: from all.

@@ -34,7 +34,7 @@ class Rows(NamedTuple):
         return ops.min(ops.where(self.limits > 0, self.begins, length))
 
     def completed(self, ends: Tensor) -> Tensor:
-        """Return True at the tokens of completions that end before `ends`."""
+        """Return True at the tokens of completions, which are before `ends`."""
         positions = ops.arange(ops.shape(self.tokens)[1], dtype="int32")[None]
         return (self.begins[:, None] <= positions) & (positions < ends[:, None])
 

@@ -221,7 +221,7 @@ def speculative_decode(
 
     Args:
         draft: The model that drafts, as in `generate`.
-        target: The model whose distribution completions follow. It has the same
+        target: The model whose distribution the completions follow. It has the same
             vocabulary.
         prompts: Token ids of shape `(batch, prompt_length)`, as in `generate`.
         max_new_tokens: The most tokens that a completion has.

@@ -42,8 +42,8 @@ class TokenLoss(LossAround):
 
     Raises:
         TypeError: If `loss` isn't a distillation loss.
-        ValueError: If `reduction` is another, or if the class axis of `loss` isn't the
-            last axis. When called: if the outputs don't have the same shape
+        ValueError: If `reduction` is neither of these, or if the class axis of `loss`
+            isn't the last axis. When called: if the outputs don't have the same shape
             `(batch, time, vocabulary)`.
 
     Example:

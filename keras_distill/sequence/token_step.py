@@ -1,4 +1,4 @@
-"""The step of a distiller of token models, which makes a batch of its data."""
+"""The step of a distiller of token models: it makes a batch, then trains on it."""
 
 from collections.abc import Sequence
 from functools import partial
