@@ -1,4 +1,4 @@
-"""Workers of one training on this host: started together, and together again."""
+"""Workers of one training on this host: start and restart of all together."""
 
 import contextlib
 import json
@@ -15,21 +15,21 @@ from types import FrameType
 from typing import NamedTuple
 
 HOST = "127.0.0.1"
-# Of a worker that was asked to end, saved its state, and wants to be started again.
+# The exit code of a worker that was asked to end and can resume from a saved state.
 SAVED = 75
-# How long workers may take to end before they are killed.
+# The time after which workers that don't end are killed.
 _SECONDS_TO_END = 30.0
 _SECONDS_BETWEEN_LOOKS = 0.1
-# How much of the output of a worker that failed is shown.
+# The number of lines that are shown of the output of a worker that failed.
 _LAST_LINES = 20
 
 
 class Failure(NamedTuple):
-    """How a worker failed.
+    """The failure of a worker.
 
     Args:
-        worker: Its number.
-        code: Its exit code; that of a shell where a signal ended it, 128 + its number.
+        worker: The number of the worker.
+        code: Its exit code. If a signal ended it: 128 + the signal's number.
     """
 
     worker: int
@@ -50,24 +50,26 @@ class _Asked(Exception):
 
 
 def launch(command: Sequence[str], workers: int, *, restarts: int = 0) -> int:
-    """Run a command in several processes that TensorFlow knows as one cluster.
+    """Run a command in several processes that form one TensorFlow cluster.
 
-    Each process is given `TF_CONFIG`, from which
-    `tf.distribute.MultiWorkerMirroredStrategy` takes its place. When one of them fails,
-    the others can't go on: all are ended, and started again. A program that trains with
-    `keras_distill.online.Backup` then resumes.
+    Each process gets the variable `TF_CONFIG`, from which
+    `tf.distribute.MultiWorkerMirroredStrategy` reads the process' role. If one process
+    fails, the others can't continue. All are then ended, and started again unless the
+    exit code is 75. A program that trains with `keras_distill.online.Backup` resumes.
 
-    The first worker prints as it would alone. The others' output is kept, and its end
-    is printed if they fail.
+    The first worker prints to the terminal. The output of the others is kept. If one of
+    them fails, the last lines of its output are printed.
 
     Args:
         command: The program and its arguments.
         workers: The number of processes, from 1 on.
-        restarts: How often all are started again at most.
+        restarts: The largest number of times that all are started again.
 
     Returns:
-        0 once all workers have ended with 0; otherwise the exit code of the worker that
-        failed first, or 128 and the number of the signal that ended it or this process.
+        0 if all workers have ended with 0. Otherwise the exit code of the worker that
+        failed first, or 128 + the number of the signal that ended it. If a signal ends
+        this process: 75 if all workers have ended with 0 or 75, otherwise 128 + the
+        number of the signal.
     """
     with tempfile.TemporaryDirectory() as folder, _signals_raised():
         logs = [Path(folder) / f"worker_{index}.log" for index in range(workers)]

@@ -1,4 +1,4 @@
-"""Refusals of what Keras can't do on several devices."""
+"""Errors for settings that don't work on several devices."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,13 +19,13 @@ def check_compile(
     """Raise an error for a setting that is wrong or fails on several devices.
 
     Args:
-        model: The trainer. Under a strategy of `tf.distribute` with one device, or
-            without one, everything is permitted.
+        model: The trainer. Without a strategy of `tf.distribute`, or with one device,
+            everything is permitted.
         optimizers: Its optimisers by the name of their argument.
         options: The arguments of `keras.Model.compile`.
 
     Raises:
-        ValueError: If there is such a setting; names it.
+        ValueError: If there is such a setting. The error names it.
     """
     strategy = getattr(model, "distribute_strategy", None)
     count = 1 if strategy is None else strategy.num_replicas_in_sync

@@ -13,17 +13,18 @@ from keras_distill.types import Nested, Tensor
 
 
 def weighed(losses: list[Tensor], x: Nested, *, compiled: Any) -> list[Tensor]:
-    """Return losses whose gradients add up, over the devices, to the batch's.
+    """Return losses whose gradients, added over devices, are those of the whole batch.
 
-    A device's loss is a mean over its rows, and Keras adds up the devices' means with
-    equal weights. In the last batch, one may have fewer rows than the others. The
-    values of the losses stay.
+    A device's loss is a mean over its rows, and Keras adds the devices' means with
+    equal weights. In the last batch, a device may have fewer rows than the others. So
+    the gradients are weighted by the number of rows. The values of the losses don't
+    change.
 
     Args:
         losses: The losses of a device, scalars.
-        x: The inputs of its part of the batch.
-        compiled: The losses that the model was compiled with, in any structure. Where
-            one isn't a mean over rows, as a sum or a mean over tokens, nothing is done.
+        x: The inputs of the device's part of the batch.
+        compiled: The losses that the model was compiled with, in any structure. If one
+            isn't a mean over rows, but a sum or a mean over tokens, nothing is changed.
     """
     count = backend.replicas()
     if count == 1 or not _are_means_over_rows(compiled):

@@ -1,7 +1,7 @@
-"""Training on several workers of TensorFlow, which Keras' own trainer can't do.
+"""Training on several TensorFlow workers, which Keras' own trainer doesn't support.
 
-Keras takes the mean of the workers' first batches to build a model, and of their logs
-along an axis that numbers don't have (keras-team/keras issue 20585).
+To build a model, Keras averages the workers' first batches. It also averages their logs
+along an axis, although logs are scalars (keras-team/keras issue 20585).
 `tests/devices/test_workers.py` fails once Keras trains on several workers itself.
 """
 
@@ -20,7 +20,7 @@ class AcrossWorkers(keras.Model):
     """A model that trains under `tf.distribute.MultiWorkerMirroredStrategy`.
 
     Each worker is a process that runs the same program. It reads its part of each
-    batch, and all hold the same weights.
+    batch. All workers have the same weights.
     """
 
     _distribute_strategy: Any
@@ -33,7 +33,7 @@ class AcrossWorkers(keras.Model):
             super()._maybe_symbolic_build(iterator, data_batch)
             return
         strategy = self.distribute_strategy
-        # Shapes and dtypes alone are read of it.
+        # Only the shapes and dtypes of this batch are read.
         batch = tree.map_structure(
             lambda x: strategy.experimental_local_results(x)[0], first_batch(iterator)
         )
@@ -50,7 +50,7 @@ class AcrossWorkers(keras.Model):
 
         def on_all_workers(data: Any) -> Any:
             logs = strategy.run(step_function, args=(data,))
-            # Metrics add up what all workers have seen: their logs are equal.
+            # Metrics are summed over all workers, so the workers' logs are equal.
             return tree.map_structure(
                 lambda log: strategy.experimental_local_results(log)[0], logs
             )
@@ -72,7 +72,7 @@ class AcrossWorkers(keras.Model):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs of all rows, as in `keras.Model.predict`.
 
-        Of several workers, each computes all rows that it is given by itself.
+        With several workers, each worker computes all rows of its own inputs.
         """
         if not _has_workers(self):
             return super().predict(*args, **kwargs)
@@ -85,7 +85,7 @@ class AcrossWorkers(keras.Model):
 
 
 def writes(model: keras.Model) -> bool:
-    """Return whether this process writes files: of several workers, the first one."""
+    """Return whether this process writes files. Of several workers, the first does."""
     if not _has_workers(model):
         return True
     resolver = model.distribute_strategy.cluster_resolver
@@ -100,7 +100,7 @@ def check_equal(model: keras.Model, number: int, what: str) -> None:
     Args:
         model: The trainer.
         number: A whole number from 0 on.
-        what: What it is, for the error.
+        what: The meaning of the number, for the error.
     """
     if not _has_workers(model):
         return

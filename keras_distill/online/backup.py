@@ -1,4 +1,4 @@
-"""A backup of a running `fit` that is complete after a kill at any moment."""
+"""A backup of a running `fit`, complete even if the process is killed meanwhile."""
 
 import re
 import signal
@@ -26,7 +26,7 @@ class _File(NamedTuple):
     Args:
         path: Where it is.
         epoch: The number of epochs that were complete.
-        checksum: The first digits of its SHA-256; None of earlier versions.
+        checksum: The first digits of its SHA-256. None in files of earlier versions.
     """
 
     path: Path
@@ -43,22 +43,22 @@ class Backup(keras.callbacks.Callback):
     """Lets a `fit` that was killed resume after its last complete epoch.
 
     `keras.callbacks.BackupAndRestore` overwrites the earlier weights, and writes the
-    number of the epoch to another file. Killed between the two, it trains an epoch
-    twice; killed while it writes one, it can't resume. This callback writes one file
-    for each epoch. The file gets its name, which has its checksum, once it is complete.
-    The last two files are kept. If the newest one is damaged, `fit` resumes from the
-    other, and warns.
+    number of the epoch to another file. If it is killed between the two, it trains an
+    epoch twice. If it is killed while it writes a file, it can't resume. This callback
+    writes one file for each epoch. A file gets its name, which contains a checksum,
+    when it is complete. The last two files are kept. If the newest one is damaged,
+    `fit` warns, and resumes from the other.
 
-    A file holds the model's weights, the optimiser's state and, for models of this
+    A file contains the model's weights, the optimiser's state and, for models of this
     package, the states of random numbers. It remains when `fit` ends, so that a later
     `fit` with more epochs continues from it. Remove the directory to start again.
 
-    On SIGTERM, by which clusters take machines back, the process ends with code 75.
-    The next `fit` resumes from the last complete epoch. Where much work would be lost,
-    make epochs short by `steps_per_epoch`.
+    Clusters send SIGTERM before they reclaim a machine. The process then ends with exit
+    code 75, and the next `fit` resumes after the last complete epoch. If epochs are
+    long, shorten them with `steps_per_epoch`, so that less work is lost.
 
-    Of several workers (`tf.distribute.MultiWorkerMirroredStrategy`), the first one
-    writes, and all read. They need one directory that all can reach.
+    With several workers (`tf.distribute.MultiWorkerMirroredStrategy`), the first worker
+    writes the files, and all workers read them. The directory must be shared by all.
 
     Args:
         directory: The directory of the backup. No other `fit` may use it.
@@ -107,7 +107,7 @@ class Backup(keras.callbacks.Callback):
         self._listen()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """End the process if it was asked to, and a library dropped that."""
+        """End the process if SIGTERM came and a library suppressed the exit."""
         if self._asked_to_end:
             raise SystemExit(SAVED)
 
@@ -133,7 +133,7 @@ class Backup(keras.callbacks.Callback):
             file.path.unlink()
 
     def _last_whole(self) -> _File | None:
-        """Return the newest file that isn't damaged, None where there is no file."""
+        """Return the newest file that isn't damaged, or None if there is no file."""
         files = self._files()
         last = next((file for file in files if file.is_whole), None)
         if files and last is None:
@@ -152,7 +152,7 @@ class Backup(keras.callbacks.Callback):
         return last
 
     def _files(self) -> list[_File]:
-        """Return the files that got their names, the newest first."""
+        """Return the complete files, the newest first."""
         if not self.directory.is_dir():
             return []
         files = [
@@ -163,15 +163,15 @@ class Backup(keras.callbacks.Callback):
         return sorted(files, key=lambda file: file.epoch, reverse=True)
 
     def _listen(self) -> None:
-        """Note SIGTERM, if Python may: its main thread alone handles signals."""
+        """Handle SIGTERM in the main thread. Python handles signals only there."""
         self._asked_to_end = False
         in_main = threading.current_thread() is threading.main_thread()
-        # A handler of the user's own knows better.
+        # A handler that the user has set is kept.
         if in_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             self._handler = signal.signal(signal.SIGTERM, self._end)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        # What was written before is whole, whatever runs at this moment.
+        # Files under their final names are complete, whatever runs at this moment.
         self._asked_to_end = True
         raise SystemExit(SAVED)
 

@@ -1,4 +1,4 @@
-"""Checks of models that are to be peers, and of the data that they learn from."""
+"""Checks of peers, and of the data that they learn from."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from keras_distill.shared_weights import shared_state
 
 
 def check_peers(peers: Any, staleness: Any) -> None:
-    """Raise unless these models can teach each other."""
+    """Raise an error unless these models can teach each other."""
     if not isinstance(peers, list | tuple) or not all(
         isinstance(peer, keras.Model) for peer in peers
     ):

@@ -27,7 +27,7 @@ class _Published(NamedTuple):
     """Another process' student as it was last read.
 
     Args:
-        version: The time, size and number of its file.
+        version: The modification time, size and inode number of its file.
         architecture: The model's config, as JSON.
         model: The model.
     """
@@ -40,10 +40,10 @@ class _Published(NamedTuple):
 class SharedPeers(keras.callbacks.Callback, Teacher):
     r"""Codistillation: the teacher is the mean of other processes' students.
 
-    Every `every` steps the process publishes its student as a `.keras` file in the
+    Every `every` steps, the process publishes its student as a `.keras` file in the
     directory, and reads the latest files of the others. A file is replaced as a whole.
-    No process waits for another: processes may run at different speeds, on machines
-    that share the directory, start late, and be killed. Pass this object to a
+    No process waits for another. Processes may run on several machines that share the
+    directory, run at different speeds, start late and be killed. Pass this object to a
     `Distiller` as the teacher, and to its `fit` as a callback.
 
     Until another process has published, there are no targets, and the student learns
@@ -58,22 +58,23 @@ class SharedPeers(keras.callbacks.Callback, Teacher):
 
     Args:
         directory: The directory of the students' files, `<name>.keras` each. It is
-            made if it doesn't exist.
-        name: The name of this process, which no other running process has.
-        every: The number of steps after which it publishes and reads. Defaults to 100.
-        combine: The mean to take, of `"logits"` (default) or of `"probabilities"`.
+            created if it doesn't exist.
+        name: The name of this process. No other running process may have it.
+        every: The number of steps after which the process publishes and reads. Defaults
+            to 100.
+        combine: The quantity to average: `"logits"` (default) or `"probabilities"`.
         activation: The function that turns outputs into probabilities, `"softmax"`
             (default) or, unit by unit, `"sigmoid"`.
-        forget_after: The number of seconds after which a file that isn't replaced no
-            longer teaches, by the clock of the file system. Defaults to None: files
-            teach forever.
+        forget_after: The number of seconds for which a file teaches, counted from the
+            time at which the file system records its last change. Defaults to None:
+            files teach without a limit.
         custom_objects: As in `keras.saving.load_model`.
 
     Raises:
         ValueError: If `name` can't be the name of a file, or `every` isn't positive.
-        RuntimeError: In `fit`, if it isn't among the callbacks, or if another running
-            process has the same name.
-        TypeError: In `fit`, if the model isn't a `Distiller` of which this is the
+        RuntimeError: In `fit`, if this object isn't among the callbacks, or if another
+            running process has the same name.
+        TypeError: In `fit`, if the model isn't a `Distiller` with this object as its
             teacher.
 
     Example:
@@ -139,7 +140,7 @@ class SharedPeers(keras.callbacks.Callback, Teacher):
 
     @property
     def teaching(self) -> list[str]:
-        """Names of the peers whose files were read last, and that fit."""
+        """The names of the peers that teach: those whose last read model fits."""
         return sorted(
             name
             for name, peer in self._read.items()
@@ -153,18 +154,18 @@ class SharedPeers(keras.callbacks.Callback, Teacher):
 
     @property
     def state(self) -> Sequence[keras.Variable]:
-        """The variables of the models that it has read."""
-        # Also of models that are left out: that may happen while a step is traced,
-        # within which these variables must stay the same.
+        """The variables of the models that were read."""
+        # Models that are left out are included. A model may be left out while a step is
+        # traced, and these variables must be the same in the whole trace.
         return [v for peer in self._read.values() for v in peer.model.variables]
 
     def teach(self, batch: Batch) -> Lesson:
-        """Return the mean of the others' outputs, None where there are no others."""
+        """Return the mean of the others' outputs, or None if there are no others."""
         x = select(self, batch.inputs, withheld=batch.withheld)
         return Lesson(self._mean(x, batch.output))
 
     def __call__(self, x: Nested) -> Nested:
-        """Return the mean of the others' outputs, None where there are no others."""
+        """Return the mean of the others' outputs, or None if there are no others."""
         return self._mean(x)
 
     def _mean(self, x: Nested, student_output: Nested = None) -> Nested:
@@ -215,11 +216,11 @@ class SharedPeers(keras.callbacks.Callback, Teacher):
         self._read_others()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Begin to count the batches of an epoch."""
+        """Start the count of an epoch's batches."""
         self._batch = -1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Publish and read after each `every` steps."""
+        """Publish and read every `every` steps."""
         # With `steps_per_execution`, several batches end at once.
         self._steps += batch - self._batch
         self._batch = batch
@@ -247,7 +248,7 @@ class SharedPeers(keras.callbacks.Callback, Teacher):
             warnings.warn(f"The student wasn't published: {error}", stacklevel=2)
 
     def _read_others(self) -> None:
-        """Read files that have changed; trace anew if other models teach."""
+        """Read files that have changed. Trace the step again if other models teach."""
         # On JAX, this assigns the results of the last step to its variables, which are
         # those of `state` until `_read` changes.
         distiller = self.model
@@ -266,7 +267,7 @@ class SharedPeers(keras.callbacks.Callback, Teacher):
             distiller.make_train_function()
 
     def _read_file(self, name: str, path: Path, version: Version) -> _Published | None:
-        """Return a peer with the weights of its file, None if that can't be read.
+        """Return a peer with the weights of its file, or None if it can't be read.
 
         A peer of the same architecture as before remains the same model, so that the
         training step isn't traced anew.

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from keras_distill import atomic
 
-# What distinguishes the versions of a file: its time, size and number.
+# Identifies a version of a file: its modification time, size and inode number.
 Version = tuple[int, ...]
 
 
 def others(
     directory: Path, name: str, *, forget_after: float | None
 ) -> dict[str, tuple[Path, Version]]:
-    """Return the path and the version of each other process' file, by its name.
+    """Return the path and version of each other process' file by the process' name.
 
     Args:
         directory: The shared directory.
@@ -38,10 +38,10 @@ def others(
 
 
 def lock(directory: Path, name: str) -> int:
-    """Lock a name for the life of this process, and return the file descriptor.
+    """Lock a name until the returned file descriptor is closed or the process ends.
 
     Raises:
-        RuntimeError: If another running process has locked it.
+        RuntimeError: If another running process has locked the name.
     """
     path = directory / f".{name}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

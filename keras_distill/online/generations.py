@@ -1,4 +1,4 @@
-"""Born-again networks: students in generations, each taught by the last one."""
+"""Born-again networks: students in generations, each taught by the one before."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ Fit = Callable[[Distiller, list[keras.callbacks.Callback]], Any]
 
 
 class Generations:
-    """The trained students of each generation, as `born_again` returns them.
+    """The trained students of all generations, the result of `born_again`.
 
     Args:
         students: The students, beginning with the first generation.
@@ -37,13 +37,13 @@ class Generations:
         self.students = list(students)
 
     def ensemble(self, last: int | None = None) -> Ensemble:
-        """Return the mean of the last generations' logits, as one model.
+        """Return one model with the mean of the last generations' logits.
 
         Args:
             last: The number of generations. Defaults to all.
 
         Raises:
-            ValueError: If there are fewer generations.
+            ValueError: If there are fewer generations, or `last` isn't positive.
         """
         last = len(self.students) if last is None else last
         if not 1 <= last <= len(self.students):
@@ -67,19 +67,19 @@ def born_again(
     A finished generation is saved in the directory as `generation_<number>.keras`, and
     a running one after each epoch. A run that was killed resumes at its last complete
     epoch when this function is called again. It ends with the same weights as an
-    uninterrupted run if `make_student` and `fit` are deterministic. To make them so,
-    set the seed before the call, and don't shuffle with a random generator whose state
-    a new process doesn't have.
+    uninterrupted run if `make_student` and `fit` are deterministic. For this, set the
+    seed before the call, and don't shuffle with a random generator whose state is lost
+    when the process ends.
 
     Args:
         make_student: Returns a built student with fresh weights. All students are made
             before the first is trained, so that their initial weights don't depend on
             what was trained in this process.
         teacher: The teacher of the first generation, as in `Distiller`.
-        generations: The number of all generations, at least 1.
-        fit: Called as `fit(distiller, callbacks)` for each generation. It compiles the
-            distiller, and calls `distiller.fit` once, to which it passes the callbacks.
-        directory: The directory of the run. With a larger number of generations, a
+        generations: The total number of generations, at least 1.
+        fit: Called as `fit(distiller, callbacks)` for each generation. It must compile
+            the distiller, and call `distiller.fit` once with these callbacks.
+        directory: The directory of the run. If `generations` is larger than before, a
             finished run continues there.
 
     Returns:
@@ -87,8 +87,8 @@ def born_again(
 
     Raises:
         ValueError: If `generations` isn't positive, a student isn't built, the
-            directory holds a run of other students, or `fit` doesn't pass on the
-            callbacks.
+            directory contains a run with other students, or `fit` doesn't pass the
+            callbacks to `distiller.fit`.
 
     Example:
         >>> import numpy as np
@@ -155,7 +155,7 @@ def _checked(student: Any) -> keras.Model:
 
 
 def _check_same_run(path: Path, students: Sequence[keras.Model]) -> None:
-    """Raise ValueError if the directory holds other students; else describe these.
+    """Raise ValueError if the directory holds other students. Else record these.
 
     Layers are compared by class and by the shapes of their weights. Names aren't
     compared, because they depend on what else the process has made.

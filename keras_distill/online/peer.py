@@ -1,4 +1,4 @@
-"""One of several models that train in the same steps: its losses and its metrics."""
+"""The losses and metrics of one of several models that train in the same steps."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +20,11 @@ from keras_distill.values import Value
 
 
 class Pass(NamedTuple):
-    """A run of a peer's model in a step.
+    """The result of a forward pass of a peer's model in a step.
 
     Args:
         output: The model's outputs.
-        losses: Its regularisers and the terms that its layers have added to the loss.
+        losses: The losses of its regularisers, and those that its layers have added.
     """
 
     output: Nested
@@ -39,10 +39,10 @@ class Peer(LabelledModel):
     Args:
         model: The model to train.
         name: The name of the model in logs.
-        label_mask: As `label_mask` in `Distiller.compile`.
-        loss: The label loss, as in `keras.Model.compile`; so are `loss_weights`,
-            `metrics` and `weighted_metrics`.
-        distillation_loss: As in `Distiller.compile`; so is `alpha`.
+        label_mask: As in `Distiller.compile`.
+        loss: The label loss, as in `keras.Model.compile`. The same holds for
+            `loss_weights`, `metrics` and `weighted_metrics`.
+        distillation_loss: As in `Distiller.compile`. The same holds for `alpha`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Peer(LabelledModel):
 
     @property
     def output_names(self) -> Sequence[str] | None:
-        """The names of the model's outputs, where it declares any."""
+        """The names of the model's outputs, or None if it declares none."""
         names: Sequence[str] | None = getattr(self.model, "output_names", None)
         return names
 
@@ -100,29 +100,29 @@ class Peer(LabelledModel):
     def alone(
         self, data: tuple[Nested, Nested, Nested], passed: Pass, *, training: bool
     ) -> OwnLoss:
-        """Return the loss that the model would be trained with alone, and log it.
+        """Return and log the loss that the model would have if it were trained alone.
 
         Args:
             data: The inputs, labels and sample weights.
-            passed: The run of the model on these inputs.
+            passed: The model's forward pass on these inputs.
             training: Whether the step trains or evaluates.
         """
         x, y, sample_weight = data
         y, sample_weight = self._by_output(y, sample_weight, passed.output)
         with self._with_losses(passed.losses):
             own = self.own_loss(x, y, passed.output, sample_weight, training)
-        # An evaluation with bad labels logs NaN, because nobody looks for flags there.
+        # An evaluation with bad labels logs NaN, because flags are read in `fit` only.
         log_loss(self, flagged(own.total, own.are_valid if training else None), x)
         return own
 
     @contextmanager
     def _with_losses(self, losses: Sequence[Tensor]) -> Iterator[None]:
-        """Give the models the losses that their layers added in an earlier call.
+        """Set the models' added losses to those of an earlier call.
 
         The layers don't keep them: another peer may have called the same layer since,
         and on JAX the loss is computed in another scope than the outputs.
         """
-        # A `compute_loss` of the model's own reads them from the model.
+        # If the model has its own `compute_loss`, that reads them from the model.
         models = self, self.model
         for model in models:
             model._losses_override = list(losses)
@@ -142,7 +142,7 @@ class Peer(LabelledModel):
         guard: Guard | None,
         step: Any,
     ) -> tuple[Tensor, Batch]:
-        """Return the loss that training minimises and the record of the step.
+        """Return the loss that training minimises, and the record of the step.
 
         The terms of the loss are logged.
 
@@ -152,7 +152,7 @@ class Peer(LabelledModel):
             own: The result of `alone`.
             targets: The mean of the others' outputs.
             guard: Checks the targets. None where they aren't checked.
-            step: The optimiser's step, at which schedules are read.
+            step: The number of the optimiser's updates, at which schedules are read.
         """
         is_finite = None
         if guard is not None:
@@ -175,7 +175,7 @@ class Peer(LabelledModel):
         return {**logs, "distillation_loss": distilled}
 
     def reset_metrics(self) -> None:
-        """Begin a new epoch."""
+        """Reset the metrics for a new epoch."""
         super().reset_metrics()
         for metric in self.objective.metrics.values():
             metric.reset_state()
@@ -204,7 +204,7 @@ class PeerLogs(keras.metrics.Metric):
         """Do nothing: the peer updates its own state."""
 
     def reset_state(self) -> None:
-        """Begin a new epoch."""
+        """Reset the peer's metrics for a new epoch."""
         self._peer.reset_metrics()
 
     def result(self) -> dict[str, Tensor]:
@@ -214,7 +214,7 @@ class PeerLogs(keras.metrics.Metric):
 
 
 def _copied(metrics: Any) -> Any:
-    """Return metrics of which each model has its own; names and functions stay."""
+    """Return copies of the metrics for one model. Names and functions aren't copied."""
     return keras.tree.map_structure(
         lambda metric: (
             type(metric).from_config(metric.get_config())

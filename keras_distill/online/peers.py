@@ -26,39 +26,39 @@ class MutualLearning(PeersStep, SavedPeers):
     `loss = sum_i (1 - alpha) * loss(y, p_i) + alpha * distillation_loss(t_i, p_i)
     + sum(peers[i].losses)`, where `p_i` is the output of peer `i`, and `t_i` is the
     mean of the outputs of all other peers. No gradient passes through `t_i`. One
-    optimiser trains all peers. With `alpha=0` each peer is trained as it would be
-    alone. In the first steps peers know nothing. Let them begin to teach later by
-    `alpha=kd.schedules.LateStart(steps, 0.5)`.
+    optimiser trains all peers. With `alpha=0`, each peer is trained as it would be
+    alone. In the first steps, the peers have not learned anything yet.
+    With `alpha=kd.schedules.LateStart(steps, 0.5)`, they teach after `steps` updates.
 
-    `fit` and `evaluate` log `<peer>_loss` for each peer, the loss that the peer would
-    be trained with alone, and its metrics. `fit` also logs
-    `<peer>_distillation_loss`. Where two peers have one name, a number is added to the
-    name of the second.
+    For each peer, `fit` and `evaluate` log its metrics and `<peer>_loss`, the loss that
+    the peer would have if it were trained alone. `fit` also logs
+    `<peer>_distillation_loss`. If two peers have the same name, a number is added to
+    the name of the second.
 
-    The peers stay models of their own: evaluate, save and export `mutual.peers[0]`.
-    Calling or predicting with all of them returns the mean of their outputs.
+    Each peer remains a separate model: evaluate, save and export `mutual.peers[0]`.
+    `mutual(x)` and `mutual.predict(x)` return the mean of the peers' outputs.
 
     Args:
-        peers: Two Keras models or more, of the same or of different architectures. All
-            have one dtype policy, and outputs of one structure and shape, in logits. Of
-            a dict of inputs, each peer reads the keys that it declares.
-        combine: The mean to take, of `"logits"` (default) or of `"probabilities"`.
+        peers: Two or more Keras models, of the same or of different architectures. All
+            have the same dtype policy, and return logits of the same structure and
+            shape. From a dict of inputs, each peer reads the keys that it declares.
+        combine: The quantity to average: `"logits"` (default) or `"probabilities"`.
         activation: The function that turns outputs into probabilities, `"softmax"`
             (default) or, unit by unit, `"sigmoid"`.
         staleness: With 0 (default), the other peers' outputs of the same step teach,
             computed with `training=True`. With 1 or more, copies of the other peers
-            teach, called with `training=False`. They get the peers' weights every
+            teach, called with `training=False`. The copies get the peers' weights every
             `staleness` updates of the optimiser. This costs another copy of the weights
-            and another forward pass. Files hold the copies, so that a resumed training
-            equals one that wasn't interrupted.
+            and another forward pass. Saved files contain the copies, so that resumed
+            training equals uninterrupted training.
         name: The name of the model.
         **kwargs: Arguments of `keras.Model`.
 
     Raises:
         TypeError: If the peers aren't Keras models.
         ValueError: If there are fewer than two peers, if they share weights that train,
-            if their dtype policies differ, or if one isn't built where `staleness` is
-            positive.
+            if their dtype policies differ, or if `staleness` is positive and a peer
+            isn't built.
 
     Example:
         >>> import numpy as np
@@ -113,7 +113,7 @@ class MutualLearning(PeersStep, SavedPeers):
 
     @property
     def alpha(self) -> Any:
-        """Weight of the distillation loss; floats may be assigned during `fit`."""
+        """The weight of the distillation loss. Floats may be assigned during `fit`."""
         return self._setup.peers[0].objective.alpha
 
     @alpha.setter
@@ -143,10 +143,10 @@ class MutualLearning(PeersStep, SavedPeers):
             distillation_loss: The loss of each peer against the others, called with the
                 mean of their outputs as `y_true`, as in `Distiller.compile`. Defaults
                 to `ForwardKL()`, as in Deep Mutual Learning.
-            alpha: Weight of the distillation loss, as in `Distiller.compile`. Defaults
-                to 0.5.
-            label_mask: As in `Distiller.compile`: only the other peers teach rows
-                without a label.
+            alpha: The weight of the distillation loss, as in `Distiller.compile`.
+                Defaults to 0.5.
+            label_mask: As in `Distiller.compile`. On rows without a label, a peer
+                learns from the other peers only.
             check_peers: Whether to stop with an error at the step at which a peer's
                 output is NaN or infinite. Defaults to True.
             loss_weights: As in `keras.Model.compile`. They act on `loss` only.
@@ -163,7 +163,7 @@ class MutualLearning(PeersStep, SavedPeers):
         check_compile(self, {"optimizer": optimizer}, kwargs)
         if distillation_loss is None:
             distillation_loss = ForwardKL()
-        # Made before Keras compiles: a wrong argument leaves the earlier `compile`.
+        # Made before Keras compiles: a wrong argument keeps the earlier `compile`.
         setup = PeersSetup(
             self.peers,
             config={

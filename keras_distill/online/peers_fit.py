@@ -1,4 +1,4 @@
-"""The parts of mutual learning's `fit` beside its steps: what is watched and logged."""
+"""The parts of mutual learning's `fit` besides its steps: checks and logs."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from keras_distill.values import Value
 
 
 class Untracked:
-    """What a trainer of peers uses, and Keras neither tracks nor saves."""
+    """Objects of a trainer of peers that Keras neither tracks nor saves."""
 
     def __init__(self) -> None:
         self.setup: PeersSetup | None = None
@@ -39,7 +39,7 @@ class PeersFit(WatchedFit, Borrower):
 
     @property
     def metrics_variables(self) -> list[keras.Variable]:
-        """The variables of the metrics, each once: JAX gives up their memory."""
+        """The variables of the metrics, each once, because JAX donates their memory."""
         # A layer's own metrics are among the metrics of its peer, and of this model.
         return list({id(v): v for v in super().metrics_variables}.values())
 
@@ -50,7 +50,7 @@ class PeersFit(WatchedFit, Borrower):
         return [*(setup.state if setup else ()), self._untracked.batches]
 
     def _before_steps(self) -> None:
-        """Count batches from where the optimiser's count is, e.g. after a resume."""
+        """Start the count of batches at the optimiser's count, e.g. after a resume."""
         self._untracked.batches.assign(backend.batches_seen(self.optimizer))
 
     @property
@@ -74,7 +74,7 @@ class PeersFit(WatchedFit, Borrower):
 
     @property
     def _evaluated(self) -> Sequence[keras.Model]:
-        # A loss of a peer's own may take other labels than outputs.
+        # A peer's own `compute_loss` may need labels of another form than the outputs.
         own = "compute_loss"
         return [peer for peer in self.peers if not own_training.overrides(peer, own)]
 

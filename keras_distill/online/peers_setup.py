@@ -1,4 +1,4 @@
-"""The objects that `MutualLearning.compile` makes of its arguments."""
+"""The objects that `MutualLearning.compile` makes from its arguments."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,11 +31,12 @@ class PeersSetup:
 
     Args:
         models: The models that train.
-        config: The arguments of `MutualLearning.compile` that are not Keras', for
-            files, without `alpha`.
+        config: The arguments of `MutualLearning.compile` that Keras doesn't get, for
+            saved files, without `alpha`.
         alpha: As in `MutualLearning.compile`.
-        takers: What takes the peers' outputs besides the losses: their mean.
-        sync: Gives variables their values, which JAX's trainer takes during `fit`.
+        takers: What reads the peers' outputs besides the losses: their mean.
+        sync: Assigns the current values to variables. During `fit` on JAX, the trainer
+            has these values, and the variables don't.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class PeersSetup:
         self._logs = [PeerLogs(peer) for peer in self.peers]
 
     def begin(self, model: keras.Model) -> None:
-        """Take what Keras has made of its own arguments.
+        """Read the settings that Keras derived from its own arguments.
 
         Args:
             model: The model that trains the peers, compiled by Keras.
@@ -87,12 +88,12 @@ class PeersSetup:
 
     @property
     def label_mask(self) -> LabelMask:
-        """The label mask, which is the same for all peers."""
+        """The label mask, the same for all peers."""
         return self.peers[0]._label_mask
 
     @property
     def values(self) -> dict[str, Value]:
-        """Alpha and scheduled temperatures, which are the same for all peers."""
+        """Alpha and scheduled temperatures, the same for all peers."""
         return self.peers[0].objective.values
 
     @property
@@ -108,7 +109,7 @@ class PeersSetup:
 
     @property
     def state(self) -> list[keras.Variable]:
-        """The variables that a step reads or changes, and that no log of a peer has."""
+        """The variables that a step reads or changes, except those of peers' logs."""
         objectives = [peer.objective for peer in self.peers]
         values = [value for each in objectives for value in each.values.values()]
         return [

@@ -35,7 +35,7 @@ class PeersStep(PeersFit):
         kept = self._kept
         if kept is None:
             return self._mean(self._outputs(self.peers, inputs, training))
-        # Keras builds a model by another call, in a graph that ends before this one.
+        # Keras may have built the model by an earlier call, in a graph that has ended.
         kept.clear()
         with uncast():
             if training and self.staleness:
@@ -43,8 +43,8 @@ class PeersStep(PeersFit):
                 due = ops.equal(ops.mod(self._step, self.staleness), 0)
                 backend.assign_where(_pairs(self.copies, self.peers), due)
             for peer in self.peers:
-                # A layer keeps what it adds to the loss until it is called again by
-                # itself. What one peer's call has added isn't the next peer's.
+                # A layer keeps the losses that it has added until its next call. The
+                # losses of one peer's call don't belong to the next peer.
                 peer._clear_losses()
                 (output,) = self._outputs([peer], inputs, training)
                 kept.append(Pass(output, list(peer.losses)))
@@ -73,7 +73,7 @@ class PeersStep(PeersFit):
         """Return the sum of the peers' losses, and update their metrics.
 
         In training, the loss of each peer includes the distillation loss. In
-        evaluation, it is the loss that the peer would be evaluated with alone.
+        evaluation, it is the loss that the peer would have if it were evaluated alone.
         """
         setup, data = self._setup, (x, y, sample_weight)
         if training:
@@ -91,7 +91,7 @@ class PeersStep(PeersFit):
             peer.compute_metrics(x, y, passed.output, sample_weight)
         losses = [loss.total for loss in own]
         if training:
-            checks.check_apart(self.peers)  # Those that weren't built before.
+            checks.check_apart(self.peers)  # Peers that weren't built before.
             losses = self._taught(data, passes, own)
         total = sum(losses[1:], start=losses[0])
         if not training:
@@ -106,7 +106,7 @@ class PeersStep(PeersFit):
         passes: Sequence[Pass],
         own: Sequence[OwnLoss],
     ) -> list[Tensor]:
-        """Return what each peer is trained with, and let the guards see the batch."""
+        """Return the loss that each peer is trained with, and check the batch."""
         setup, step = self._setup, self._step
         outputs = [passed.output for passed in passes]
         teaching = outputs
@@ -132,7 +132,7 @@ class PeersStep(PeersFit):
     def compute_metrics(
         self, x: Nested, y: Nested, y_pred: Nested, sample_weight: Nested = None
     ) -> dict[str, Tensor]:
-        """Return what this step has logged; `compute_loss` has updated the metrics."""
+        """Return the logs of this step. `compute_loss` has updated the metrics."""
         logs: dict[str, Tensor] = self.get_metrics_result()
         if getattr(self._untracked.of_step, "trained", False):
             return logs
@@ -140,19 +140,19 @@ class PeersStep(PeersFit):
         return {name: log for name, log in logs.items() if name not in hidden}
 
     def _passes(self, x: Nested, training: bool) -> list[Pass]:
-        """Return the runs of the peers in this step, and forget them."""
+        """Return the forward passes of the peers in this step, and clear them."""
         kept = self._kept
         if kept:
             self._untracked.of_step.passes = []
             return kept
-        # The loss is computed by itself, outside of a step of Keras' trainer.
+        # `compute_loss` is called directly, outside of a step of Keras' trainer.
         with self._keeping():
             self(x, training=training)
             return self._kept or []
 
     @contextmanager
     def _keeping(self) -> Iterator[None]:
-        """Let `call` keep what the peers return, for `compute_loss`."""
+        """Let `call` keep the peers' forward passes for `compute_loss`."""
         of_step = self._untracked.of_step
         of_step.passes = []
         try:
@@ -162,7 +162,7 @@ class PeersStep(PeersFit):
 
     @property
     def _kept(self) -> list[Pass] | None:
-        """The runs of the peers in the step of this thread; None outside of a step."""
+        """The peers' forward passes in this thread's step. None outside of a step."""
         kept: list[Pass] | None = getattr(self._untracked.of_step, "passes", None)
         return kept
 

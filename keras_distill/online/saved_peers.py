@@ -1,4 +1,4 @@
-"""Files of peers that train together."""
+"""Saved files of peers that train together."""
 
 from typing import Any, Self
 
@@ -19,7 +19,8 @@ class SavedPeers(SavedCompilation, PeersFit):
         """Return the constructor's arguments.
 
         Raises:
-            ValueError: If peers share weights, which then don't train.
+            ValueError: If peers share weights. Only weights that don't train can be
+                shared.
         """
         weights = [weight for peer in self.peers for weight in peer.weights]
         if len({id(weight) for weight in weights}) < len(weights):
@@ -48,7 +49,7 @@ class SavedPeers(SavedCompilation, PeersFit):
         return cls(**{**config, "peers": peers})
 
     def serving_model(self) -> keras.Model:
-        """Raise an error: `keras_distill.export` asks for the one model to export.
+        """Raise an error: only one of the peers can be exported.
 
         Raises:
             ValueError: Always.
@@ -61,5 +62,5 @@ class SavedPeers(SavedCompilation, PeersFit):
         )
 
     def serving_inputs(self, inputs: Any) -> Any:
-        """Return `inputs`; a peer reads the keys that it declares."""
+        """Return `inputs`. A peer reads the keys that it declares."""
         return inputs

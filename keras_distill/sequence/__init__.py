@@ -1,4 +1,4 @@
-"""Token models: completions that models write, and what students learn from them.
+"""Token models: generation of completions, and distillation on their tokens.
 
 Logits are of shape `(batch, time, vocabulary)`.
 """

@@ -11,24 +11,25 @@ from keras_distill.types import Tensor
 
 
 class TokenAccumulation:
-    """Weighs batches by their tokens where an optimiser adds gradients.
+    """Weighs batches by their numbers of tokens in gradient accumulation.
 
-    An optimiser with `gradient_accumulation_steps=k` takes the mean of `k` gradients,
-    each of a mean over the tokens of its batch. A mean over the tokens of all `k`
-    batches is a running mean: with batch `i`, which has `n_i` tokens of the `N_i` so
-    far, the gradients added before are multiplied by `N_{i-1} / N_i`, and the gradient
-    that is added by `k n_i / N_i`. Weights are the same in all `k` batches, so the sum
-    is exact, for all terms of the loss.
+    An optimiser with `gradient_accumulation_steps=k` takes the mean of `k` gradients.
+    Each is the gradient of a mean over the tokens of one batch. This class turns the
+    result into the gradient of a mean over the tokens of all `k` batches. Let batch `i`
+    have `n_i` tokens, and the batches up to it `N_i`. The gradients that were added
+    before it are multiplied by `N_{i-1} / N_i`, and its own gradient by `k n_i / N_i`.
+    The model's weights are the same in all `k` batches, so the sum is exact, for all
+    terms of the loss.
     """
 
     def __init__(self) -> None:
-        # The tokens of the batches since the last update.
+        # The number of tokens in the batches since the last update.
         self.tokens = keras.Variable(
             0.0, dtype="float32", trainable=False, autocast=False, name="tokens"
         )
 
     def add(self, optimizer: Any, loss: TokenLoss, weight: Tensor) -> None:
-        """Count the tokens of a batch, and weigh the gradients before it."""
+        """Count the tokens of a batch, and scale the gradients added before it."""
         if backend.replicas() > 1:
             raise ValueError(
                 "Gradients of several batches can't be added on several devices here: "
@@ -44,7 +45,7 @@ class TokenAccumulation:
     def weighed(
         self, total: Tensor, optimizer: Any, loss: TokenLoss, weight: Tensor
     ) -> Tensor:
-        """Return a batch's loss with its value, and the gradient that is added."""
+        """Return a batch's loss of the same value, with the gradient to be added."""
         count = ops.cast(loss.count(weight), "float32")
         total_count = ops.maximum(ops.add(self.tokens, 0.0), 1.0)
         share = steps(optimizer) * count / total_count
@@ -53,5 +54,5 @@ class TokenAccumulation:
 
 
 def steps(optimizer: Any) -> int:
-    """Return how many batches an optimiser takes for an update."""
+    """Return the number of batches whose gradients an optimiser adds for an update."""
     return backend.batches_per_update(optimizer)

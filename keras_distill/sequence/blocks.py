@@ -18,11 +18,11 @@ NUMBERS = 5
 
 
 class Check(Protocol):
-    """What the checking model does with drafted tokens."""
+    """The rule by which a checking model keeps or replaces drafted tokens."""
 
     @property
     def adds(self) -> bool:
-        """Whether it adds a token to a block in which it has kept every token."""
+        """Whether the checker adds a token after a block if it has kept all tokens."""
 
     def keeps(
         self, tokens: Tensor, drafter: Tensor, checker: Tensor, numbers: Tensor
@@ -39,24 +39,24 @@ class Check(Protocol):
     def replaces(
         self, drafter: Tensor, checker: Tensor, is_draft: Tensor, numbers: Tensor
     ) -> Tensor:
-        """Return tokens, of shape `(batch,)`, where one isn't kept or one is added.
+        """Return tokens of shape `(batch,)` that are replacements or additions.
 
         Args:
             drafter: The drafter's logits, of shape `(batch, vocabulary)`.
             checker: The checker's logits, of the same shape.
-            is_draft: False where a token is added, of which there is no draft.
+            is_draft: True where the token replaces a draft. False where it is added.
             numbers: Uniform numbers of shape `(batch, 3)`.
         """
 
 
 class Written(NamedTuple):
-    """Rows that are being written, or are finished.
+    """Rows whose completions are in progress or finished.
 
     Args:
         known: The number of tokens of each row that are decided, of shape `(batch,)`.
-        limits: Where each completion must have ended, of shape `(batch,)`.
-        tokens: The rows, of shape `(batch, length)`. What stands behind the tokens
-            that are decided has no meaning.
+        limits: The position before which each completion ends, of shape `(batch,)`.
+        tokens: The rows, of shape `(batch, length)`. Tokens after those that are
+            decided have no meaning.
         origins: `DRAFTED`, `REPLACED` or `ADDED` at the tokens of completions, else 0.
         calls: The number of calls of the checking model.
     """
@@ -72,14 +72,15 @@ class Written(NamedTuple):
 class Blocks:
     """Writes rows that one model drafts and another checks, block by block.
 
-    All rows are drafted from the same position, the first that isn't decided in one of
-    them. Rows that are further keep their tokens. So both caches are written at one
-    position, and a cache is rewound by writing at an earlier one.
+    All rows are drafted from the same position: the first that is undecided in any of
+    the unfinished rows. Rows that are further ahead keep their decided tokens. So both
+    caches are written at the same position in all rows. To rewind a cache, it is
+    written at an earlier position.
 
     Args:
         drafter: The model that drafts.
         checker: The model that checks.
-        check: What the checker keeps and writes.
+        check: The rule by which the checker keeps and replaces tokens.
         draw: Returns drafted tokens for logits `(batch, vocabulary)` and two uniform
             numbers.
         block: The number of tokens in a draft, at most that of a completion.
@@ -116,7 +117,7 @@ class Blocks:
 
     @property
     def _width(self) -> int:
-        """The number of calls of the drafter, and of positions that are checked."""
+        """The number of drafter calls, and of checked positions, in a step."""
         # A token that the checker may add needs a cache that has read the whole draft.
         return self.block + int(self.check.adds)
 
@@ -133,7 +134,7 @@ class Blocks:
         return self._ended(rows, checked), of_drafter, of_checker
 
     def _drafted(self, start: Tensor, rows: Written, cache: Nested) -> Nested:
-        """Return tokens with a draft, the drafter's logits of it, and its cache."""
+        """Return rows with a draft, its logits, and the drafter's cache."""
         batch, length = ops.shape(rows.tokens)
         positions = ops.arange(length, dtype="int32")[None]
 
@@ -203,10 +204,10 @@ class Blocks:
 
 
 def _open(rows: Written, positions: Tensor) -> Tensor:
-    """Return True at positions of shape `(1, any)` that are to be decided."""
+    """Return True at positions of shape `(1, any)` that are undecided."""
     return (rows.known[:, None] <= positions) & (positions < rows.limits[:, None])
 
 
 def _at(x: Tensor, places: Tensor) -> Tensor:
-    """Return the part `(batch, any)` of a tensor `(batch, time, any)` at a place."""
+    """Return the part `(batch, any)` of `(batch, time, any)` at a position per row."""
     return ops.take_along_axis(x, places[:, None, None], axis=1)[:, 0]

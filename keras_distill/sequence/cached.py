@@ -1,4 +1,4 @@
-"""Logits at some positions of rows that grow, with a key-value cache or without."""
+"""Decoders: logits at chosen positions of growing rows, with or without a cache."""
 
 import inspect
 from typing import Any, Protocol
@@ -10,39 +10,39 @@ from keras_distill.types import Nested, Tensor
 
 
 class Decoder(Protocol):
-    """A model that is asked for logits again and again, while its rows grow."""
+    """A model that computes logits repeatedly while its rows grow."""
 
     def start(self, tokens: Tensor) -> Nested:
-        """Return a cache for rows of this shape `(batch, length)`, which has read them.
+        """Return a cache computed from rows of shape `(batch, length)`.
 
-        What it has read is read again where the rows change.
+        `logits` computes it again at positions whose tokens have changed.
         """
 
     def logits(
         self, tokens: Tensor, cache: Nested, index: Tensor, width: int
     ) -> tuple[Tensor, Nested]:
-        """Return logits `(batch, width, vocabulary)` after the tokens from `index` on.
+        """Return logits after `width` tokens from `index` on, and the new cache.
 
-        The cache must have read all tokens before `index` as they are. Later ones may
-        have changed since.
+        The logits have shape `(batch, width, vocabulary)`. The cache must match all
+        tokens before `index`. Later tokens may have changed.
         """
 
 
 def decoder_of(model: Any, use_cache: bool = True) -> Decoder:
-    """Return the decoder of a model: cached where the model has a cache.
+    """Return the decoder of a model, with a cache if the model has one.
 
     A model has a cache if it has two methods, as the `CausalLM`s of keras-hub do:
 
     - `call_with_cache(token_ids, cache, cache_update_index)` returns `(logits,
       hidden_states, cache)`: logits `(batch, width, vocabulary)` for token ids `(batch,
-      width)` that stand at the positions from `cache_update_index` on. They attend to
-      themselves and to what the cache holds of earlier positions. The cache is
-      replaced at their positions, whatever it holds from there on.
-    - `_build_cache(token_ids)` returns `(hidden_states, cache)`: a cache with room for
-      rows of that shape, which has read them. A model may name it `build_cache`.
+      width)` at the positions from `cache_update_index` on. The tokens attend to
+      themselves and to the cache of earlier positions. The method overwrites the cache
+      at their positions. Earlier contents of the cache from there on have no effect.
+    - `_build_cache(token_ids)` returns `(hidden_states, cache)`: a cache for rows of
+      that shape, computed from these rows. A model may name it `build_cache`.
 
-    Models whose methods need other arguments, such as a recurrent state that can't be
-    written again, are called without a cache.
+    Models whose methods need other arguments are called without a cache. Such an
+    argument is a recurrent state, which can't be overwritten at one position.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""Functions that write with models: traced within a step, or compiled once."""
+"""Generation functions, traced as a part of a step or compiled once."""
 
 import weakref
 from collections.abc import Callable, Hashable
@@ -21,20 +21,20 @@ def run(
     options: tuple[Hashable, ...],
     *tensors: Tensor,
 ) -> Nested:
-    """Return `function(*models, *options, *tensors)`, run as in inference.
+    """Return `function(*models, *options, *tensors)`, with layers as in inference.
 
-    Within a step that is traced, the function becomes a part of it. Elsewhere it is
+    While a step is traced, the function becomes a part of the step. Elsewhere it is
     compiled once for these models and options.
 
     Args:
         function: A function on `keras.ops`.
-        models: The models whose variables it reads.
-        options: All that decides what it does.
-        *tensors: Its tensors.
+        models: The models whose variables the function reads.
+        options: All other arguments that aren't tensors.
+        *tensors: The tensors that the function computes on.
     """
     if any(backend.is_traced(tensor) for tensor in tensors):
         return _called(function, models, options, tensors)
-    # A model of which layers were exchanged has other variables.
+    # A model has other variables after one of its layers was replaced.
     variables = tuple(id(v) for model in models for v in model.variables)
     references = tuple(weakref.ref(model) for model in models)
     key = (function, references[1:], options, variables)

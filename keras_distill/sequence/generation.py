@@ -1,4 +1,4 @@
-"""Completions that a token model writes, token by token."""
+"""Generation of completions by a token model, token by token."""
 
 from typing import Any, NamedTuple
 
@@ -18,8 +18,8 @@ class Completions(NamedTuple):
     Attributes:
         tokens: Int32 token ids of shape `(batch, prompt_length + max_new_tokens)`. Each
             row is its prompt, then its completion, then padding.
-        is_completion: True at the tokens of completions, end tokens included, of the
-            same shape.
+        is_completion: Of the same shape. True at the tokens of completions, end tokens
+            included.
 
     Example:
         >>> is_completion = ops.array([[False, True, False]])
@@ -46,42 +46,42 @@ def generate(
     seed: int | keras.random.SeedGenerator | None = None,
     use_cache: bool = True,
 ) -> Completions:
-    """Let a token model complete prompts.
+    """Return a token model's completions of prompts.
 
-    Each token is drawn from `softmax(logits / temperature)`: ancestral sampling, the
-    distribution of the model itself. Layers act as in inference, also where the call is
-    part of a training step, and no gradient flows back.
+    Each token is drawn from `softmax(logits / temperature)`. At temperature 1 this is
+    ancestral sampling, from the model's own distribution. Layers act as in inference,
+    also within a training step. No gradient flows back.
 
-    Where the model has a key-value cache, each step computes one position only. All
-    `CausalLM`s of keras-hub that take text only have one. Any Keras model may offer the
-    same two methods: `call_with_cache(token_ids, cache, cache_update_index)`, which
-    returns `(logits, hidden_states, cache)`, and `build_cache(token_ids)`, which
-    returns `(hidden_states, cache)`. Other models compute the whole rows in each step.
-    All rows are written at the same position in a step. Those with a longer prompt
-    keep their tokens there.
+    If the model has a key-value cache, each step computes one position only. A Keras
+    model has a cache if it has two methods: `call_with_cache(token_ids, cache,
+    cache_update_index)`, which returns `(logits, hidden_states, cache)`, and
+    `build_cache(token_ids)`, which returns `(hidden_states, cache)`. All text-only
+    `CausalLM`s of keras-hub have a cache. For other models, each step computes whole
+    rows. A step writes the same position in all rows. Rows with a longer prompt keep
+    their prompt token at that position.
 
-    Outside of a step, the function is compiled once for a model, these arguments and
-    the shape of the prompts.
+    Outside of a training or evaluation step, the function is compiled once for each
+    model, choice of arguments and shape of the prompts.
 
     Args:
         model: A causal model, as in `logits_of`.
-        prompts: Token ids of shape `(batch, prompt_length)`, padded at either side. A
-            row of padding only gets no completion.
+        prompts: Token ids of shape `(batch, prompt_length)`, padded at one or both
+            ends. A row that is all padding gets no completion.
         max_new_tokens: The most tokens that a completion has.
         end_token: The token that ends a completion and is its last one. Defaults to
             None: all completions have `max_new_tokens` tokens.
         padding_token: The token that prompts and completions are padded with. Defaults
             to 0.
-        prompt_mask: True at the tokens of prompts, of their shape, for prompts that
-            begin or end with the padding token. Tokens where it is False are removed.
-            Defaults to None: all but the padding at both ends of a row.
+        prompt_mask: True at the tokens of prompts, of the prompts' shape. Tokens where
+            it is False are removed. Needed if the padding token begins or ends the text
+            of a prompt. Defaults to None: False at the padding tokens at both ends.
         temperature: Divides the logits. 0 chooses the most probable token. Defaults
             to 1.
         top_k: Draw from the `top_k` most probable tokens. Defaults to None: from all.
         top_p: Of these, draw from the most probable ones that together have at least
             this probability. Defaults to None: from all.
-        seed: An integer gives the same completions in each call, a
-            `keras.random.SeedGenerator` others each time. Within a step that trains,
+        seed: An integer gives the same completions in each call. A
+            `keras.random.SeedGenerator` gives different ones. Within a training step,
             pass a generator. Defaults to None: Keras' global generator.
         use_cache: Whether to use the cache of a model that has one. Defaults to True.
 

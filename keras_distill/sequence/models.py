@@ -1,4 +1,4 @@
-"""Token models of any kind: how each is called, its context and its vocabulary."""
+"""Token models of any kind: their logits, context length and vocabulary size."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ from keras_distill.types import Tensor
 def logits_of(
     model: Any, tokens: Tensor, mask: Tensor | None = None, training: bool = False
 ) -> Tensor:
-    """Return a token model's logits, `logits[:, i]` for the token after `tokens[:, i]`.
+    """Return a token model's logits: `logits[:, i]` for the token after `tokens[:, i]`.
 
     Args:
-        model: A causal Keras model. It takes token ids of shape `(batch, time)`, or
-            declares the inputs `token_ids` and `padding_mask`, as the `CausalLM`s of
+        model: A causal Keras model. Its input is token ids of shape `(batch, time)`, or
+            it declares the inputs `token_ids` and `padding_mask`, as the `CausalLM`s of
             keras-hub do. It returns logits of shape `(batch, time, vocabulary)`.
-        tokens: Token ids of shape `(batch, time)`. Where the model declares a fixed
-            time, shorter rows are padded at the right, and the logits of the padding
-            are removed.
-        mask: True at tokens and False at padding, of the shape of `tokens`. Models
-            that declare no `padding_mask` don't read it. Defaults to True everywhere.
+        tokens: Token ids of shape `(batch, time)`. If the model declares a fixed time,
+            shorter rows are padded at the right, and the logits of the padding are
+            removed.
+        mask: True at tokens and False at padding, of the shape of `tokens`. Only models
+            that declare `padding_mask` read it. Defaults to True everywhere.
         training: Whether layers such as dropout act as in training. Defaults to False.
 
     Returns:
@@ -69,7 +69,7 @@ def check_length(model: Any, length: int | None) -> None:
 
     Args:
         model: The model.
-        length: The number of tokens in a row, None if it isn't known.
+        length: The number of tokens in a row, or None if it isn't known.
     """
     context = context_length(model)
     if length is not None and context is not None and length > context:
@@ -82,10 +82,10 @@ def check_length(model: Any, length: int | None) -> None:
 
 
 def context_length(model: Any) -> int | None:
-    """Return the largest number of tokens that a model reads; None without a limit.
+    """Return the largest number of tokens that a model can read, None without a limit.
 
-    It is the `max_sequence_length` of the model or its backbone, or the time dimension
-    of its only input.
+    It is the smallest of three values, where they are declared: `max_sequence_length`
+    of the model, that of its backbone, and the time dimension of its first input.
     """
     holders = (model, getattr(model, "backbone", None))
     declared = [getattr(holder, "max_sequence_length", None) for holder in holders]
@@ -94,7 +94,7 @@ def context_length(model: Any) -> int | None:
 
 
 def vocabulary_size(model: Any) -> int:
-    """Return the number of tokens that a model gives a logit."""
+    """Return the number of tokens for which a model returns a logit."""
     outputs = getattr(model, "outputs", None)
     if outputs:
         return int(outputs[0].shape[-1])

@@ -1,4 +1,4 @@
-"""On-policy distillation: the student writes, and the teacher corrects each token."""
+"""On-policy distillation: training on completions that the student writes."""
 
 import warnings
 from typing import Any
@@ -33,53 +33,56 @@ _NOT_TAKEN = (
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class OnPolicyDistiller(TokenStep):
-    r"""Trains a token model on completions that it writes itself, under a teacher.
+    r"""Trains a token model with a teacher on completions that the model writes.
 
-    A student that is trained on given texts meets prefixes of its own when it writes,
-    which it never saw. Here each step draws `u` from `[0, 1)`. If
-    `u < student_fraction`, the student completes the prompts. Otherwise the batch's
-    reference completions are taken. Then the step is that of a `Distiller`: both models
-    read the tokens, and `distillation_loss` compares their predictions of each token of
-    the completions. No gradient passes through the sampling. One compiled function does
-    all of it.
+    When a student writes, it reads prefixes of its own. Training on given texts never
+    shows it such prefixes. Here, each step draws `u` from `[0, 1)`. If
+    `u < student_fraction`, the student completes the prompts. Otherwise the step uses
+    the batch's reference completions. The rest of the step is that of a `Distiller`:
+    both models read the tokens, and `distillation_loss` compares their predictions of
+    each token of the completions. No gradient passes through the sampling. The whole
+    step is one compiled function.
 
     `fit` takes prompts, token ids of shape `(batch, time)`, or a dict:
 
-    - `"prompts"`: the prompts, padded at either side;
+    - `"prompts"`: the prompts, padded at one or both ends;
     - `"completions"`: reference completions, which end with the end token. Needed
-      unless `student_fraction` is 1. What follows the first end token is left out;
-    - the key `privileged_context`, where that is given;
+      unless `student_fraction` is 1. Tokens after the first end token are ignored;
+    - the key that `privileged_context` names, if it is given;
     - `"prompt_mask"`, `"completion_mask"`, `privileged_context + "_mask"`: True at
-      tokens and False at padding. By default, padding is the padding tokens at both
-      ends of a row.
+      tokens and False at padding. By default, the padding tokens at both ends of a row
+      are padding.
 
-    There are no labels. `fit` logs `student_fraction`, the loss, and means over the
-    tokens of completions of `forward_kl`, `reverse_kl`, `student_entropy` and
-    `teacher_entropy`, at temperature 1 and in nats, and of `teacher_agreement`.
-    `evaluate` takes the reference completions, or lets the student write where there
-    are none. To call or predict with the distiller is to do so with its student, on
-    token ids.
+    There are no labels. `fit` logs `student_fraction`, the loss, and these means over
+    the tokens of completions: `forward_kl`, `reverse_kl`, `student_entropy` and
+    `teacher_entropy`, at temperature 1 and in nats, and `teacher_agreement`, the share
+    of tokens for which both models' most probable token is the same. `evaluate` uses
+    the reference completions. Without them, the student writes completions.
+    `distiller(x)` and `distiller.predict(x)` call the student, on token ids.
 
     Args:
         student: A built causal model: token ids `(batch, time)` to logits `(batch,
-            time, vocabulary)`, as in `generate`. Start from one that was trained on
-            such texts.
-        teacher: A causal model of the same vocabulary, or another teacher of token
-            ids: `teachers.EMA(student)`, an ensemble, a function. As in `Distiller`.
+            time, vocabulary)`, as in `generate`. Start from a student that was trained
+            on such texts.
+        teacher: A causal model of the same vocabulary, or another teacher that reads
+            token ids, as in `Distiller`: `teachers.EMA(student)`, an ensemble, a
+            function.
         max_new_tokens: The most tokens that the student writes after a prompt.
-        end_token: The token that ends a completion and is its last one. None if all
-            have `max_new_tokens` tokens.
+        end_token: The token that ends a completion and is its last one. With None, all
+            completions have `max_new_tokens` tokens.
         padding_token: The token of padding. Defaults to 0.
-        student_fraction: The share of batches that the student writes, in [0, 1]. A
-            float, which a callback may assign, or a `LearningRateSchedule` of the
-            optimiser's updates. 0 is supervised distillation. Defaults to 1.
-        temperature: Divides the logits that the student samples from. Another one than
-            that of the loss. Defaults to 1, the student's own distribution.
-        top_k: The number of tokens to sample from. Defaults to None, all.
-        top_p: Their least probability together. Defaults to None, all.
-        privileged_context: The key of tokens that the teacher alone reads, before the
-            prompt: a hint, a worked answer, a document. Defaults to None.
-        seed: An integer makes a run repeatable. Files hold the state. Defaults to None.
+        student_fraction: The share of batches whose completions the student writes, in
+            [0, 1]. A float, which a callback may assign, or a `LearningRateSchedule` of
+            the optimiser's updates. 0 is supervised distillation. Defaults to 1.
+        temperature: Divides the logits that the student samples from. The temperature
+            of the loss is another one. Defaults to 1: the student's own distribution.
+        top_k: Sample from the `top_k` most probable tokens. Defaults to None: from all.
+        top_p: Of these, sample from the most probable ones that together have at least
+            this probability. Defaults to None: from all.
+        privileged_context: The key of tokens that only the teacher reads, before the
+            prompt, such as a hint, a worked answer or a document. Defaults to None.
+        seed: An integer makes a run repeatable. Saved files contain the random state.
+            Defaults to None.
         name: Name of the model.
         **kwargs: Arguments of `keras.Model`.
 
@@ -126,7 +129,7 @@ class OnPolicyDistiller(TokenStep):
         **kwargs: Any,
     ) -> None:
         check_count("max_new_tokens", max_new_tokens)
-        Sampling(temperature, top_k, top_p)  # Raises an error of a wrong argument.
+        Sampling(temperature, top_k, top_p)  # Raises errors for wrong arguments.
         _check_context(privileged_context)
         arguments.check_known(
             type(self).__name__, kwargs, arguments.parameters(keras.Layer.__init__)
@@ -147,7 +150,7 @@ class OnPolicyDistiller(TokenStep):
 
     @property
     def student_fraction(self) -> float | LearningRateSchedule:
-        """The share of batches that the student writes; floats may be assigned."""
+        """The share of batches whose completions the student writes. Assign a float."""
         return self._own.values["student_fraction"].value
 
     @student_fraction.setter
@@ -169,21 +172,22 @@ class OnPolicyDistiller(TokenStep):
         Args:
             optimizer: As in `keras.Model.compile`. With gradient accumulation, a
                 `TokenLoss` is the mean over the tokens of all batches of an update.
-            loss: The label loss of reference completions, where `student_fraction` is
-                0: a `keras.losses.Loss` with `reduction="mean_with_sample_weight"`, the
-                mean over the completions' tokens. Defaults to None.
+            loss: The label loss on reference completions, which needs
+                `student_fraction=0`. It must be a `keras.losses.Loss` with
+                `reduction="mean_with_sample_weight"`, the mean over the completions'
+                tokens. Defaults to None.
             distillation_loss: As in `Distiller.compile`. Defaults to
                 `TokenLoss(GeneralizedJSD())`.
             alpha: The weight of the distillation loss, as in `Distiller.compile`.
                 Defaults to 1 without `loss`, and to 0.5 with it.
-            **kwargs: `check_teacher`, `weighted_metrics` (of reference completions, in
-                `evaluate` and where there is a `loss`), `run_eagerly`,
+            **kwargs: `check_teacher`, `weighted_metrics` (on reference completions, in
+                `evaluate` and in training with a `loss`), `run_eagerly`,
                 `steps_per_execution`, `jit_compile`, `auto_scale_loss`, as in
                 `Distiller.compile`.
 
         Raises:
-            ValueError: If there is a `loss` of another reduction, or beside completions
-                that the student writes, or an argument that token models don't take.
+            ValueError: If `loss` has another reduction, if there is a `loss` and
+                `student_fraction` isn't 0, or if an argument isn't for token models.
         """
         loss = None if loss is None else keras.losses.get(loss)
         self._check_compile(loss, kwargs)
@@ -193,16 +197,17 @@ class OnPolicyDistiller(TokenStep):
             alpha = 1.0 if loss is None else 0.5
         ours = {"distillation_loss": distillation_loss, "alpha": alpha}
         with warnings.catch_warnings():
-            # Those of keras-hub have methods that prepare texts. Here are token ids.
+            # Students of keras-hub have methods that prepare texts. `x` has token ids.
             warnings.filterwarnings("ignore", "The student has its own")
             super().compile(optimizer, loss, **ours, **kwargs)
 
     def write(self, prompts: Tensor, prompt_mask: Tensor) -> Completions:
-        """Return the student's completions of prompts, in a step.
+        """Return the student's completions of prompts, within a step.
 
         Args:
             prompts: Int32 token ids of shape `(batch, time)`.
-            prompt_mask: True at the tokens of prompts. Rows without get no completion.
+            prompt_mask: True at the tokens of prompts. Rows without tokens get no
+                completion.
         """
         return generate(
             self.student,
@@ -218,7 +223,7 @@ class OnPolicyDistiller(TokenStep):
         )
 
     def make_batch(self, x: Nested, training: bool) -> tuple[Nested, Nested, Tensor]:
-        """Return inputs, labels and weights of tokens."""
+        """Return inputs, labels and token weights of a step."""
         texts = token_batch.read(
             x,
             context=self.privileged_context,
@@ -245,7 +250,7 @@ class OnPolicyDistiller(TokenStep):
         return token_batch.references(texts, length, self.padding_token)
 
     def _chosen(self, texts: Texts) -> Completions:
-        """Return what the student writes, or the references, as chance decides."""
+        """Return the student's completions or the references, chosen at random."""
         fraction = self._own.values["student_fraction"]
         if texts.completions is None and fraction.value != 1.0:
             raise ValueError(
@@ -258,11 +263,11 @@ class OnPolicyDistiller(TokenStep):
             return self.write(texts.prompts, texts.prompt_mask)
         number = keras.random.uniform((), dtype="float32", seed=self.seed_generator)
         writes = number < share
-        # Where it doesn't write, it is given no prompts, and the loop ends at once. In
-        # a branch of a condition, JAX couldn't update the state of the random numbers.
+        # If the student doesn't write, all prompts are masked, and the loop ends at
+        # once. In a branch of a condition, JAX couldn't update the random state.
         mask = ops.logical_and(texts.prompt_mask, writes)
         written = self.write(texts.prompts, mask)
-        room = ops.shape(texts.completions)[1]  # A tensor where it isn't known.
+        room = ops.shape(texts.completions)[1]  # A tensor if it isn't known.
         largest = max if isinstance(room, int) else ops.maximum
         length = ops.shape(texts.prompts)[1] + largest(self.max_new_tokens, room)
         written = token_batch.padded(written, length, self.padding_token)
@@ -301,7 +306,7 @@ class OnPolicyDistiller(TokenStep):
             )
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, with a teacher only where it changes."""
+        """Return the constructor's arguments, with a teacher only if it changes."""
         config = super().get_config()
         del config["privileged_features"], config["hints"]
         return {

@@ -1,4 +1,4 @@
-"""Rows that are written: a prompt, then its completion, then padding."""
+"""Rows of token ids: a prompt, then its completion, then padding."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ from keras_distill.types import Tensor
 
 
 class Rows(NamedTuple):
-    """A batch that is written.
+    """A batch of rows that are completed.
 
     Args:
         tokens: Int32 ids of shape `(batch, length)`: prompts, then padding.
-        begins: Where the completion of each row begins, of shape `(batch,)`.
-        limits: Where it must have ended. A row without a prompt has the limit 0: there
-            is no token after which a model could write.
+        begins: The position at which each completion begins, of shape `(batch,)`.
+        limits: The position before which each completion ends, of the same shape. It
+            is 0 for a row without a prompt, which has no token to predict from.
     """
 
     tokens: Tensor
@@ -34,7 +34,7 @@ class Rows(NamedTuple):
         return ops.min(ops.where(self.limits > 0, self.begins, length))
 
     def completed(self, ends: Tensor) -> Tensor:
-        """Return True at the tokens of completions that end before `ends`."""
+        """Return True at the tokens of completions, which are before `ends`."""
         positions = ops.arange(ops.shape(self.tokens)[1], dtype="int32")[None]
         return (self.begins[:, None] <= positions) & (positions < ends[:, None])
 
@@ -45,10 +45,9 @@ def rows(
     """Return rows that begin with the prompts, with room for their completions.
 
     Args:
-        prompts: Token ids of shape `(batch, time)`, padded at either side.
-        mask: True at the tokens of prompts. Tokens where it is False are removed. None
-            means that the padding tokens before the first other token and after the
-            last are padding, and that those between are tokens.
+        prompts: Token ids of shape `(batch, time)`, padded at one or both ends.
+        mask: True at the tokens of prompts. Tokens where it is False are removed. With
+            None, it is False at the padding tokens at both ends of a row only.
         max_new_tokens: The most tokens that a completion has.
         padding_token: The token of padding.
     """
@@ -62,7 +61,7 @@ def rows(
 
 
 def token_mask(tokens: Tensor, padding_token: int) -> Tensor:
-    """Return False at the padding at both ends of rows, and True between them."""
+    """Return False at the padding at both ends of rows, and True in between."""
     is_token = ops.cast(ops.not_equal(tokens, padding_token), "int32")
     after_first = ops.cumsum(is_token, axis=1) > 0
     before_last = ops.flip(ops.cumsum(ops.flip(is_token, 1), axis=1), 1) > 0
@@ -78,14 +77,14 @@ def compact(
         tokens: Token ids of shape `(batch, time)`.
         mask: True at the tokens that are kept.
         padding_token: The token of padding.
-        *others: Masks of the same shape, which are True at some of the tokens.
+        *others: Other masks of the same shape, which are moved with the tokens.
 
     Returns:
         The tokens, the number of them in each row, and the other masks.
     """
     mask = ops.cast(mask, "bool")
     time = ops.shape(tokens)[1]
-    # The positions differ, so that no sort changes the order of equal ones.
+    # All keys differ, so the result is the same for stable and unstable sorts.
     positions = ops.arange(time, dtype="int32")[None]
     order = ops.argsort(ops.where(mask, positions, positions + time), axis=1)
     lengths = ops.sum(ops.cast(mask, "int32"), axis=1)
@@ -142,7 +141,7 @@ def checked_prompts(
 
 
 def check_shape(prompts: Tensor) -> None:
-    """Raise ValueError unless prompts are rows of tokens."""
+    """Raise ValueError unless prompts have the shape `(batch, time)`."""
     shape = tuple(prompts.shape)
     if len(shape) != 2 or 0 in shape:
         raise ValueError(
@@ -170,7 +169,7 @@ def _check_ids(prompts: Tensor, size: int) -> None:
 
 
 def _check_token(name: str, token: int | None, size: int) -> None:
-    """Raise ValueError unless a token is of a vocabulary of this size."""
+    """Raise ValueError unless a token is in a vocabulary of this size."""
     if token is None:
         return
     whole = isinstance(token, int | np.integer) and not isinstance(token, bool)

@@ -1,4 +1,4 @@
-"""Texts that a teacher writes, for students that learn from them."""
+"""Completions of a teacher as training data for sequence-level distillation."""
 
 from typing import Any
 
@@ -27,19 +27,19 @@ def sample(
     seed: int | None = None,
     use_cache: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Let a teacher complete prompts, for sequence-level distillation.
+    """Return a teacher's completions of prompts, for sequence-level distillation.
 
-    A student learns from the result as from given texts:
+    A student learns from the result as from other texts:
     `OnPolicyDistiller(student, teacher, student_fraction=0.0, ...).fit(sample(...))`.
 
     Args:
         model: The teacher, a causal model as in `generate`.
-        prompts: An array of token ids of shape `(rows, prompt_length)`, padded at
-            either side.
+        prompts: An array of token ids of shape `(rows, prompt_length)`, padded at one
+            or both ends.
         max_new_tokens: The most tokens that a completion has.
-        samples: The number of completions of each prompt. They follow each other.
+        samples: The number of completions of each prompt. Their rows are adjacent.
             Defaults to 1.
-        batch_size: The number of rows that are written at once. Defaults to 32.
+        batch_size: The number of rows that are completed at once. Defaults to 32.
         end_token: As in `generate`.
         padding_token: As in `generate`.
         prompt_mask: As in `generate`.
@@ -118,7 +118,7 @@ def _written(
     options: dict[str, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the completions of a batch and their mask."""
-    # Rows of padding fill the last batch, for which nothing more is compiled then.
+    # Rows of padding fill the last batch, so that no other shape is compiled.
     count = len(prompts)
     room = [(0, batch_size - count), (0, 0)]
     written = generate(

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_distill.types import Tensor
 
-# Uniform numbers that the choice of one token uses.
+# The number of uniform numbers that the choice of one token uses.
 NUMBERS = 2
 
 
@@ -19,10 +19,11 @@ class Sampling:
     Args:
         temperature: Divides the logits. 0 chooses the most probable token. Defaults to
             1: ancestral sampling.
-        top_k: Keep the `top_k` most probable tokens, and others that are as probable
-            as the last of them. Defaults to None: all.
-        top_p: Of these, keep the most probable ones whose probabilities sum to at least
-            `top_p`, and others that are as probable as the last. Defaults to None: all.
+        top_k: Keep the `top_k` most probable tokens, and all tokens that are as
+            probable as the last of these. Defaults to None: all tokens.
+        top_p: Of these, keep the fewest most probable tokens whose normalised
+            probabilities sum to at least `top_p`, and all tokens that are as probable
+            as the last of these. Defaults to None: all tokens.
 
     Raises:
         ValueError: If `temperature` is negative or not finite, `top_k` isn't a whole
@@ -74,23 +75,26 @@ class Sampling:
         return kept / ops.sum(kept, axis=-1, keepdims=True)
 
     def choose(self, logits: Tensor, numbers: Tensor) -> Tensor:
-        """Return token ids for logits of shape `(batch, vocabulary)`, as `choose`."""
+        """Return a token id for each row of logits of shape `(batch, vocabulary)`.
+
+        `numbers` are uniform numbers, as in the function `choose`.
+        """
         if self.temperature == 0:
             return ops.cast(ops.argmax(logits, axis=-1), "int32")
         return choose(self.probabilities(logits), numbers)
 
 
 def choose(weights: Tensor, numbers: Tensor) -> Tensor:
-    """Return one index a row, each with a probability proportional to its weight.
+    """Return one index for each row, drawn in proportion to the row's weights.
 
-    Uniform numbers are inverted in two steps: first among groups of about
+    The cumulative weights are inverted in two steps: first over groups of about
     `sqrt(vocabulary)` tokens, then within the group. In one step, float32 would lose
-    the probabilities below 1e-7, of which a large vocabulary has many.
+    probabilities below 1e-7. A large vocabulary has many of them.
 
     Args:
-        weights: At least 0, of shape `(batch, vocabulary)`. An index of weight 0 is
-            never returned, unless all weights of a row are 0.
-        numbers: Uniform in [0, 1), of shape `(batch, NUMBERS)`.
+        weights: Weights of at least 0, of shape `(batch, vocabulary)`. An index of
+            weight 0 is never returned, unless all weights of a row are 0.
+        numbers: Uniform numbers in [0, 1), of shape `(batch, NUMBERS)`.
     """
     size = weights.shape[-1]
     width = math.isqrt(size - 1) + 1
@@ -118,8 +122,8 @@ def uniform(
 ) -> Tensor:
     """Return uniform numbers for each token of rows that begin with the prompts.
 
-    They are drawn before anything is written, so that a token depends on its position
-    and on the tokens before it, and on nothing else that is written.
+    They are drawn before generation. So a token depends on its position and on the
+    tokens before it in its row, but on no other generated token.
     """
     batch, time = ops.shape(prompts)
     shape = (batch, time + max_new_tokens, numbers)

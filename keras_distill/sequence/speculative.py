@@ -1,4 +1,4 @@
-"""Completions that a student drafts and its teacher checks."""
+"""Completions that one model drafts and another one checks."""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ class Proposals(NamedTuple):
         tokens: Int32 token ids of shape `(batch, prompt_length + max_new_tokens)`. Each
             row is its prompt, then its completion, then padding.
         is_completion: True at the tokens of completions, end tokens included.
-        is_replaced: True at the tokens that the teacher wrote in place of the student.
+        is_replaced: True at the teacher's tokens that replaced tokens of the student.
 
     Example:
         >>> is_completion = ops.array([[False, True, True]])
@@ -36,14 +36,14 @@ class Proposals(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Prompts with completions of a target model, and how many tokens were drafted.
+    """Prompts with a target model's completions, and statistics of the drafts.
 
     Attributes:
         tokens: Int32 token ids of shape `(batch, prompt_length + max_new_tokens)`. Each
             row is its prompt, then its completion, then padding.
         is_completion: True at the tokens of completions, end tokens included.
-        acceptance_rate: The share of the drafted tokens that the target kept, of those
-            that it checked. NaN where it has checked none.
+        acceptance_rate: The share of drafted tokens that the target kept, among those
+            that it checked. NaN if it checked none.
         target_calls: The number of calls of the target.
 
     Example:
@@ -60,7 +60,7 @@ class Decoded(NamedTuple):
 
 
 class _TopK(NamedTuple):
-    """Speculative KD: keep what is among the teacher's `top_k` most probable tokens."""
+    """Speculative KD: keep tokens among the teacher's `top_k` most probable ones."""
 
     top_k: int
     adds: bool = False
@@ -79,7 +79,7 @@ class _TopK(NamedTuple):
 
 
 class _Lossless(NamedTuple):
-    """Speculative decoding: what is written follows the checker's distribution."""
+    """Speculative decoding: the completions follow the checker's distribution."""
 
     sampling: Sampling
     adds: bool = True
@@ -98,7 +98,7 @@ class _Lossless(NamedTuple):
     ) -> Tensor:
         p = self.sampling.probabilities(checker)
         over = ops.maximum(p - self.sampling.probabilities(drafter), 0.0)
-        # Where both are equal but for rounding, nothing may be left.
+        # If both are equal up to rounding, all differences may be 0.
         left = is_draft[:, None] & (ops.sum(over, axis=-1, keepdims=True) > 0)
         return choose(ops.where(left, over, p), numbers[:, :2])
 
@@ -120,14 +120,14 @@ def propose_and_check(
     seed: int | keras.random.SeedGenerator | None = None,
     use_cache: bool = True,
 ) -> Proposals:
-    """Let a student complete prompts, and its teacher replace unlikely tokens.
+    """Return a student's completions in which the teacher replaced improbable tokens.
 
     The student draws a token `y`. If fewer than `teacher_top_k` tokens are more
-    probable than `y` for the teacher, `y` is kept. Otherwise the teacher draws a token
-    from its whole distribution in place of it. The student goes on from the result.
-    So a student that isn't good yet doesn't lead its teacher into prefixes about which
-    the teacher knows nothing. `teacher_top_k=1` keeps only the teacher's most probable
-    token. With the size of the vocabulary, all tokens are the student's.
+    probable than `y` for the teacher, `y` is kept. Otherwise the teacher replaces `y`
+    with a token that it draws from its whole distribution. The student continues from
+    the result. So a weak student writes no prefixes on which the teacher's predictions
+    are poor. `teacher_top_k=1` keeps only the teacher's most probable token. If
+    `teacher_top_k` is the size of the vocabulary, all tokens are the student's.
 
     The result doesn't depend on `block`.
 
@@ -136,8 +136,8 @@ def propose_and_check(
         teacher: The model that checks, with the same vocabulary.
         prompts: Token ids of shape `(batch, prompt_length)`, as in `generate`.
         max_new_tokens: The most tokens that a completion has.
-        teacher_top_k: The number of tokens among which the teacher looks for the
-            student's. Defaults to 25.
+        teacher_top_k: The teacher keeps a token of the student that is among the
+            teacher's `teacher_top_k` most probable tokens. Defaults to 25.
         block: The number of tokens that the student proposes before the teacher checks
             them in one call. Defaults to 4.
         end_token: As in `generate`.
@@ -145,8 +145,8 @@ def propose_and_check(
         prompt_mask: As in `generate`.
         temperature: Divides the student's logits, as in `generate`. The teacher draws
             at temperature 1.
-        top_k: The tokens from which the student draws, as in `generate`.
-        top_p: The tokens from which the student draws, as in `generate`.
+        top_k: Limits the tokens that the student draws from, as in `generate`.
+        top_p: Limits the tokens that the student draws from, as in `generate`.
         seed: As in `generate`.
         use_cache: Whether to use the cache of a model that has one. Defaults to True.
 
@@ -155,7 +155,7 @@ def propose_and_check(
         prompt_length + max_new_tokens)`.
 
     Raises:
-        ValueError: If the models have different vocabularies; or as in `generate`.
+        ValueError: If the models have different vocabularies, or as in `generate`.
         TypeError: If the prompts aren't whole numbers.
 
     Example:
@@ -206,32 +206,33 @@ def speculative_decode(
     seed: int | keras.random.SeedGenerator | None = None,
     use_cache: bool = True,
 ) -> Decoded:
-    """Let a small model draft what a large one writes, without changing what it writes.
+    """Return completions that a small model drafts, with a large model's distribution.
 
     The draft model draws tokens `y` from its distribution `q`. The target computes its
     own distributions `p` at all of them in one call. `y` is kept with the probability
-    `min(1, p(y) / q(y))`. The first that isn't kept is drawn anew, in proportion to
-    `max(p - q, 0)`. Where all are kept, the target adds a token of its own. So each
-    token follows the target's distribution, whatever the draft model is. The better it
-    agrees with the target, the fewer calls of the target are needed. A student that
-    was distilled from the target is a good draft model.
+    `min(1, p(y) / q(y))`. The first token that isn't kept is drawn again, in proportion
+    to `max(p - q, 0)`. If all are kept, the target adds a token of its own. So each
+    token follows the target's distribution, whatever the draft model is. The better the
+    draft model agrees with the target, the fewer calls of the target are needed. A
+    student that was distilled from the target is a good draft model.
 
-    In a batch, a call of the target goes on from the row that is the least far. So the
+    In a batch, each call of the target starts at the shortest unfinished row. So the
     gain is largest for one row.
 
     Args:
         draft: The model that drafts, as in `generate`.
-        target: The model whose completions are written, with the same vocabulary.
+        target: The model whose distribution the completions follow. It has the same
+            vocabulary.
         prompts: Token ids of shape `(batch, prompt_length)`, as in `generate`.
         max_new_tokens: The most tokens that a completion has.
-        block: The number of tokens that are drafted for one call of the target.
+        block: The number of tokens that are drafted for each call of the target.
             Defaults to 4.
         end_token: As in `generate`.
         padding_token: As in `generate`.
         prompt_mask: As in `generate`.
         temperature: Divides the logits of both models, as in `generate`.
-        top_k: The tokens from which both models draw, as in `generate`.
-        top_p: The tokens from which both models draw, as in `generate`.
+        top_k: Limits the tokens that both models draw from, as in `generate`.
+        top_p: Limits the tokens that both models draw from, as in `generate`.
         seed: As in `generate`.
         use_cache: Whether to use the cache of a model that has one. Defaults to True.
 
@@ -239,7 +240,7 @@ def speculative_decode(
         `Decoded(tokens, is_completion, acceptance_rate, target_calls)`.
 
     Raises:
-        ValueError: If the models have different vocabularies; or as in `generate`.
+        ValueError: If the models have different vocabularies, or as in `generate`.
         TypeError: If the prompts aren't whole numbers.
 
     Example:

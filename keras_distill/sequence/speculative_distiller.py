@@ -1,4 +1,4 @@
-"""Speculative distillation: the teacher replaces what it finds unlikely."""
+"""Speculative distillation: the teacher replaces improbable tokens of the student."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from keras_distill.sequence.token_batch import Texts
 from keras_distill.teachers.base import TeacherLike
 from keras_distill.types import Tensor
 
-# The log of the share of tokens that the teacher wrote.
+# The log's name for the share of tokens that the teacher replaced.
 _REPLACED = "replaced_fraction"
 
 
@@ -22,33 +22,35 @@ _REPLACED = "replaced_fraction"
 class SpeculativeDistiller(OnPolicyDistiller):
     """Trains a token model on completions that it proposes and its teacher corrects.
 
-    As an `OnPolicyDistiller`, but that a token of the student is replaced in training
-    where `teacher_top_k` or more tokens are more probable for the teacher: see
-    `propose_and_check`. A student that isn't good yet would lead its teacher into
-    prefixes about which the teacher knows nothing. A good one is on its own: few of its
-    tokens are replaced. `fit` logs their share, `replaced_fraction`, beside what an
-    `OnPolicyDistiller` logs. `evaluate` lets the student write alone.
+    It differs from an `OnPolicyDistiller` in training: a token of the student is
+    replaced if `teacher_top_k` or more tokens are more probable for the teacher (see
+    `propose_and_check`). A weak student would otherwise write prefixes on which the
+    teacher's predictions are poor. Few tokens of a good student are replaced. `fit`
+    also logs `replaced_fraction`, the share of replaced tokens. `evaluate` replaces no
+    tokens.
 
     Args:
         student: A built causal model, as in `OnPolicyDistiller`.
         teacher: A causal Keras model of the same vocabulary.
         max_new_tokens: The most tokens that a completion has.
-        end_token: The token that ends a completion and is its last one. None if all
-            have `max_new_tokens` tokens.
+        end_token: The token that ends a completion and is its last one. With None, all
+            completions have `max_new_tokens` tokens.
         padding_token: The token of padding. Defaults to 0.
-        teacher_top_k: The number of tokens among which the teacher looks for the
-            student's. Defaults to 25.
+        teacher_top_k: The teacher keeps a token of the student that is among the
+            teacher's `teacher_top_k` most probable tokens. Defaults to 25.
         block: The number of tokens that the student proposes before the teacher checks
             them in one call. The result doesn't depend on it. Defaults to 4.
-        student_fraction: The share of batches that are written, in [0, 1], as in
-            `OnPolicyDistiller`. On the others the student learns from the reference
-            completions. Defaults to 1.
+        student_fraction: The share of batches whose completions are proposed, in
+            [0, 1], as in `OnPolicyDistiller`. On the other batches, the student learns
+            from the reference completions. Defaults to 1.
         temperature: Divides the student's logits, from which it samples. The teacher
             samples at temperature 1. Defaults to 1.
-        top_k: The number of tokens that the student samples from. Defaults to None,
-            all.
-        top_p: Their least probability together. Defaults to None, all.
-        seed: An integer makes a run repeatable. Files hold the state. Defaults to None.
+        top_k: The student samples from its `top_k` most probable tokens. Defaults to
+            None: from all.
+        top_p: Of these, it samples from the most probable ones that together have at
+            least this probability. Defaults to None: from all.
+        seed: An integer makes a run repeatable. Saved files contain the random state.
+            Defaults to None.
         name: Name of the model.
         **kwargs: Arguments of `keras.Model`.
 
@@ -151,12 +153,12 @@ class SpeculativeDistiller(OnPolicyDistiller):
 
     def _evaluated_rows(self, texts: Texts) -> Completions:
         if texts.completions is None:
-            # What is evaluated is the student's alone.
+            # The evaluated completions are the student's alone.
             return super().write(texts.prompts, texts.prompt_mask)
         return super()._evaluated_rows(texts)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, with a teacher only where it changes."""
+        """Return the constructor's arguments, with a teacher only if it changes."""
         config = super().get_config()
         del config["privileged_context"]
         return {**config, "teacher_top_k": self.teacher_top_k, "block": self.block}

@@ -1,4 +1,4 @@
-"""The batch that a token model learns from: tokens, labels and weights of tokens."""
+"""Training batches of token models: tokens, labels and token weights."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,15 +18,15 @@ OTHERS = (TOKENS, MASK, OF_TEACHER, CONTEXT_LENGTH)
 
 
 class Texts(NamedTuple):
-    """What the data hold of a batch. Masks are True at tokens, False at padding.
+    """The texts of a batch. Masks are True at tokens and False at padding.
 
     Args:
-        prompts: Int32 token ids of shape `(batch, time)`; so are the others.
+        prompts: The prompts. All texts are int32 token ids of shape `(batch, time)`.
         prompt_mask: The mask of the prompts.
-        completions: The reference completions; None where the student writes all.
-        completion_mask: Their mask, up to the first end token.
-        context: What the teacher reads before the prompts; None without.
-        context_mask: Its mask.
+        completions: The reference completions. None if the student writes all.
+        completion_mask: Their mask, False after the first end token.
+        context: The tokens that the teacher reads before the prompts, or None.
+        context_mask: The mask of the context.
     """
 
     prompts: Tensor
@@ -43,15 +43,16 @@ def read(
     """Return the texts of a batch.
 
     Args:
-        x: Prompts, or a dict with the keys `"prompts"`, and as needed `"prompt_mask"`,
-            `"completions"`, `"completion_mask"` and that of the context, which may have
-            a mask too, `context + "_mask"`.
-        context: The key of the context that the teacher alone reads; None without.
+        x: Prompts, or a dict. Its keys are `"prompts"`, the key of the context if there
+            is one, and optionally `"completions"` and the masks: `"prompt_mask"`,
+            `"completion_mask"`, `context + "_mask"`.
+        context: The key of the context, which only the teacher reads, or None.
         end_token: The token that ends completions, or None.
         padding_token: The token of padding.
 
     Raises:
-        ValueError: If `x` isn't so, or lacks what is needed.
+        ValueError: If `x` lacks a needed key, or has another key, or if the shape or
+            dtype of a value is wrong.
     """
     x = x if isinstance(x, Mapping) else {"prompts": x}
     masks = {"prompts": "prompt_mask", "completions": "completion_mask"}
@@ -76,7 +77,7 @@ def read(
 
 
 def references(texts: Texts, length: Tensor, padding_token: int) -> Completions:
-    """Return the reference completions after their prompts, in rows of a length."""
+    """Return rows of this length: the prompts, then the reference completions."""
     tokens = ops.concatenate([texts.prompts, texts.completions], axis=1)
     mask = ops.concatenate([texts.prompt_mask, texts.completion_mask], axis=1)
     is_completion = ops.concatenate(
@@ -87,7 +88,7 @@ def references(texts: Texts, length: Tensor, padding_token: int) -> Completions:
 
 
 def padded(rows: Completions, length: Tensor, padding_token: int) -> Completions:
-    """Return rows with padding at the right, in all of a length."""
+    """Return rows padded at the right to this length."""
     room = [[0, 0], [0, length - ops.shape(rows.tokens)[1]]]
     return Completions(
         ops.pad(rows.tokens, room, constant_values=padding_token),
@@ -98,17 +99,18 @@ def padded(rows: Completions, length: Tensor, padding_token: int) -> Completions
 def as_batch(
     rows: Completions, texts: Texts, *, padding_token: int, length: int | None
 ) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Return inputs, labels and weights: each position predicts the next token.
+    """Return inputs, labels and weights. Each position predicts the next token.
 
     Args:
         rows: Prompts with the completions to learn from.
-        texts: What the data hold of the batch.
+        texts: The texts of the batch.
         padding_token: The token of padding.
-        length: The number of positions that the student declares; None if any.
+        length: The number of positions that the student declares. None if it may vary.
 
     Returns:
-        The inputs of both models; the next tokens, and their weights: 1 where the next
-        token is of a completion, else 0; of shape `(batch, positions)`.
+        The inputs of both models, the next tokens, and their weights. A weight is 1 if
+        the next token belongs to a completion, else 0. The tokens and the weights have
+        the shape `(batch, positions)`.
     """
     if length is not None:
         rows = padded(rows, length + 1, padding_token)
@@ -131,10 +133,10 @@ def as_batch(
 
 
 def after_context(output: Tensor, context_length: Tensor, length: Tensor) -> Tensor:
-    """Return a teacher's output at the positions that the student has too.
+    """Return a teacher's output at the student's positions.
 
     Args:
-        output: Of shape `(batch, context + length, vocabulary)`.
+        output: The output, of shape `(batch, context + length, vocabulary)`.
         context_length: The number of positions before the student's first one, of
             shape `(batch,)`.
         length: The number of the student's positions.
@@ -143,7 +145,7 @@ def after_context(output: Tensor, context_length: Tensor, length: Tensor) -> Ten
     positions = context_length[:, None] + ops.arange(length, dtype="int32")[None]
     rows = ops.arange(batch, dtype="int32")[:, None] * time
     flat = ops.reshape(output, (-1, output.shape[-1]))
-    # Rows of a table: an index for each number would need the memory of the output.
+    # Whole rows are taken. An index for each number would take the output's memory.
     return ops.take(flat, rows + positions, axis=0)
 
 
@@ -195,9 +197,9 @@ def _until(tokens: Tensor, mask: Tensor, end_token: int) -> Tensor:
 
 
 def _with_next(mask: Tensor) -> Tensor:
-    """Return a mask that is True at the position after its last True, too.
+    """Return a mask that is also True at the position after its last True.
 
-    A completion's end token is there if it is the token of padding as well.
+    If the end token is the padding token too, a completion's end token is there.
     """
     before = ops.pad(mask[:, :-1], [[0, 0], [1, 0]], constant_values=False)
     return ops.logical_or(mask, before)

@@ -1,4 +1,4 @@
-"""A loss over the tokens of a batch of sequences, around a loss of one token."""
+"""The mean of a distillation loss over the valid tokens of a batch of sequences."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ class TokenLoss(LossAround):
     `reduction="token"`: `sum_bt w_bt d_bt / max(1, N)`, where `d_bt` is `loss` between
     the distributions at position `t` of sequence `b`, `w_bt` is the sample weight, and
     `N` is the number of valid tokens. A token is valid if its weight isn't 0 and Keras'
-    mask, where there is one, is True. `N` counts the whole batch, also where several
-    devices share it. So padding changes neither the loss nor a gradient, and a long
-    sequence weighs more than a short one.
+    mask is True or absent. `N` counts the whole batch, also if several devices share
+    it. So padding changes neither the loss nor a gradient, and a long sequence weighs
+    more than a short one.
 
     `reduction="sequence"`: the mean over the valid tokens of each sequence, then over
-    the sequences that have one. So all sequences weigh the same.
+    the sequences that have a valid token. So all sequences weigh the same.
 
     Without valid tokens the loss is 0, and so is its gradient.
 
@@ -34,16 +34,17 @@ class TokenLoss(LossAround):
     `tokens[:, :-1]`, and the weights are those of `tokens[:, 1:]`.
 
     Args:
-        loss: A distillation loss over the last axis, of which it returns one value per
-            token: `ForwardKL`, `ReverseKL`, `GeneralizedJSD`, ... Its own reduction
-            isn't used. Defaults to `ForwardKL()`.
+        loss: A distillation loss over the last axis that returns one value per token:
+            `ForwardKL`, `ReverseKL`, `GeneralizedJSD`, ... Its own reduction isn't
+            used. Defaults to `ForwardKL()`.
         reduction: `"token"` (default) or `"sequence"`.
         name: Name of the loss.
 
     Raises:
         TypeError: If `loss` isn't a distillation loss.
-        ValueError: If `reduction` is another, if `loss` has another class axis, or,
-            when called, if the outputs aren't of one shape `(batch, time, vocabulary)`.
+        ValueError: If `reduction` is neither of these, or if the class axis of `loss`
+            isn't the last axis. When called: if the outputs don't have the same shape
+            `(batch, time, vocabulary)`.
 
     Example:
         >>> teacher = ops.zeros((1, 3, 4))
@@ -83,13 +84,13 @@ class TokenLoss(LossAround):
                 f"reduction={reduction!r}"
             )
         super().__init__(loss, name=name)
-        # Keras knows other reductions only.
+        # The constructor of Keras refuses these reductions.
         self.reduction = reduction
 
     def with_mask(
         self, y_true: Any, y_pred: Tensor, sample_weight: Tensor, mask: Tensor
     ) -> Tensor:
-        """Return the loss, reduced, of a student's output with a Keras mask or None."""
+        """Return the reduced loss of an output. `mask` is Keras' mask, or None."""
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         self.check_outputs(y_true, y_pred)
         loss = self.loss.for_weights(sample_weight, mask)
@@ -104,7 +105,7 @@ class TokenLoss(LossAround):
         return ops.cast(self.mean(values, weight), self.dtype)
 
     def mean(self, values: Tensor, weight: Tensor) -> Tensor:
-        """Return the mean of values of tokens, as `reduction` takes it.
+        """Return the mean of the tokens' values, as `reduction` defines it.
 
         Args:
             values: Of shape `(batch, time)`.
@@ -118,7 +119,7 @@ class TokenLoss(LossAround):
         return ops.sum(weighted) / ops.maximum(self.count(weight), 1.0)
 
     def count(self, weight: Tensor) -> Tensor:
-        """Return the number of tokens, or of sequences, that the mean is taken over."""
+        """Return the number of valid tokens or sequences that the mean divides by."""
         valid = are_valid(weight)
         if self.reduction == "sequence":
             valid = ops.max(valid, axis=-1, initial=0.0)
@@ -129,7 +130,7 @@ class TokenLoss(LossAround):
         return self.loss.compare(teacher_logits, student_logits)
 
     def check_outputs(self, teacher_output: Tensor, student_output: Tensor) -> None:
-        """Raise ValueError if the shapes can't be those of both outputs."""
+        """Raise ValueError if the shapes of the outputs don't fit each other."""
         shapes = tuple(teacher_output.shape), tuple(student_output.shape)
         received = f"Received: teacher output {shapes[0]}, student output {shapes[1]}"
         if len(shapes[0]) != 3 or len(shapes[1]) != 3:

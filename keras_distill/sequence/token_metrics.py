@@ -20,17 +20,17 @@ NAMES = (
 
 
 def compared(teacher_logits: Tensor, student_logits: Tensor) -> dict[str, Tensor]:
-    """Return comparisons of two distributions over tokens, at temperature 1.
+    """Return metrics that compare two distributions over tokens, at temperature 1.
 
     Args:
         teacher_logits: Finite logits, of shape `(..., vocabulary)`.
         student_logits: Of the same shape.
 
     Returns:
-        By name, values of shape `(...)`: `forward_kl`, `KL(teacher || student)`;
-        `reverse_kl`, `KL(student || teacher)`; `teacher_agreement`, whether both give
-        one token the largest probability; `student_entropy` and `teacher_entropy`. In
-        nats.
+        A dict of values of shape `(...)`: `forward_kl`, `KL(teacher || student)`;
+        `reverse_kl`, `KL(student || teacher)`; `teacher_agreement`, 1 if both have the
+        same most probable token, else 0; `student_entropy` and `teacher_entropy`.
+        Divergences and entropies are in nats.
 
     Example:
         >>> values = compared(ops.zeros((1, 4)), ops.zeros((1, 4)))
@@ -53,7 +53,7 @@ def compared(teacher_logits: Tensor, student_logits: Tensor) -> dict[str, Tensor
 
 
 class TokenMetrics:
-    """Means over valid tokens of what is compared between a teacher and a student.
+    """Means over valid tokens of the metrics that `compared` returns.
 
     A plain object: a model that holds it doesn't track or save it.
     """
@@ -67,11 +67,12 @@ class TokenMetrics:
         """Add a batch, and return the names of the metrics.
 
         Args:
-            loss: The distillation loss, which may take probabilities.
+            loss: The distillation loss. It determines the kind of the outputs, logits
+                or probabilities.
             teacher_output: Of shape `(batch, time, vocabulary)`.
             student_output: Of the same shape.
             weight: The weights of the tokens, of shape `(batch, time)`. A token is
-                valid where it isn't 0.
+                valid if its weight isn't 0.
         """
         outputs = ops.stop_gradient(teacher_output), ops.stop_gradient(student_output)
         if isinstance(loss, DistillationLoss):

@@ -1,4 +1,4 @@
-"""One step of a distiller of token models, on a batch that the step makes."""
+"""The step of a distiller of token models: it makes a batch, then trains on it."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -29,34 +29,34 @@ from keras_distill.values import Value
 
 
 class TokenStep(Distiller):
-    """A distiller of token models that makes its batches before its steps.
+    """A distiller of token models whose steps begin by making a batch.
 
-    Subclasses implement `make_batch`. All else of a step is the distiller's own: the
-    student and the teacher read the tokens, the loss compares what they predict of the
-    next tokens, and the weights leave out prompts and padding.
+    Subclasses implement `make_batch`. The rest of a step is that of `Distiller`: the
+    student and the teacher read the tokens, and the loss compares their predictions of
+    the next tokens. The weights leave out prompts and padding.
     """
 
     _own: SimpleNamespace
 
     def make_batch(self, x: Nested, training: bool) -> tuple[Nested, Nested, Tensor]:
-        """Return inputs, labels and weights of tokens, as `token_batch` makes them.
+        """Return inputs, labels and token weights, as `token_batch.as_batch` does.
 
         Args:
-            x: What `fit` or `evaluate` is given.
+            x: The inputs of a batch of `fit` or `evaluate`.
             training: Whether the step trains.
         """
         raise NotImplementedError
 
     def _begin(self, **values: Value) -> None:
-        """Set up what a step uses, and Keras neither tracks nor saves.
+        """Create the objects of a step that Keras neither tracks nor saves.
 
         Args:
-            **values: Hyperparameters of the making, by the names of their logs.
+            **values: Hyperparameters of `make_batch`, by the names of their logs.
         """
         self._own = SimpleNamespace(
             metrics=TokenMetrics(), accumulation=TokenAccumulation(), values=values
         )
-        # Metrics of the making, by name, which subclasses may add and update.
+        # Metrics of `make_batch` by name. Subclasses may add and update them.
         self._own.of_making = {}
         for value in values.values():
             value.read_by(self)
@@ -82,7 +82,7 @@ class TokenStep(Distiller):
 
     @property
     def _accumulated(self) -> TokenLoss | None:
-        """The loss by whose tokens batches are weighed; None where all are updates."""
+        """The loss whose tokens weigh accumulated batches. None if none are weighed."""
         loss = self._setup.config["distillation_loss"]
         adds = steps(self.optimizer) > 1 and isinstance(loss, TokenLoss)
         return loss if adds else None
@@ -131,7 +131,7 @@ class TokenStep(Distiller):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Keras' metrics, those of a distiller, and those of tokens."""
+        """Keras' metrics, those of a distiller, and means over tokens."""
         if self._lent.setup is None:
             return super().metrics
         return [*super().metrics, *self._logs.values()]
@@ -155,15 +155,15 @@ class TokenStep(Distiller):
         return (*super()._withheld, *OTHERS)
 
     def _random_states(self) -> list[keras.Variable]:
-        """The states that files hold beside weights; a resume may be in mid-update."""
+        """The random states, and the tokens counted since the last update."""
         return [*super()._random_states(), self._own.accumulation.tokens]
 
     @property
     def _evaluated(self) -> Sequence[keras.Model]:
-        return []  # Validation data are prompts: no model reads them as they are.
+        return []  # Validation data are prompts: no model reads them unchanged.
 
     def _evaluated_without_labels(self, x: Any) -> Tensor:
-        # Writing is too much for a check.
+        # Generation would take too long for a check.
         return ops.zeros(())
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:

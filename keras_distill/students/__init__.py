@@ -1,4 +1,4 @@
-"""Students made from a model that has learned: cut from it, or quantised."""
+"""Students made from a trained model by cutting or by quantisation."""
 
 from keras_distill.students.dropping import drop_layers
 from keras_distill.students.importance import Importance, MeanActivation, WeightNorm

@@ -70,7 +70,7 @@ def _attention_outputs(call: Call, heads: Labels, out: Labels) -> list[Axes]:
 
 
 def multi_head_attention(call: Call) -> list[Axes]:
-    """Heads are units, with their part of each projection."""
+    """Heads are units. They are cut with their part of each projection."""
     axes, _ = _attended(call)
     layer, shape = call.layer, call.outputs[0].shape
     own_shape = layer.get_config()["output_shape"]
@@ -85,7 +85,7 @@ def multi_head_attention(call: Call) -> list[Axes]:
 
 
 def grouped_query_attention(call: Call) -> list[Axes]:
-    """Heads of keys are units, with the heads of queries that read them."""
+    """Key heads are units. They are cut with the query heads that read them."""
     axes, _ = _attended(call)
     layer = call.layer
     if axes["query"][-1] is None:

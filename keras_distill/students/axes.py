@@ -1,4 +1,4 @@
-"""Questions that the rules of several layers ask about axes."""
+"""Functions of axes that the rules of several layers share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,14 +21,14 @@ def channel_axis(layer: Any, rank: int) -> int:
 
 
 def only(axes: Axes, axis: int) -> Labels | None:
-    """Return the units of an axis, where no other axis has any."""
+    """Return the units of an axis. Raise `CannotFollow` if another axis has units."""
     if labelled(replaced(axes, axis, None)):
         raise CannotFollow(f"it mixes units that lie along another axis than {axis}")
     return axes[axis]
 
 
 def sizes(axes: Axes, shape: Sequence[int | None]) -> list[Labels | int | None]:
-    """Return the size of each dimension, as labels where a part of it is kept."""
+    """Return the size of each dimension, or its labels if a part of it is kept."""
     pairs = zip(axes, shape, strict=True)
     return [size if labels is None else labels for labels, size in pairs]
 
@@ -44,5 +44,5 @@ def repeated(labels: Labels | None, times: int) -> Labels | None:
 
 
 def of_listed(axis: Any) -> list[int]:
-    """Return the axes of a layer that takes one or several."""
+    """Return a layer's axes as a list, from one axis or several."""
     return list(axis) if isinstance(axis, (list, tuple)) else [axis]

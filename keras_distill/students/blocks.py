@@ -1,4 +1,4 @@
-"""Finds the blocks of a model that can be left out: their output fits their input."""
+"""The blocks of a model that can be left out: their output fits their input."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,13 +39,13 @@ class Segment:
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether it could be left out."""
+        """Whether its output has the shape and dtype of its input."""
         entry, output = self.entry, self.exit
         return bool(entry.shape == output.shape and entry.dtype == output.dtype)
 
     @property
     def has_kernel(self) -> bool:
-        """Whether it does more than to normalise or activate."""
+        """Whether any of its weights has two or more axes."""
         return any(len(w.shape) > 1 for node in self.nodes for w in _weights(node))
 
 
@@ -56,7 +56,7 @@ class Block:
     Attributes:
         segments: The segments in their order.
         stage: The number of the stage: blocks of one stage repeat each other.
-        place: The place of the block in its stage.
+        place: The index of the block in its stage.
     """
 
     segments: list[Segment]
@@ -65,7 +65,7 @@ class Block:
 
     @property
     def nodes(self) -> list[Node]:
-        """All calls."""
+        """All calls of the block."""
         return [node for segment in self.segments for node in segment.nodes]
 
     @property
@@ -79,7 +79,7 @@ class Block:
         return str(next(named))
 
     def holds(self, name: str) -> bool:
-        """Return whether a layer of this name is in it, in sub-models too."""
+        """Return whether the block has a layer of this name, also in a sub-model."""
         return any(name in _names(node.operation) for node in self.nodes)
 
 
@@ -123,10 +123,10 @@ class _Search:
         yield from self._of_run(run[start + count * period :])
 
     def _alone(self, run: list[Segment]) -> Iterator[Block]:
-        """Yield each segment with a kernel.
+        """Yield a block for each segment with a kernel.
 
-        What follows it belongs to it if the block then ends as what came before it did:
-        with an activation, for example.
+        Segments after it belong to the block if the block then ends with a layer of the
+        class that came before the block: an activation, for example.
         """
         places = [place for place, segment in enumerate(run) if segment.has_kernel]
         if not places:
@@ -143,7 +143,7 @@ class _Search:
 
 
 def _repeated(run: list[Segment]) -> tuple[int, int, int]:
-    """Return start, length and number of the repeats that cover most of a run."""
+    """Return the start, length and number of the repeats that cover most of a run."""
     kinds = [segment.kind for segment in run]
     best, found = (0, 0, 0), (0, 0, 0)
     for period in range(1, len(run) // 2 + 1):
@@ -155,7 +155,7 @@ def _repeated(run: list[Segment]) -> tuple[int, int, int]:
             ):
                 count += 1
             kernels = [s.has_kernel for s in run[start : start + period]]
-            # Of equal covers the shortest period, and one that begins with a kernel.
+            # Of equal covers: the shortest period, then one that begins with a kernel.
             rank = (count * period, -period, int(kernels[0]))
             if count > 1 and any(kernels) and rank > best:
                 best, found = rank, (start, period, count)
@@ -163,7 +163,7 @@ def _repeated(run: list[Segment]) -> tuple[int, int, int]:
 
 
 def _runs(segments: list[Segment]) -> Iterator[list[Segment]]:
-    """Yield the longest rows of segments that keep the shape."""
+    """Yield the longest runs of segments that keep the shape."""
     run: list[Segment] = []
     for segment in segments:
         if segment.keeps_shape:
@@ -178,7 +178,7 @@ def _runs(segments: list[Segment]) -> Iterator[list[Segment]]:
 def _segments(graph: Any) -> Iterator[Segment]:
     """Yield the segments of a graph in their order.
 
-    Tensors that are computed without weights, as masks, may lead past a segment.
+    Tensors that are computed without weights, such as masks, may bypass a segment.
     """
     nodes = nodes_of(graph)
     last_use = {id(tensor): len(nodes) for tensor in graph.outputs}

@@ -1,4 +1,4 @@
-"""A student with a part of the blocks of its teacher."""
+"""Students with a part of the blocks of their teacher."""
 
 from collections.abc import Sequence
 
@@ -15,27 +15,27 @@ def drop_layers(
     every: int | None = None,
     name: str | None = None,
 ) -> keras.Model:
-    """Return a student without some blocks of the teacher, with its weights.
+    """Return a copy of the teacher, with its weights, without some of its blocks.
 
-    A block is what can be left out because its output has the shape of its input:
-    sub-models, residual branches, the layers of a transformer encoder, or layers of
-    equal width in a row. Where blocks repeat each other they form a stage.
+    A block is a part whose output has the shape of its input, so that it can be left
+    out: a sub-model, a residual branch, a layer of a transformer encoder, or one of
+    several layers of equal width in a row. Blocks that repeat each other form a stage.
 
     Args:
         teacher: A Functional or Sequential model. It isn't changed.
-        keep: The blocks that stay, each by the name of any of its layers or by its
-            place among all blocks. Layers outside of blocks always stay.
-        every: Instead of `keep`: the first block of each stage stays, and every second
-            (`every=2`) or third after it.
+        keep: The blocks to keep, each by the name of any of its layers or by its index
+            among all blocks. Layers outside of blocks are always kept.
+        every: Instead of `keep`: keep the first block of each stage, and every second
+            (`every=2`) or third block after it.
         name: The name of the student.
 
     Returns:
-        A plain, uncompiled Keras model with weights of its own. Its layers have the
-        teacher's names, and all of them train.
+        An uncompiled Keras model with weights of its own. Its layers have the teacher's
+        names, and all of them are trainable.
 
     Raises:
-        ValueError: The teacher has no block, or `keep` names something else: the error
-            names the blocks.
+        ValueError: If the teacher has no block, or if `keep` names no block. In the
+            second case, the error lists the blocks.
 
     Example:
     >>> import keras

@@ -1,4 +1,4 @@
-"""Tells functions of single elements from functions that mix them."""
+"""A test that distinguishes functions of single elements from others."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,9 @@ import numpy as np
 def keeps_units_apart(
     function: Callable[..., Any] | None, rank: int, axis: int
 ) -> bool:
-    """Return whether a function reads the units along an axis one by one.
+    """Return whether a function computes each unit along an axis from itself alone.
 
-    It is tried on numbers, so that functions of the user's own are known too.
+    The function is tried on random numbers, so that custom functions can be tested.
     """
     if function is None:
         return True

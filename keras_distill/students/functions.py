@@ -12,7 +12,7 @@ from keras_distill.students.units import Axes, labelled, whole
 
 
 def function(call: Call) -> Axes | list[Axes]:
-    """A function of `keras.ops` of one tensor, if it takes elements one by one."""
+    """A function of one tensor that computes each unit from itself alone."""
     if not any(labelled(axes) for axes in call.axes):
         return [whole(len(tensor.shape)) for tensor in call.outputs]
     if len(call.outputs) > 1:

@@ -29,7 +29,7 @@ def nodes_of(graph: Any) -> list[Node]:
 
 
 def checked(teacher: Any, call: str) -> keras.Model:
-    """Return the teacher, or raise an error that says why it can't be cut."""
+    """Return the teacher. Raise an error with the reason if it can't be cut."""
     if not isinstance(teacher, keras.Model):
         raise TypeError(
             f"`{call}` takes a Keras model as `teacher`. Received: teacher={teacher!r}"
@@ -58,7 +58,7 @@ def checked(teacher: Any, call: str) -> keras.Model:
 
 
 def _leaves(model: keras.Model) -> Iterator[keras.Layer]:
-    """Yield the layers of a model and of its sub-models, without those."""
+    """Yield the layers of a model and of its sub-models, not the sub-models."""
     for node in nodes_of(graph_of(model)):
         if graph_of(node.operation) is not None:
             yield from _leaves(node.operation)
@@ -67,7 +67,7 @@ def _leaves(model: keras.Model) -> Iterator[keras.Layer]:
 
 
 def times_called(model: keras.Model) -> dict[int, int]:
-    """Return by id how many times each layer is called, sub-models included."""
+    """Return the number of calls of each layer by its id, sub-models included."""
     counts: dict[int, int] = {}
     for node in nodes_of(graph_of(model)):
         operation = node.operation
@@ -79,15 +79,15 @@ def times_called(model: keras.Model) -> dict[int, int]:
 
 
 class Rebuilding:
-    """Builds a model anew with changed layers, and copies the weights.
+    """Builds a copy of a model with changed layers and the same or cut weights.
 
     Args:
-        configs: What changes in the configs of layers, by the id of the layer.
-        shape: Returns the shape of an input's tensor.
+        configs: The changes to the configs of layers, by the id of the layer.
+        shape: Returns the new shape of an input's tensor.
         cut: Returns the part of a weight that the new layer keeps.
         skipped: The ids of calls that are left out.
-        bypassed: By the id of a call that is left out, the tensor that takes the place
-            of its output.
+        bypassed: The tensors that replace the outputs of calls that are left out, by
+            the id of the call.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class Rebuilding:
         self._new: dict[int, tuple[Layer, Layer]] = {}
 
     def model(self, model: keras.Model, name: str) -> keras.Model:
-        """Return the new model, with weights."""
+        """Return the new model, with copied weights."""
         built = self._graph(model, name)
         for old, new in self._new.values():
             if isinstance(old, keras.Layer) and graph_of(old) is None:
                 self._copy(old, new)
-        for layer in built._flatten_layers():  # of a teacher that was frozen, too
+        for layer in built._flatten_layers():  # also if the teacher was frozen
             layer.trainable = True
         return built
 
@@ -176,7 +176,7 @@ class Rebuilding:
         return self._new[id(old)][1]
 
     def _copy(self, old: keras.Layer, new: keras.Layer) -> None:
-        """Copy what a layer has learned: weights, vocabularies, adapted values."""
+        """Copy a layer's state: weights, vocabularies, adapted values."""
         for source, target in zip(old.weights, new.weights, strict=True):
             value = self.cut(source, keras.ops.convert_to_numpy(source))
             if tuple(target.shape) != value.shape:
@@ -197,9 +197,9 @@ class Rebuilding:
 
 
 def _remade(old: Layer, changes: Mapping[str, Any]) -> Layer:
-    """Return a layer made from the config of another, with the functions of that."""
+    """Return a layer with the config and the functions of another layer."""
     with warnings.catch_warnings():
-        # It warns of files with functions; here they stay within the process.
+        # Keras warns of functions in files. This config isn't written to a file.
         warnings.filterwarnings("ignore", "The object being serialized includes a `la")
         config = {**old.get_config(), **changes}
     if isinstance(old, keras.layers.Lambda):

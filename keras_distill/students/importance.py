@@ -1,4 +1,4 @@
-"""Measures of how much each unit matters, which decide what is cut first."""
+"""Measures of the importance of units. The least important ones are cut first."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -16,21 +16,21 @@ Scores = npt.NDArray[np.float64]
 
 
 class Importance(ABC):
-    """Scores the units of a teacher; `slice_widths` keeps those of the largest scores.
+    """Scores the units of a teacher. `slice_widths` keeps those with the best scores.
 
-    The scores of units that are cut together are added up.
+    The scores of units that are cut together are added.
     """
 
     @abstractmethod
     def lines(
         self, teacher: keras.Model, trace: Trace
     ) -> Iterator[tuple[Labels, Scores]]:
-        """Yield units along an axis with how much each of them matters."""
+        """Yield the units along an axis with a score for each of them."""
 
     def scores(self, teacher: keras.Model, trace: Trace) -> Scores:
         """Return the score of each unit.
 
-        Each axis counts alike: its scores are divided by their mean.
+        All axes have the same weight: the scores of each are divided by their mean.
         """
         result = np.zeros(len(trace.units))
         for labels, found in self.lines(teacher, trace):
@@ -72,12 +72,12 @@ class WeightNorm(Importance):
 
 
 class MeanActivation(Importance):
-    """The mean size of a unit's outputs on a batch of examples (Minitron).
+    """The mean absolute value of a unit's outputs on a batch of examples (Minitron).
 
-    Attention heads have no output of their own; their weights are read instead.
+    Attention heads have no output of their own. They get the scores of `WeightNorm`.
 
     Args:
-        calibration_data: One batch of inputs as the teacher takes them: an array, a
+        calibration_data: One batch of inputs as the teacher reads them: an array, a
             list of arrays or a dict by the names of the inputs.
 
     Example:
@@ -104,7 +104,7 @@ class MeanActivation(Importance):
     def lines(
         self, teacher: keras.Model, trace: Trace
     ) -> Iterator[tuple[Labels, Scores]]:
-        """Yield the mean sizes of each tensor along the axes that have units."""
+        """Yield the mean absolute values of tensors along the axes that have units."""
         seen: set[int] = set()
         inputs = _checked(self.calibration_data, teacher)
         for tensor, value in _computed(graph_of(teacher), inputs):

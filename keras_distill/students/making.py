@@ -1,4 +1,4 @@
-"""Rules of layers that make units, whose weights are cut along two axes."""
+"""Rules of layers that make units. Their weights are cut along two axes."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from keras_distill.students.units import Axes, labelled, replaced, whole
 
 
 def dense(call: Call) -> Axes:
-    """A kernel of inputs and units."""
+    """Dense, with a kernel of inputs and units."""
     axes, layer = call.single, call.layer
     out = call.new(layer.units)
     positions = sizes(axes[1:-1], call.outputs[0].shape[1:-1])
@@ -21,7 +21,7 @@ def dense(call: Call) -> Axes:
 
 
 def embedding(call: Call) -> Axes:
-    """A table of words and units."""
+    """Embedding, with a table of tokens and units."""
     axes, layer = call.single, call.layer
     out = call.new(layer.output_dim)
     call.cut(layer.embeddings, None, out, maker=1)
@@ -58,7 +58,7 @@ def convolution(call: Call) -> Axes:
 
 
 def depthwise(call: Call) -> Axes:
-    """A kernel for each channel, whose outputs go with the channel."""
+    """Depthwise convolutions. The outputs of a channel are cut with the channel."""
     axes, layer = call.single, call.layer
     channel = channel_axis(layer, len(axes))
     given = only(axes, channel)
@@ -72,7 +72,7 @@ def depthwise(call: Call) -> Axes:
 
 
 def separable(call: Call) -> Axes:
-    """A depthwise convolution and one of size 1."""
+    """Separable convolutions: a depthwise one, then one of size 1."""
     axes, layer = call.single, call.layer
     channel = channel_axis(layer, len(axes))
     given = only(axes, channel)
@@ -91,7 +91,7 @@ def separable(call: Call) -> Axes:
 
 
 def recurrent(call: Call) -> list[Axes]:
-    """Units with a kernel for each of their gates."""
+    """Recurrent layers, with a kernel for each gate of a unit."""
     if len(call.tensors) > 1:
         raise CannotFollow("its first state is an input")
     axes, layer = call.axes[0], call.layer

@@ -1,4 +1,4 @@
-"""Rules of layers that units pass through."""
+"""Rules of layers that make no units of their own."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ def normalization(call: Call) -> Axes:
 
 
 def group_normalization(call: Call) -> Axes:
-    """Groups are kept or cut whole, but for a single one of all units."""
+    """Groups are cut as a whole, unless there is only one group."""
     axes, layer = call.single, call.layer
     channel = layer.axis % len(axes)
     given = only(axes, channel)
@@ -43,7 +43,7 @@ def group_normalization(call: Call) -> Axes:
 
 
 def of_preprocessing(call: Call) -> Axes:
-    """What has a value for each of its inputs."""
+    """Layers of preprocessing, which may have a value for each of their inputs."""
     axes = call.single
     if labelled(axes):
         raise CannotFollow("it has a value for each unit")
@@ -51,7 +51,7 @@ def of_preprocessing(call: Call) -> Axes:
 
 
 def rescaling(call: Call) -> Axes:
-    """By numbers, not by arrays."""
+    """Rescaling by numbers. With arrays, it is a layer of preprocessing."""
     numbers = (call.layer.scale, call.layer.offset)
     return (
         same(call) if all(np.ndim(n) == 0 for n in numbers) else of_preprocessing(call)
@@ -59,7 +59,7 @@ def rescaling(call: Call) -> Axes:
 
 
 def layer_scale(call: Call) -> Axes:
-    """A factor for each unit."""
+    """LayerScale, a factor for each unit."""
     axes = call.single
     call.cut(call.layer.gamma, axes[-1])
     if axes[-1] is not None:
@@ -68,7 +68,7 @@ def layer_scale(call: Call) -> Axes:
 
 
 def prelu(call: Call) -> Axes:
-    """A slope for each element, which axes may share."""
+    """PReLU, a slope for each element, which may be shared along axes."""
     axes, alpha = call.single, call.layer.alpha
     pairs = zip(axes[1:], alpha.shape, strict=True)
     call.cut(alpha, *(None if size == 1 else labels for labels, size in pairs))
@@ -76,12 +76,12 @@ def prelu(call: Call) -> Axes:
 
 
 def same(call: Call) -> Axes:
-    """What reads units one by one."""
+    """Layers that compute each unit from itself alone."""
     return call.single
 
 
 def dropout(call: Call) -> Axes:
-    """Noise whose shape may be given."""
+    """Dropout, whose `noise_shape` may be given."""
     axes = call.single
     noise = getattr(call.layer, "noise_shape", None)
     for labels, size in zip(axes, noise or (), strict=False):
@@ -96,7 +96,7 @@ def activation(call: Call) -> Axes:
 
 
 def softmax(call: Call) -> Axes:
-    """Reads all elements along its axes."""
+    """Softmax, which reads all elements along its axes."""
     axes = call.single
     for axis in of_listed(call.layer.axis):
         if (labels := axes[axis]) is not None:
@@ -106,7 +106,7 @@ def softmax(call: Call) -> Axes:
 
 
 def pooling(call: Call) -> Axes:
-    """What moves, pools or repeats positions and leaves channels alone."""
+    """Layers that move, pool or repeat positions and don't mix channels."""
     axes = call.single
     given = only(axes, channel_axis(call.layer, len(axes)))
     rank = len(call.outputs[0].shape)
@@ -122,7 +122,7 @@ def _reshape_to(call: Call, axes: Axes, shape: Sequence[int | None]) -> Axes:
 
 
 def flatten(call: Call) -> Axes:
-    """Each unit is then there once for each position."""
+    """Flatten. Afterwards each unit occurs once for each position."""
     axes, shape = call.single, list(call.tensors[0].shape)
     if call.layer.data_format == "channels_first" and len(axes) > 1:
         axes = (axes[0], *axes[2:], axes[1])
@@ -131,7 +131,7 @@ def flatten(call: Call) -> Axes:
 
 
 def reshape(call: Call) -> Axes:
-    """Into a shape in which units lie along one axis."""
+    """Reshape into a shape in which units lie along one axis."""
     axes = call.single
     result = _reshape_to(call, axes, call.tensors[0].shape)
     if labelled(result):
@@ -164,7 +164,7 @@ def merge(call: Call) -> Axes:
 
 
 def concatenate(call: Call) -> Axes:
-    """The units of one tensor after those of another."""
+    """Concatenate, which places the units of one tensor after those of another."""
     rank = len(call.axes[0])
     axis = call.layer.axis % rank
     parts = list(zip(call.tensors, call.axes, strict=True))

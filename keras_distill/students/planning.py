@@ -20,14 +20,15 @@ _WITHIN = 0.05
 
 @dataclass
 class Space:
-    """Units of which a width keeps a part: all that are made or added together.
+    """Units that are made or added together. A width keeps a part of them.
 
     Attributes:
-        free: The units that may be cut, one for all that are tied to it, sorted by
-            importance, the most important first.
-        makers: The layers that make them, as the names of sub-models and layer.
-        needed: The units without which a layer would have none.
-        refused: The layer that can't follow a cut and why, None if all can.
+        free: The units that may be cut, one of each set of tied units, the most
+            important first.
+        makers: The layers that make the units, each by the names of its sub-models and
+            its own name.
+        needed: Units that are always kept, so that no layer loses all of its units.
+        refused: A layer that can't follow a cut, and the reason. None if all can.
     """
 
     free: Labels
@@ -36,7 +37,7 @@ class Space:
     refused: tuple[str, str] | None
 
     def called(self, pattern: str) -> bool:
-        """Return whether the name of a layer or of a sub-model of it fits."""
+        """Return whether the name of a maker or of a sub-model around it matches."""
         return any(
             fnmatch.fnmatchcase(n, pattern) for path in self.makers for n in path
         )
@@ -47,7 +48,7 @@ class Space:
         return self.makers[0][-1]
 
     def best(self, width: float) -> set[int]:
-        """Return the units that are kept at a width, and those that are needed."""
+        """Return the units that are kept at a width, with those that are needed."""
         count = int(width * len(self.free) + 0.5)
         chosen = [unit for unit in self.free.tolist() if unit in self.needed]
         others = [unit for unit in self.free.tolist() if unit not in self.needed]
@@ -63,7 +64,7 @@ class Plan:
         self.spaces = list(_spaces(trace, self.roots, scores))
 
     def at(self, width: float) -> Kept:
-        """Return the units kept where every layer has this width."""
+        """Return the units kept if every layer has this width."""
         refused = [*self.trace.refusals, *(s.refused for s in self.spaces if s.refused)]
         if refused and width < 1.0:
             name, why = refused[0]
@@ -73,7 +74,7 @@ class Plan:
         return self._kept([width] * len(self.spaces))
 
     def by_layer(self, widths: Mapping[str, float]) -> Kept:
-        """Return the units kept with a width for the layers of each name."""
+        """Return the units kept if the layers of each name have its width."""
         chosen: list[float | None] = [None] * len(self.spaces)
         for pattern, width in widths.items():
             found = [i for i, space in enumerate(self.spaces) if space.called(pattern)]
@@ -119,20 +120,20 @@ class Plan:
         return np.isin(self.roots, list(kept))
 
     def of_size(self, size: Callable[[Kept], float], share: float, name: str) -> Kept:
-        """Return the units kept at the width at which the size is a share of all.
+        """Return the units kept at the width that reduces the size to this share.
 
         Raises:
-            ValueError: No width comes within 5 % of it.
+            ValueError: If no width comes within 5 % of the share.
         """
         wanted = share * size(self.at(1.0))
-        self.at(0.999)  # Raises where a layer can't follow.
+        self.at(0.999)  # Raises an error if a layer can't follow.
         low, high = 0.0, 1.0
         for _ in range(30):
             width = (low + high) / 2
             below = size(self._near(width, width, 0)) < wanted
             low, high = (width, high) if below else (low, width)
-        # At one width several spaces lose a unit at once. In between, the first of
-        # them have the larger width.
+        # Several spaces may lose a unit at the same width. For sizes in between, the
+        # first of the spaces have the larger width.
         steps = [self._near(low, high, n) for n in range(len(self.spaces) + 1)]
         best = min(steps, key=lambda kept: abs(size(kept) - wanted))
         if abs(size(best) - wanted) > _WITHIN * wanted:
@@ -144,7 +145,7 @@ class Plan:
         return best
 
     def _near(self, low: float, high: float, number: int) -> Kept:
-        """Return the units kept with the width `high` for so many of the spaces."""
+        """Return the units kept with the width `high` for the first `number` spaces."""
         widths = [high] * number + [low] * (len(self.spaces) - number)
         return self._kept(widths, strict=False)
 
@@ -182,7 +183,7 @@ def _spaces(trace: Trace, roots: Labels, scores: Scores) -> list[Space]:
 
 
 def length(size: Size, kept: Kept) -> int | None:
-    """Return how long an axis is after the cut."""
+    """Return the length of an axis after the cut."""
     return int(kept[size].sum()) if isinstance(size, np.ndarray) else size
 
 

@@ -1,4 +1,4 @@
-"""A student that trains through its quantiser."""
+"""Quantisation-aware training of students."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,9 +18,9 @@ from keras_distill.students.graph import graph_of, nodes_of
 from keras_distill.types import Nested, Tensor
 
 _BITS = {"int8": 8, "int4": 4}
-# Layers whose operators LiteRT has with weights in integers, of 4 bits too.
+# Layers whose operators in LiteRT support integer weights, also of 4 bits.
 _WITH_WEIGHTS = (layers.Conv1D, layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
-# Their outputs are values of their inputs: the range stays.
+# Layers whose outputs are values of their inputs, so that the range is the same.
 _PASSING = (
     layers.ActivityRegularization,
     layers.Cropping1D,
@@ -47,7 +47,7 @@ _PRESCRIBED: dict[str, tuple[float, ...]] = {
     "softmax": (0.0, 255 / 256),
     "tanh": (-1.0, 127 / 128),
 }
-# Examples that calibrate at once.
+# The number of examples in a batch of calibration.
 _BATCH = 32
 
 
@@ -61,35 +61,35 @@ def quantization_aware(
 ) -> keras.Model:
     """Return a copy of a student that computes as an integer runtime would.
 
-    Weights are rounded in each call, and so are inputs, outputs and what layers compute
-    in between. Training adapts the float weights to that. The ranges of activations are
-    those of the calibration data and stay. A BatchNormalization becomes part of the
-    convolution or dense layer before it, or two layers of constants.
+    Each call rounds the weights, the inputs, the outputs and the values between layers.
+    Training adapts the float weights to the rounding. The calibration data determine
+    the ranges of activations. Training doesn't change these ranges. A
+    BatchNormalization becomes part of the convolution or dense layer before it, or two
+    layers of constants.
 
-    `keras_distill.export` writes the copy as a LiteRT file with `quantize="int8"`, by
-    these ranges and without further calibration data.
+    `keras_distill.export` with `quantize="int8"` writes the copy as a LiteRT file. It
+    uses these ranges and needs no further calibration data.
 
-    At 8 bits, training gains nothing beyond right ranges, which the export of a float
-    model has too. At 4 bits it regains most of what rounding loses. It made no
-    difference whether labels or the float student taught.
+    At 8 bits, training gains nothing over well-calibrated ranges, which the export of a
+    float model has too. At 4 bits, it regains most of what rounding loses. It made no
+    difference whether the copy learned from labels or from the float student.
 
     Args:
-        student: A built Functional or Sequential model with weights that are worth
-            keeping. It isn't changed.
+        student: A built and trained Functional or Sequential model. It isn't changed.
         weights: `"int8"` or `"int4"`.
-        activations: `"int8"`, or None for floats. None is for `"int8"` weights, as
-            LiteRT has none of 4 bits beside floats.
-        calibration_data: Inputs as the student takes them, a few hundred typical ones.
-            Without activations to round, None.
+        activations: `"int8"`, or None for floats. None needs `weights="int8"`, because
+            LiteRT has no 4-bit weights with float activations.
+        calibration_data: A few hundred typical inputs, as the student reads them. None
+            if `activations` is None.
         name: The name of the copy.
 
     Returns:
         An uncompiled Keras model with weights of its own.
 
     Raises:
-        TypeError: `student` isn't a Keras model.
-        ValueError: An argument isn't usable, or `student` is subclassed, shares layers
-            or has layers whose weights can't be rounded; the error names them.
+        TypeError: If `student` isn't a Keras model.
+        ValueError: If an argument isn't usable, or if `student` is subclassed, shares
+            layers or has layers whose weights can't be rounded. The error names them.
 
     Example:
     >>> import keras, numpy as np
@@ -121,7 +121,7 @@ def quantization_aware(
 
 
 def _checked(student: Any) -> Any:
-    """Return the graph of a student, or raise an error that says what is wrong."""
+    """Return the graph of a student. Raise an error with the reason if it is unfit."""
     if not isinstance(student, keras.Model):
         raise TypeError(f"`student` must be a Keras model. Received: {student!r}")
     if isinstance(student, keras.Sequential) and not student.built:
@@ -206,7 +206,7 @@ def _shown(data: Any) -> str:
 
 
 def _operations(graph: Any) -> Iterator[Any]:
-    """Yield the operation of each call, those of nested models in place of these."""
+    """Yield the operation of each call. A nested model yields its own operations."""
     for node in nodes_of(graph):
         inner = graph_of(node.operation)
         if inner is None:
@@ -239,7 +239,7 @@ def _calibrate(model: keras.Model, data: Nested) -> None:
         model(batch, training=False)
     for quantizer in found:
         quantizer.observes = False
-        # What is zero in all examples has a scale too.
+        # Values that are 0 in all examples need a scale too.
         if quantizer.low == quantizer.high:
             quantizer.high = keras.config.epsilon()
 
@@ -248,7 +248,7 @@ class _Copying:
     """Copies models with layers that round.
 
     Args:
-        bits: Of the weights.
+        bits: The number of bits of the weights.
         activations: Whether activations are rounded.
     """
 
@@ -260,7 +260,7 @@ class _Copying:
         """Return the copy of a model."""
         inputs = keras.tree.map_structure(_input_like, graph._inputs_struct)
         pairs = zip(graph.inputs, keras.tree.flatten(inputs), strict=True)
-        # By the id of a tensor of the graph: its copy, as it is read.
+        # The copies of the graph's tensors, rounded if needed, by the tensor's id.
         copies = {
             id(old): FakeQuantizer(name=f"{new.name}_rounded")(new)
             if self.activations and _is_float(new)
@@ -290,7 +290,7 @@ class _Copying:
         if inner is not None:
             return self.model(inner, operation.name)(*args, **kwargs)
         if _is_folded(node, readers):
-            # The layer before has it, and rounds after it.
+            # It is a part of the layer before, which rounds after it.
             return args[0]
         norm = _normalisation_after(node, readers)
         made = node if norm is None else _only_reader(node, readers)
@@ -329,7 +329,7 @@ class _Copying:
         return self.activations and are_floats and not is_passing and not fuses
 
     def _weighted(self, layer: Any, norm: Any, x: Any, name: str) -> Any:
-        """Return the output of a layer with rounded weights, with its activation."""
+        """Return the output, after the activation, of a layer with rounded weights."""
         if layer.activity_regularizer is not None:
             raise ValueError(
                 "Layers must have no `activity_regularizer`; add an "
@@ -409,7 +409,7 @@ def _normalisation_after(node: Any, readers: dict[int, list[Any]]) -> Any:
 
 
 def _is_folded(node: Any, readers: dict[int, list[Any]]) -> bool:
-    """Return whether a call is a BatchNormalization that the layer before it has."""
+    """Return whether a call is a BatchNormalization folded into the layer before it."""
     if not isinstance(node.operation, layers.BatchNormalization):
         return False
     history = node.input_tensors[0]._keras_history
@@ -418,7 +418,7 @@ def _is_folded(node: Any, readers: dict[int, list[Any]]) -> bool:
 
 
 def _fuses(node: Any, readers: dict[int, list[Any]]) -> bool:
-    """Return whether LiteRT computes the activation that alone reads a call with it."""
+    """Return whether LiteRT fuses a call with the activation that alone reads it."""
     kinds = (*_WITH_WEIGHTS, layers.BatchNormalization, layers.Add)
     is_sum = type(node.operation).__name__ == "Add"
     if not isinstance(node.operation, kinds) and not is_sum:
@@ -428,7 +428,7 @@ def _fuses(node: Any, readers: dict[int, list[Any]]) -> bool:
 
 
 def _is_fused(operation: Any) -> bool:
-    """Return whether LiteRT has an activation within other operators."""
+    """Return whether LiteRT can fuse an activation with other operators."""
     if isinstance(operation, layers.ReLU):
         plain = not operation.negative_slope and not operation.threshold
         return plain and operation.max_value in (None, 6)
@@ -436,7 +436,7 @@ def _is_fused(operation: Any) -> bool:
 
 
 def _function_name(operation: Any) -> str:
-    """Return the name of the function that an operation applies at last."""
+    """Return the name of the function that an operation applies last."""
     function = getattr(operation, "activation", None)
     if function in (None, keras.activations.linear):
         return type(operation).__name__.lower()
@@ -444,7 +444,7 @@ def _function_name(operation: Any) -> str:
 
 
 def _fill(copy: Any, layer: Any, norm: Any) -> None:
-    """Give a copied layer the weights, with those of a BatchNormalization in them."""
+    """Set the weights of a copied layer, with a BatchNormalization folded in."""
     kernel = keras.ops.convert_to_numpy(layer.kernel)
     if norm is None:
         copy.set_weights(layer.get_weights())
@@ -456,7 +456,7 @@ def _fill(copy: Any, layer: Any, norm: Any) -> None:
 
 
 def _constants(norm: Any) -> tuple[Tensor, Tensor]:
-    """Return what a BatchNormalization multiplies by and adds in inference."""
+    """Return the factor and the offset of a BatchNormalization in inference."""
     mean, variance = map(
         keras.ops.convert_to_numpy, (norm.moving_mean, norm.moving_variance)
     )

@@ -11,9 +11,9 @@ from keras_distill.students.tracing import Call, Rule
 
 
 def rule_of(layer: Any) -> Rule | None:
-    """Return the rule for a layer or a function of `keras.ops`, None without one.
+    """Return the rule for a layer or a function of `keras.ops`, None without a rule.
 
-    Subclasses have none, as they may do anything.
+    Subclasses of Keras' layers have no rule, because they may compute anything.
     """
     if isinstance(layer, keras.Layer):
         kind = type(layer)

@@ -1,4 +1,4 @@
-"""A student with a part of the units of its teacher's layers."""
+"""Students with a part of the units of their teacher's layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,28 +26,31 @@ def slice_widths(
 ) -> keras.Model:
     """Return a student that has the most important units of the teacher's layers.
 
-    Units of dense, convolution, embedding and recurrent layers and heads of attention
-    are cut, with the weights of all layers that read them. Units that are added up, as
-    along residual connections, are cut together. Outputs keep their shapes.
+    Units of dense, convolution, embedding and recurrent layers are cut, and heads of
+    attention layers. The weights of all layers that read these units are cut too. Units
+    that are added to each other, as in residual connections, are cut together. The
+    model's outputs keep their shapes.
 
     Args:
         teacher: A Functional or Sequential model. It isn't changed.
-        width: The part of the units that each layer keeps, or a dict of it by the name
-            of a layer or sub-model, in which `*` stands for any letters. Layers
-            without a name in the dict stay whole. It counts units, so width 0.5 leaves
-            about a quarter of the parameters.
-        importance: How units are compared, `WeightNorm()` by default.
-        parameters: Instead of `width`: the share of the parameters that is kept. It is
-            met within 5 %.
-        flops: Instead of `width`: the share of the multiplications that is kept.
+        width: The share of the units that each layer keeps. Or a dict of shares by the
+            name of a layer or sub-model, in which `*` matches any characters. Layers
+            that the dict doesn't name keep all units. A width of 0.5 leaves about a
+            quarter of the parameters.
+        importance: The scores by which units are kept. Defaults to `WeightNorm()`.
+        parameters: Instead of `width`: the share of the parameters to keep, met within
+            5 %.
+        flops: Instead of `width`: the share of the multiplications to keep, met within
+            5 %.
         name: The name of the student.
 
     Returns:
-        A plain, uncompiled Keras model with weights of its own. Its layers have the
-        teacher's names, and all of them train.
+        An uncompiled Keras model with weights of its own. Its layers have the teacher's
+        names, and all of them are trainable.
 
     Raises:
-        ValueError: A layer can't be followed: the error names it and says why.
+        ValueError: If a layer can't follow a cut. The error names the layer and the
+            reason.
 
     Example:
     >>> import keras

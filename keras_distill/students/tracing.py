@@ -1,4 +1,4 @@
-"""Follows the units of a model from layer to layer."""
+"""The trace that follows the units of a model from layer to layer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from keras_distill.students.elementwise import keeps_units_apart
 from keras_distill.students.graph import Node, graph_of, nodes_of, times_called
 from keras_distill.students.units import Axes, Labels, Units, labelled, replaced, whole
 
-# A dimension: the units of which some are kept, a number, or None if it's unknown.
+# A dimension: units of which some are kept, a number, or None if it's unknown.
 Size = Labels | int | None
 
 
 class CannotFollow(Exception):
-    """A layer whose units can't be cut; the message says why."""
+    """The units of a layer can't be cut. The message gives the reason."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Weight:
 
 @dataclass
 class Call:
-    """One call of a layer, as its rule sees it."""
+    """One call of a layer, which is the argument of the layer's rule."""
 
     trace: "Trace"
     layer: Any
@@ -87,19 +87,19 @@ class Call:
     def cut(
         self, variable: Any, *axes: Labels | None, maker: int | None = None
     ) -> None:
-        """Say which units lie along the axes of a weight, which may be None."""
+        """Record which units lie along the axes of a weight. The weight may be None."""
         if variable is not None:
             self.weights.append(Weight(variable, axes, maker))
 
     def multiplies(self, kernel: Any, positions: Sequence[Size]) -> None:
-        """Say at how many positions of an example the layer multiplies by a kernel."""
+        """Record the sizes of the axes along which a layer repeats a multiplication."""
         (axes,) = (w.axes for w in self.weights if w.variable is kernel)
         pairs = zip(axes, kernel.shape, strict=True)
         sizes = [size if labels is None else labels for labels, size in pairs]
         self.products.append([*sizes, *positions])
 
     def activated(self, axes: Axes) -> Axes:
-        """Return the output's units, which an activation mustn't mix where cut."""
+        """Return the output's units. Refuse to cut units that the activation mixes."""
         activation = getattr(self.layer, "activation", None)
         if isinstance(activation, keras.Layer) and activation.weights:
             raise CannotFollow("its activation has weights")
@@ -122,9 +122,10 @@ class Trace:
     Attributes:
         units: All units, with those that are cut together.
         weights: The weights that have units, by the variable's id.
-        configs: What the config of a layer has to become, by the layer's id. Labels
-            stand for the number of them that are kept.
-        products: For each multiplication, the sizes whose product is its number.
+        configs: The changes to the config of a layer, by the layer's id. An array of
+            units means the number of them that are kept.
+        products: For each matrix product, the sizes whose product is its number of
+            multiplications.
         refusals: The layers whose own units can't be cut, and why.
     """
 
@@ -206,7 +207,7 @@ class Trace:
         return [outputs] if isinstance(outputs, tuple) else list(outputs)
 
     def _refused(self, node: Node, why: str) -> list[Axes]:
-        """Return a whole output, and exclude the inputs' units from cuts."""
+        """Return outputs without units, and exclude the inputs' units from cuts."""
         name = node.operation.name
         for tensor in node.input_tensors:
             for labels in labelled(self.axes_of(tensor)):
@@ -231,10 +232,10 @@ def combined(call: Call, several: Sequence[tuple[Any, Axes]]) -> Axes:
 
 
 def _tied(units: Units, found: Sequence[Labels | None]) -> Labels | None:
-    """Tie the units along one axis of tensors that are combined; return them.
+    """Tie the units along one axis of tensors that are combined, and return them.
 
-    Beside a tensor of which nothing is cut (None) nothing can be cut. A single unit
-    that is spread over many stays.
+    If one tensor has no units along the axis (None), no units are cut there. A single
+    unit that is broadcast to many isn't cut.
     """
     labels = [each for each in found if each is not None]
     long = [each for each in labels if len(each) > 1]

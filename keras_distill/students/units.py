@@ -17,8 +17,8 @@ class Made:
     """The units that one layer makes.
 
     Attributes:
-        path: The names of the sub-models that hold the layer, and its own.
-        labels: Its units.
+        path: The names of the sub-models around the layer, then its own name.
+        labels: The units of the layer.
     """
 
     path: tuple[str, ...]
@@ -26,10 +26,10 @@ class Made:
 
 
 class Units:
-    """A union-find of units, which are cut together where they were tied.
+    """A union-find of units. Tied units are cut together.
 
-    Units that a layer makes at once form a space, of which a width keeps a part. Tied
-    units tie their spaces.
+    The units that a layer makes at once form a space. A width keeps a part of a space.
+    If two units are tied, their spaces are tied too.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Units:
         return labels
 
     def new_fixed(self, count: int) -> Labels:
-        """Return units that are never cut, as the channels of an input."""
+        """Return units that are never cut, such as the channels of an input."""
         space = self._spaces.add()
         labels = np.array([self._units.add() for _ in range(count)], "int64")
         self._space_of += [space] * count
@@ -70,16 +70,16 @@ class Units:
         self.fixed.update(map(int, labels.ravel()))
 
     def refuse(self, labels: Labels, layer: str, why: str) -> None:
-        """Raise an error naming the layer where one of these units is to be cut."""
+        """Record a layer because of which a cut of any of these units is an error."""
         for unit in map(int, labels.ravel()):
             self.refused.setdefault(unit, (layer, why))
 
     def roots(self) -> Labels:
-        """Return for each unit the one that represents all that are tied to it."""
+        """Return the representative of each unit, the same for all tied units."""
         return np.array([self._units.find(unit) for unit in range(len(self))], "int64")
 
     def space_roots(self) -> Labels:
-        """Return the space of each unit."""
+        """Return the representative of each unit's space."""
         return np.array([self._spaces.find(space) for space in self._space_of], "int64")
 
 
@@ -106,7 +106,7 @@ class _Forest:
 
 
 def labelled(axes: Axes) -> list[Labels]:
-    """Return the labels of the axes that have some."""
+    """Return the labels of the axes that have labels."""
     return [labels for labels in axes if labels is not None]
 
 
@@ -125,10 +125,10 @@ def replaced(axes: Axes, axis: int, labels: Labels | None) -> Axes:
 def reshaped(
     axes: Axes, shape: Sequence[int | None], new: Sequence[int | None]
 ) -> Axes:
-    """Return the axes after a reshape that keeps the batch axis, C order.
+    """Return the axes after a reshape in C order that keeps the batch axis.
 
     Raises:
-        LookupError: The units of one axis don't lie along one axis afterwards.
+        LookupError: If the units of one axis don't lie along one axis afterwards.
     """
     if not labelled(axes):
         return whole(len(new))
