@@ -75,13 +75,14 @@ def export(
     the LiteRT interpreter. It is compared with Keras on `example_batch`, on a batch of
     another size and on the data of `evaluation`. It is also compared on values that
     examples seldom contain: inputs of other sizes if sizes are open, infinities and NaN
-    if the model tests for them, zeros, negative integers and large values. Each value
-    must satisfy this condition:
+    if the model tests for them, zeros, negative integers and large values. int8
+    artefacts aren't compared on these values, and float16 artefacts not on large ones.
+    Each output must satisfy this condition:
 
         max |artefact - keras| <= tolerance * max(scale, |keras|)
 
-    `scale` is the largest magnitude of that output in `example_batch`, without masks
-    (values of 1e4 and more). Outputs that aren't floats must be equal.
+    `scale` is the largest magnitude of that output, without masks (values of 1e4 and
+    more), or 1 if all values are 0. Outputs that aren't floats must be equal.
 
     `directory` then contains `manifest.json`, `examples.npz` (the first 32 rows of
     `example_batch` with the model's outputs, for `verify`) and the chosen formats:
@@ -131,7 +132,8 @@ def export(
             one, LSTM and GRU layers are converted to LiteRT's own operators.
         tolerance: The largest difference from Keras, relative to the scale of the
             output. A dict has precisions as keys (`"full"` and those of `quantize`). A
-            number is for `"full"`, and is never raised. Defaults by precision:
+            number is for `"full"`, and is never raised. It is also the least tolerance
+            of the other precisions. Defaults by precision:
 
             - `"full"`: 1e-5, about five times what deep float32 networks need. If the
               model's own rounding needs more, the default rises to twice the change of

@@ -38,8 +38,8 @@ def verify(
     Args:
         directory: An export: the directory with the `manifest.json`.
         run: Whether to run the artefacts. If False, only files are checked.
-        evaluation: The evaluation that `export` was given, to measure again how much of
-            the metric the artefacts lose. If `export` was given a `preprocessing`, `x`
+        evaluation: Measures again how much of the metric the artefacts lose. The metric
+            and the number of examples must be those of `export`. If `export` was given a `preprocessing`, `x`
             must be the output of that preprocessing.
 
     Returns:

@@ -62,7 +62,7 @@ class ListwiseSoftTargets(ListwiseLoss):
     Outputs of shape `(batch,)` or `(batch, 1)` have one item per row. Rows of a batch
     with the same group id form a list, and a mask is True for the rows that count. Ids
     are integers or strings. Groups take memory for `batch**2` numbers. String ids need
-    TensorFlow and, in `fit`, `jit_compile=False`. Without a reduction, the first row of
+    TensorFlow and `compile(jit_compile=False)`. Without a reduction, the first row of
     a group has the value of the group's list, and its other rows are 0.
 
     Calling:

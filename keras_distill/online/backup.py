@@ -55,7 +55,8 @@ class Backup(keras.callbacks.Callback):
 
     Clusters send SIGTERM before they reclaim a machine. The process then ends with exit
     code 75, and the next `fit` resumes after the last complete epoch. If epochs are
-    long, shorten them with `steps_per_epoch`, so that less work is lost.
+    long, shorten them with `steps_per_epoch`, so that less work is lost. If the process
+    has a handler for SIGTERM, that handler is called instead.
 
     With several workers (`tf.distribute.MultiWorkerMirroredStrategy`), the first worker
     writes the files, and all workers read them. The directory must be shared by all.
