@@ -12,7 +12,7 @@ IN_BACKTICKS = re.compile(r"(`[^`]*`)")
 
 
 def to_rst(text: str) -> str:
-    """Mark equations and examples as such, and escape `|`, which is markup there.
+    """Mark equations and examples as such, and escape what is markup there.
 
     An equation is an indented block that follows a blank line and a line without
     indentation. An example ends its docstring.
@@ -25,6 +25,8 @@ def to_rst(text: str) -> str:
         elif ">>>" not in block:
             parts = IN_BACKTICKS.split(block)
             parts[::2] = (part.replace("|", r"\|") for part in parts[::2])
+            # Markup ends only before a character that isn't of a word: "`Input`s".
+            parts[2::2] = (re.sub(r"^(?=\w)", r"\\ ", part) for part in parts[2::2])
             block = "".join(parts)
         result.append(block)
         before = block.splitlines()[-1] if block else ""

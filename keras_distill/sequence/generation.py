@@ -53,11 +53,11 @@ def generate(
     also within a training step. No gradient flows back.
 
     If the model has a key-value cache, each step computes one position only. A Keras
-    model has a cache if it has two methods: `call_with_cache(token_ids, cache,
-    cache_update_index)`, which returns `(logits, hidden_states, cache)`, and
-    `build_cache(token_ids)`, which returns `(hidden_states, cache)`. All text-only
-    `CausalLM`s of keras-hub have a cache. For other models, each step computes whole
-    rows. A step writes the same position in all rows. Rows with a longer prompt keep
+    model has a cache if it has two methods:
+    `call_with_cache(token_ids, cache, cache_update_index)`, which returns
+    `(logits, hidden_states, cache)`, and `build_cache(token_ids)`, which returns
+    `(hidden_states, cache)`. All text-only `CausalLM`s of keras-hub have a cache. For
+    other models, each step computes whole rows. A step writes the same position in all rows. Rows with a longer prompt keep
     their prompt token at that position.
 
     Outside of a training or evaluation step, the function is compiled once for each
