@@ -132,7 +132,7 @@ class _Stage:
         return ahead(result.apply(length))
 
     def begin(self) -> Iterator[int]:
-        """Connect, and yield the number of an iteration that ends with the generator."""
+        """Connect, and yield an iteration's number. It ends with the generator."""
         number = next(self.numbers)
         # If the iteration ends early, leaving the block ends the requests too.
         with self.connect() as service:

@@ -145,7 +145,7 @@ def remove_scratch(directory: Path) -> None:
 
 
 def remove_notes(directory: Path) -> None:
-    """Remove the checksum files of a complete recording. The manifest holds the sums."""
+    """Remove the checksum files of a complete recording, whose manifest holds them."""
     for path in directory.glob("shard-*.json"):
         path.unlink(missing_ok=True)
 
