@@ -1,4 +1,4 @@
-"""Errors for unknown arguments that name the right call and argument.
+"""Errors that name the right call and argument in place of an unknown argument.
 
 Users often pass arguments under the names of other libraries.
 """
@@ -133,7 +133,7 @@ _CALLS_OF_ONE = {
 
 
 def check_known(call: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raise TypeError for unknown arguments, which says where they belong.
+    """Raise a TypeError for unknown arguments that says where they belong.
 
     Args:
         call: The name of the called function in the error.
@@ -165,8 +165,8 @@ def explained(function: Function) -> Function:
     """Return a constructor or method with helpful errors for wrong arguments.
 
     An unknown argument raises an error that says where it belongs, unless `function`
-    takes arguments of any name. Too many arguments by position raise one that lists the
-    arguments to give by name.
+    accepts arguments of any name. Too many arguments by position raise an error that
+    lists the arguments to pass by name.
     """
     kinds = {
         parameter.name: parameter.kind
@@ -201,7 +201,7 @@ def explained(function: Function) -> Function:
 
 
 def check_distillation_loss(loss: Any) -> None:
-    """Raise TypeError for losses of `keras.distillation`, which names our own."""
+    """Raise a TypeError for losses of `keras.distillation` that names ours."""
     for given in keras.tree.flatten(loss):
         if type(given).__module__.startswith("keras.src.distillation"):
             temperature = getattr(given, "temperature", None)

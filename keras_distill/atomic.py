@@ -22,13 +22,13 @@ _SCRATCH = re.compile(r"\.(?P<name>.+)\.keras-distill-[0-9a-f]{8}(?P<old>\.old)?
 def replace(path: Path, write: Callable[[Path], None]) -> None:
     """Replace a file as a whole.
 
-    The new file is written beside `path` under a hidden name, always the same, which
-    keeps the suffixes. The next writer overwrites what a killed one left. So only one
-    writer may run at a time.
+    The new file is first written beside `path`, under a fixed hidden name with the same
+    suffixes. The next writer overwrites the file of a killed writer. So only one writer
+    may run at a time.
 
     Args:
         path: The file to replace. Its directory is made if there is none.
-        write: Writes a whole file at the path that it is given.
+        write: Writes a complete file at the path that it gets.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".writing.{path.name}")
@@ -37,7 +37,7 @@ def replace(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def move(scratch: Path, path: Path) -> None:
-    """Give a file that is complete its name in the same directory, as a whole."""
+    """Give a complete file its name in the same directory, in one step."""
     flush(scratch)
     os.replace(scratch, path)
     # A power cut could undo the rename while the directory isn't flushed.
@@ -118,7 +118,7 @@ def target_name(path: Path) -> str | None:
 
 @contextmanager
 def alone_in(parent: Path) -> Iterator[None]:
-    """Wait until no other writer changes the entries of `parent`; keep others out."""
+    """Wait until no other writer changes the entries of `parent`; lock others out."""
     # A scratch directory belongs to one process, which has locked it already.
     if target_name(parent) is not None:
         yield
@@ -160,10 +160,10 @@ def lock(descriptor: int, *, wait: bool) -> bool:
 
     Args:
         descriptor: The descriptor of the open file or directory.
-        wait: Whether to wait while another process has it.
+        wait: Whether to wait while another process has the lock.
 
     Returns:
-        Whether no other process has it.
+        Whether no other process has the lock.
     """
     import fcntl  # Absent on Windows, where the rest of the package works.
 

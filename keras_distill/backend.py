@@ -1,4 +1,4 @@
-"""All questions about the backend that Keras runs on, asked in one place."""
+"""Functions that depend on the backend that Keras runs on."""
 
 import re
 import sys
@@ -65,7 +65,7 @@ def sum_over_replicas(x: Tensor) -> Tensor:
 
 
 def is_traced(x: Any) -> bool:
-    """Return whether a tensor has no values yet, as while a step is compiled."""
+    """Return whether a tensor has no values yet, e.g. while a step is compiled."""
     if is_tensorflow():
         import tensorflow as tf
 
@@ -78,8 +78,8 @@ def is_traced(x: Any) -> bool:
 
 
 def keras_mask(x: Tensor) -> Tensor | None:
-    """Return the mask that a layer of Keras has left on its output, None without."""
-    # Keras' own reader, for JAX's tensors bear no attributes.
+    """Return the mask that a Keras layer has attached to its output, or None."""
+    # Keras' own function, because JAX's tensors have no attributes.
     from keras.src.backend.common.masking import get_keras_mask
 
     return get_keras_mask(x)
@@ -88,12 +88,12 @@ def keras_mask(x: Tensor) -> Tensor | None:
 def assert_in_graph(holds: Tensor, message: str, values: Sequence[Tensor]) -> None:
     """Raise `message` when a TensorFlow graph runs in which a condition is False.
 
-    XLA and JAX leave assertions out: what they compile can't raise.
+    XLA and JAX leave assertions out: code that they compile can't raise errors.
 
     Args:
         holds: The condition, a boolean scalar.
         message: The text of the `tf.errors.InvalidArgumentError`.
-        values: Tensors that are printed after it.
+        values: Tensors that are printed after the message.
     """
     if is_tensorflow():
         import tensorflow as tf
@@ -102,7 +102,7 @@ def assert_in_graph(holds: Tensor, message: str, values: Sequence[Tensor]) -> No
 
 
 def check_finite(x: Tensor, message: str) -> Tensor:
-    """Return a tensor, or raise `message` where it holds NaN or infinity.
+    """Return a tensor, or raise `message` if it holds NaN or infinity.
 
     In a TensorFlow graph, the error is raised when the graph runs.
     """
@@ -140,10 +140,10 @@ def updates(
     """Return the number of updates that an optimiser has made so far.
 
     Args:
-        optimizer: The optimiser, whose own count is in scope on TensorFlow and Torch.
-        counted: The number of batches that were trained on. JAX's trainer hides the
-            optimiser's variables from the loss.
-        batches_ago: Return the number as it was before so many batches.
+        optimizer: The optimiser, whose own count is read on TensorFlow and Torch.
+        counted: The number of batches that were trained on, which is read on JAX: its
+            trainer hides the optimiser's variables from the loss.
+        batches_ago: Return the number as it was this many batches ago.
     """
     if not (is_jax() or batches_ago):
         return optimizer.iterations
@@ -155,7 +155,7 @@ def updates(
 def accumulated_batches(optimizer: keras.optimizers.Optimizer) -> Tensor:
     """Return how many batches' gradients an optimiser has added for its next update.
 
-    In the step, on JAX where `on_made_batch` makes the batch.
+    Call it within the step; on JAX, within the `make` of `on_made_batch`.
     """
     return ops.mod(_counting(optimizer)._iterations, batches_per_update(optimizer))
 
@@ -168,7 +168,7 @@ def batches_per_update(optimizer: keras.optimizers.Optimizer) -> int:
 def scale_accumulated(optimizer: keras.optimizers.Optimizer, factor: Tensor) -> None:
     """Multiply the gradients that an optimiser has added for its next update.
 
-    In the step, on JAX where `on_made_batch` makes the batch.
+    Call it within the step; on JAX, within the `make` of `on_made_batch`.
     """
     for gradient in _counting(optimizer)._accumulated_gradients:
         if gradient is not None:
@@ -176,18 +176,18 @@ def scale_accumulated(optimizer: keras.optimizers.Optimizer, factor: Tensor) -> 
 
 
 def batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
-    """Return the number of batches that an optimiser was given, between two steps."""
+    """Return the number of an optimiser's batches. Call it between two steps."""
     return int(keras.ops.convert_to_numpy(_counting(optimizer)._iterations))
 
 
 def _counting(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Return the optimiser that counts: a loss scale leaves it to the one within."""
+    """Return the optimiser that counts: of a `LossScaleOptimizer`, the inner one."""
     inner: keras.optimizers.Optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     return inner
 
 
 def count(batches: keras.Variable) -> None:
-    """Count a batch in the step that runs, where `updates` reads the count."""
+    """Count a batch in the running step on JAX, where `updates` reads the count."""
     if is_jax():
         batches.assign(keras.ops.add(batches, 1))
 
@@ -195,9 +195,9 @@ def count(batches: keras.Variable) -> None:
 def on_made_batch(
     step: Callable[..., Any], model: keras.Model, make: Callable[[Any], Any], *args: Any
 ) -> Any:
-    """Return what a step of Keras' trainer returns on a batch made of its data.
+    """Return the result of a step of Keras' trainer on a batch made from its data.
 
-    No gradient passes through the making.
+    No gradient passes through `make`.
 
     Args:
         step: `train_step` or `test_step` of `keras.Model`.
@@ -226,11 +226,11 @@ def on_made_batch(
 
 
 def after_update(result: Any, model: keras.Model, action: Callable[[], None]) -> Any:
-    """Return what a step of Keras' trainer returned, after an action on its model.
+    """Run an action on a model after a step of Keras' trainer; return the result.
 
     Args:
-        result: What `keras.Model.train_step` returned: on JAX, logs and the state
-            after the step; elsewhere logs, and the model is updated already.
+        result: The result of `keras.Model.train_step`: on JAX, the logs and the state
+            after the step; elsewhere, the logs of a step that has updated the model.
         model: The model that trains.
         action: Reads and assigns variables of the model.
     """
@@ -250,17 +250,17 @@ def after_update(result: Any, model: keras.Model, action: Callable[[], None]) ->
 
 def _trainers_scope() -> Any:
     """Return the scope in which JAX's trainer computes the loss; None outside of it."""
-    # A scope knows the one around it.
+    # A scope refers to the scope around it.
     with keras.StatelessScope(initialize_variables=False) as within:
         return within.original_scope
 
 
 @contextmanager
 def collecting_losses() -> Iterator[None]:
-    """Let layers that run in a step keep what they add to a loss.
+    """Collect the losses that layers add when they run in a step.
 
-    Keras' JAX trainer collects such losses in the pass of its own model only. For
-    others, `Layer.losses` would hold weight regularisers and nothing else.
+    Keras' JAX trainer collects such losses in the pass of its own model only. For other
+    models, `Layer.losses` would hold weight regularisers only.
     """
     outer = _trainers_scope()
     if outer is None:
@@ -276,11 +276,11 @@ def collecting_losses() -> Iterator[None]:
 def assign_where(
     pairs: Sequence[tuple[keras.Variable, keras.Variable]], condition: Tensor
 ) -> None:
-    """Assign values in a step where a condition is True, and nothing elsewhere.
+    """Assign values in a step if a condition is True; otherwise, change nothing.
 
     Args:
         pairs: The variables that are assigned, each with the variable whose value it
-            gets. None may be a variable that the step trains.
+            gets. The step must not train any of them.
         condition: A boolean scalar.
     """
     if not is_tensorflow():
@@ -333,10 +333,10 @@ def ends_data(error: BaseException) -> bool:
 
 
 def giving_back(step: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
-    """Return a step that leaves its model with values if it raises an error.
+    """Return a step that gives its model's variables their values back after an error.
 
-    JAX's trainer takes the values from a model's variables, hands them to the step,
-    and stores what it returns.
+    JAX's trainer removes the values from a model's variables, passes them to the step,
+    and stores the values that the step returns.
 
     Args:
         step: The function of the trainer that runs one or more steps.
@@ -369,7 +369,7 @@ def giving_back(step: Callable[..., Any], model: keras.Model) -> Callable[..., A
 def is_of_inner_trace(x: Tensor) -> bool:
     """Return whether a tensor was made in a loop or a condition that has ended.
 
-    JAX raises an error of its own where such a tensor is used.
+    JAX raises an error of its own if such a tensor is used.
     """
     if not is_tensorflow():
         return False
@@ -386,27 +386,27 @@ def after_check(
 ) -> Tensor:
     """Return a tensor that a TensorFlow graph computes once a condition has held.
 
-    Everything computed from it waits for the check, updates of variables included.
+    Everything computed from it waits for the check, including updates of variables.
 
     Args:
         x: The tensor.
         holds: The condition, a boolean scalar.
         message: The text of the `tf.errors.InvalidArgumentError`.
-        values: Tensors that are printed after it.
+        values: Tensors that are printed after the message.
     """
     import tensorflow as tf
 
     check = tf.debugging.Assert(holds, [message, *values])
-    # Outside of a graph, the check has raised, and returned None.
+    # Outside of a graph, the check has run already, and has returned None.
     with tf.control_dependencies([] if check is None else [check]):
         return tf.identity(x)
 
 
 @contextmanager
 def known_writes(message: str) -> Iterator[None]:
-    """Raise `message` where variables are assigned that JAX's trainer doesn't know.
+    """Raise `message` if the block assigns variables that JAX's trainer doesn't know.
 
-    It would drop what they are assigned. Other backends assign all variables.
+    The trainer would drop the assigned values. Other backends assign all variables.
 
     Raises:
         TypeError: If there is such a variable.
@@ -422,10 +422,10 @@ def known_writes(message: str) -> Iterator[None]:
 
 
 def writes_state(call: Callable[[], Any]) -> set[str]:
-    """Return what a call writes: names of operations or of variables, empty if none.
+    """Return the names of the operations or variables with which a call writes state.
 
     TensorFlow traces the call and doesn't run it. Other backends run it, or trace it
-    within a step, and drop what it writes.
+    within a step, and drop the written values.
     """
     if not is_tensorflow():
         with _Writes() as scope:
@@ -443,7 +443,7 @@ def writes_state(call: Callable[[], Any]) -> set[str]:
 
 
 class _Writes(keras.StatelessScope):
-    """A scope that notes which variables are assigned, and keeps their values.
+    """A scope that records which variables are assigned, and keeps their values.
 
     Variables have the values that the scope around it gives them.
     """
@@ -492,8 +492,8 @@ def one_by_one(
 ) -> tuple[Tensor, ...]:
     """Return the state after `state = body(i, *state)` for each `i` below `count`.
 
-    Not `ops.fori_loop`: TensorFlow would begin up to ten passes at once, each with the
-    memory that it takes.
+    In `ops.fori_loop`, TensorFlow would run up to ten passes at the same time, each
+    with its own memory.
 
     Args:
         count: The number of passes, an integer scalar.
@@ -535,14 +535,14 @@ def comes_from(output: Tensor, operation: str) -> bool:
 
 
 def has_rank(x: Tensor) -> bool:
-    """Return whether the rank of a tensor is known, as it is but in TensorFlow."""
+    """Return whether a tensor's rank is known. Only TensorFlow has unknown ranks."""
     return not is_tensorflow() or x.shape.rank is not None
 
 
 def with_shape(x: Tensor, shape: Sequence[int | None]) -> Tensor:
     """Return a tensor with a static shape, which TensorFlow checks in each step.
 
-    The static shape is always known on other backends: the tensor is returned as it is.
+    On other backends, shapes are always known, and the tensor is returned unchanged.
     """
     if not is_tensorflow():
         return x
@@ -588,9 +588,9 @@ def in_cross_replica_context() -> bool:
 
 
 def dataset_spec(data: Any) -> Nested:
-    """Return the specs of the elements of a `tf.data.Dataset`; None of other data.
+    """Return the specs of the elements of a `tf.data.Dataset`; None for other data.
 
-    Trainers on every backend take such data sets.
+    Trainers on every backend accept such data sets.
     """
     # No data set can exist before the user has imported TensorFlow.
     tf = sys.modules.get("tensorflow")

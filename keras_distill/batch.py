@@ -1,4 +1,4 @@
-"""The record of one training step: what teachers and losses may read of a batch."""
+"""The record of one step: the parts of a batch that teachers and losses may read."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -11,25 +11,24 @@ from keras_distill.types import Nested, Path, Tensor
 
 
 class Batch(NamedTuple):
-    """All that one step knows of its batch.
+    """The record of one step: its inputs, labels, weights and outputs.
 
-    A `Distiller` hands it to its teacher, and to the losses that depend on more than
+    A `Distiller` passes it to its teacher, and to the losses that depend on more than
     the outputs of both models. Such a loss gets the record of its own output, as
     `of_output` returns it.
 
     Args:
-        inputs: The inputs of the batch, with all keys where they are a dict.
-        labels: The labels in the structure of the student's outputs; None without.
-        labelled: Which rows have a label. By the path of their output, boolean tensors
-            for the outputs in which some rows have none. In the record of one output,
-            its tensor; None where all rows have a label.
+        inputs: The inputs of the batch, with all keys if they are a dict.
+        labels: The labels in the structure of the student's outputs, or None.
+        labelled: Boolean masks of the rows that have a label, by the path of their
+            output, for the outputs in which some rows have no label. In the record of
+            one output, its mask; None if all rows have a label.
         sample_weight: The sample weights, one tensor for all outputs or a structure
-            like theirs; None without.
+            like that of the outputs; None if there are none.
         output: The student's outputs; None before the student ran.
-        step: The number of the optimiser's updates so far, at which schedules are
-            read.
-        withheld: Keys of the inputs that a teacher without declared inputs isn't given.
-        withheld_from_student: The same for the student.
+        step: The number of the optimiser's updates so far. Schedules are read at it.
+        withheld: Keys of the inputs that a teacher without declared inputs doesn't get.
+        withheld_from_student: Keys that a student without declared inputs doesn't get.
 
     Example:
         >>> from keras_distill.losses import DecoupledKD
@@ -62,7 +61,7 @@ def log_batch_mean(metric: keras.metrics.Mean, loss: Tensor, tensors: Nested) ->
 
     Args:
         metric: The mean over rows.
-        loss: The loss as it trains. Keras divides it by the number of devices.
+        loss: The minimised loss. Keras divides it by the number of devices.
         tensors: Any tensors with the batch's rows, such as its inputs or outputs.
     """
     loss = loss * backend.replicas()

@@ -1,4 +1,4 @@
-"""Optimisers, losses and metrics, built where TensorFlow traces a step only once."""
+"""Optimisers, losses and metrics, built so that TensorFlow traces a step only once."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,10 +27,10 @@ def build_early(model: keras.Model) -> None:
 
 
 def build_optimizer(model: keras.Model) -> None:
-    """Build a model's optimiser in its first step on TensorFlow, but outside of it.
+    """Build a model's optimiser in its first step on TensorFlow, outside of the trace.
 
     By then, callbacks have decided which weights train. An optimiser that was built
-    for others, and that hasn't made a step, is replaced by a fresh one.
+    for other weights, and that hasn't made a step, is replaced by a new one.
     """
     import tensorflow as tf
 
@@ -65,7 +65,7 @@ def _for_others(
 
 
 def is_empty(variable: keras.Variable) -> bool:
-    """Return whether a variable has no value yet, as one that a trace has created."""
+    """Return whether a variable has no value yet: a trace has created it."""
     import tensorflow as tf
 
     value = variable.value

@@ -1,4 +1,4 @@
-"""The parts of a distiller's `fit` beside its steps: what is watched, built, ended."""
+"""The parts of a distiller's `fit` outside of its steps."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +18,11 @@ from keras_distill.values import Value
 
 
 class DistilledFit(WatchedFit, Taught):
-    """A distiller's `fit`, which looks after its teacher too."""
+    """A distiller's `fit`, which also checks, builds and finishes its teacher."""
 
     @like(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; takes and returns what `keras.Model.fit` does."""
+        """Train. The arguments and the result are those of `keras.Model.fit`."""
         with self._fitting():
             return super().fit(*args, **kwargs)
 
@@ -34,7 +34,7 @@ class DistilledFit(WatchedFit, Taught):
 
     @contextmanager
     def _fitting(self) -> Iterator[None]:
-        """Note that steps train: only then is a teacher that trains built."""
+        """Mark that steps train: only then is a teacher that trains built."""
         self._lent.fits = True
         try:
             yield
@@ -85,12 +85,12 @@ class DistilledFit(WatchedFit, Taught):
         return self._compiled_within if self._lent.fits else []
 
     def _before_steps(self) -> None:
-        """Count batches from where the optimiser's count is, e.g. after a resume."""
+        """Set the count of batches to the optimiser's count, e.g. after a resume."""
         count = backend.batches_seen(self.optimizer)
         self._lent.batches.assign(count)
 
     def _end_fit(self) -> None:
-        """Give the weights of a teacher that trains their final values, as Keras."""
+        """Give a teacher that trains its final weights, as Keras does for a student."""
         joint = self.teacher_in_training
         if joint is not None:
             joint.optimizer.finalize_variable_values(joint.trainable_weights)

@@ -1,4 +1,4 @@
-"""The Distiller: a Keras model that trains a student under a teacher."""
+"""The Distiller: a Keras model that trains a student with a teacher."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,31 +27,32 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
 
     `loss = (1 - alpha) * loss(y, s) + alpha * distillation_loss(t, s)
     + sum(hint.weight * hint_loss) + sum(student.losses)`, where `s` and `t` are the
-    outputs of the student and the teacher. To call, evaluate, predict with or save a
-    distiller is to do so with its student. The teacher runs in `fit`, and in the
+    outputs of the student and the teacher. To call, evaluate or save a distiller, or to
+    predict with it, is to do so with its student. The teacher runs in `fit`, and in the
     evaluation of data without labels, which returns the distillation loss. It is called
-    with `training=False`, and is neither changed nor saved, unless it trains or follows
-    the student.
+    with `training=False`, and is neither changed nor saved, unless it trains (see
+    `teacher_loss`) or follows the student.
 
-    Inputs may be a dict. Then each model reads the keys that it declares as inputs, so
-    that the teacher may read features that the student never has.
+    Inputs may be a dict. Then each model reads the keys that it declares as inputs. So
+    the teacher may read features that the student doesn't have.
 
     Args:
         student: The model to train. If its class overrides `compute_loss`,
             `compute_metrics`, `test_step`, `predict_step`, `get_metrics_result` or
-            `reset_metrics`, these methods are called. `compile` refuses a `train_step`
-            of its own, and warns of a `fit` or the like. Its own `compute_loss`
-            replaces `loss(y, s) + sum(student.losses)`: `1 - alpha` weighs all that it
-            returns. It may need no labels, as that of an autoencoder.
+            `reset_metrics`, these methods are called. If it overrides `train_step`,
+            `compile` raises an error; if it overrides `fit` or the like, `compile`
+            warns. An overridden `compute_loss` replaces
+            `loss(y, s) + sum(student.losses)`, and has the weight `1 - alpha`. It may
+            work without labels, as the loss of an autoencoder does.
         teacher: A trained, built Keras model, or any callable that takes a batch of
             inputs and returns outputs like the student's. May return None. The student
             then learns from the labels only. Whether it returns None is decided when
             the step is traced. Its inputs and dtype may differ from the student's. To
-            set it later, as after `keras.saving.load_model`, assign
+            set it later, e.g. after `keras.saving.load_model`, assign
             `distiller.teacher`.
         privileged_features: Names of inputs that the student must never read.
-        hints: `keras_distill.hints.Hint`s: pairs of layers, in which the teacher's
-            layer guides the student's. `projectors` has the layers that map the
+        hints: `keras_distill.hints.Hint`s: pairs of layers, in which the student's
+            layer learns from the teacher's. `projectors` holds the layers that map the
             student's features to the shape of the teacher's.
         name: Name of the model.
         **kwargs: Arguments of `keras.Model`.
@@ -119,11 +120,11 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
             optimizer: As in `keras.Model.compile`.
             loss: The label loss or losses, as in `keras.Model.compile`. None only
                 with `alpha=1`: the student learns from the teacher only.
-            distillation_loss: A `keras.losses.Loss`, or any callable that Keras takes
-                as a loss, called with the teacher's output as `y_true` and the
-                student's as `y_pred`. Or a list, tuple or dict of them, None for
-                outputs that aren't distilled. Sample and class weights act on it as on
-                `loss`. Defaults to `ForwardKL()`.
+            distillation_loss: A `keras.losses.Loss`, or any callable that Keras accepts
+                as a loss. It is called with the teacher's output as `y_true` and the
+                student's as `y_pred`. Or a list, tuple or dict of losses, with None for
+                outputs that aren't distilled. Sample and class weights apply to it as
+                to `loss`. Defaults to `ForwardKL()`.
             alpha: The weight of the distillation loss, in [0, 1]. The label loss has
                 the weight `1 - alpha`. A float, or a `LearningRateSchedule` of the
                 optimiser's updates (fewer than batches where gradients are
@@ -131,33 +132,35 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
             label_mask: The name of an input that marks the rows with a label: True or
                 nonzero, of shape `(batch,)` or `(batch, 1)`, or of the labels' shape to
                 mark time steps or units of a multi-label head. Or a dict of such names
-                by output, None for outputs whose rows all have a label. Label losses,
-                and distillation losses that read labels, are averaged over these rows.
-                On the others, the student learns from the teacher only. So a label loss
-                must return a value for each row. No model is given the mask unless the
-                teacher declares it. Pass metrics of labels as `weighted_metrics`.
-                Evaluation treats a batch without the mask as labelled in all rows.
-            distillation_loss_weights: Weights of the distillation losses by output, as
-                `loss_weights` are of the label losses: a number, or a list or dict of
-                them, 1 for outputs that are left out. Defaults to 1.
+                by output, with None for outputs whose rows all have a label. Label
+                losses, and distillation losses that read labels, are averaged over the
+                marked rows. From other rows, the student learns the teacher's outputs
+                only. So a label loss must return a value for each row. No model gets
+                the mask, except a teacher that declares it. Pass metrics of labels as
+                `weighted_metrics`. In evaluation, all rows of a batch without the mask
+                count as labelled.
+            distillation_loss_weights: Weights of the distillation losses by output: a
+                number, or a list or dict of numbers, 1 for outputs that are left out.
+                Defaults to 1.
             teacher_loss: The teacher's own label loss or losses. With it, the teacher
-                trains in the same steps as the student: it is called with
+                trains in the same steps as the student. It is called with
                 `training=True`, no gradient of the distillation loss reaches it, and
-                files hold it. Weights in both models get the gradients of both.
-            teacher_optimizer: The teacher's optimiser. Defaults to another one with the
+                files hold it. Weights that both models share get the gradients of both.
+            teacher_optimizer: The teacher's optimiser. Defaults to a new one with the
                 configuration of `optimizer`.
             teacher_metrics: Metrics of the teacher's outputs. They and its loss are
-                logged under names that begin with `teacher_`. Sample weights act on
-                them where there is a `label_mask`.
-            check_teacher: Whether to stop with an error at the step at which the
-                teacher's output is NaN or infinite. False permits -inf, the logit of a
-                class that the teacher excludes, which `ForwardKL` and `SoftTargets`
-                can compute with. Defaults to True.
+                logged under names that begin with `teacher_`. Sample weights apply to
+                them if there is a `label_mask`.
+            check_teacher: Whether to raise an error in a step in which the teacher's
+                output is NaN or infinite. False permits -inf, the logit of a class that
+                the teacher excludes. `ForwardKL` and `SoftTargets` can compute with it.
+                Defaults to True.
             log_teacher: Whether to log the label loss of a fixed teacher's outputs as
-                `teacher_loss`, weighted and masked as the student's. The loss is called
-                a second time in each step, so a loss that keeps a variable or a seed is
-                refused. A teacher that trains always logs its loss. Defaults to False.
-            loss_weights: As in `keras.Model.compile`. They act on `loss` only.
+                `teacher_loss`, weighted and masked like the student's. The loss is
+                called a second time in each step, so a loss that has a variable or a
+                seed raises an error. A teacher that trains always logs its loss.
+                Defaults to False.
+            loss_weights: As in `keras.Model.compile`. They apply to `loss` only.
             metrics: As in `keras.Model.compile`.
             **kwargs: `weighted_metrics`, `run_eagerly`, `steps_per_execution`,
                 `jit_compile`, `auto_scale_loss`, as in `keras.Model.compile`.
@@ -215,7 +218,7 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
         self._lent.setup = setup
         self.warned_of_idle_schedules = False
         setup.begin()
-        # So that `load_weights` before the first step restores its state.
+        # So that `load_weights` before the first step restores the optimiser's state.
         build_early(self)
 
     def call(self, inputs: Nested, training: bool | None = None) -> Nested:
@@ -229,8 +232,8 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
         """Return the outputs of the student and of the teacher, as in evaluation.
 
         Args:
-            x: The inputs of a batch, with all keys where they are a dict.
-            y: The labels, which some teachers read; None without.
+            x: The inputs of a batch, with all keys if they are a dict.
+            y: The labels, which some teachers read, or None.
         """
         output = self(x, training=False)
         y, _ = self._by_output(y, None, output)
@@ -238,7 +241,7 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
         return output, self._ask(batch).targets
 
     def train_step(self, *args: Any) -> Any:
-        """Run each model once, and update what trains."""
+        """Run each model once, and update the models that train."""
         joint = self.teacher_in_training
         if not backend.is_tensorflow():
             if joint is not None:
@@ -289,6 +292,7 @@ class Distiller(DistilledStep, DistilledFit, SavedDistiller, ServesStudent):
         """
         losses = self.losses_of_step(x, y, y_pred, sample_weight, training)
         if training and isinstance(self.optimizer, JointOptimizer):
-            # It adds the teacher's loss after the trainer has logged the student's.
+            # The optimiser adds the teacher's loss after the trainer has logged the
+            # student's.
             return self.optimizer.taken(*losses)
         return sum(losses[1:], start=losses[0])

@@ -25,8 +25,8 @@ class FakeQuantizer(keras.layers.Layer):
     Values beyond are clipped. Gradients pass where values aren't clipped.
 
     Args:
-        low: The smallest value, at most 0; None before calibration, where values pass
-            as they are.
+        low: The smallest value, at most 0; None before calibration, when values aren't
+            rounded.
         high: The largest value, at least 0.
     """
 
@@ -66,8 +66,8 @@ class QuantizedWeights(keras.layers.Wrapper):
     """A layer whose matrices and kernels are rounded to integers times a scale.
 
     Kernels over images have a scale for each channel. Matrices and other kernels have
-    one, as LiteRT's converter fails at more. The layer keeps its float weights, which
-    are trained.
+    one scale, because LiteRT's converter fails with more. The layer keeps its float
+    weights, which are trained.
 
     Args:
         layer: The layer.
@@ -82,7 +82,7 @@ class QuantizedWeights(keras.layers.Wrapper):
         """Return the layer's output with rounded weights."""
         constants = (_CONSTANTS.get(None) or {}).get(id(self))
         values = self.rounded() if constants is None else constants
-        # The scope holds all of the layer's variables: around it, JAX has another.
+        # All of the layer's variables are in the scope, because it hides JAX's scope.
         mapping = list(zip(self.layer.variables, values, strict=True))
         with keras.StatelessScope(state_mapping=mapping):
             return self.layer(x)
@@ -126,7 +126,7 @@ def _fake_quantized(value: Tensor, bits: int, axis: int | None) -> Tensor:
 
 
 class _Constant(keras.layers.Layer):
-    """One weight along the last axis, rounded to int8, that meets the input."""
+    """A weight for each channel of the last axis, rounded to int8."""
 
     initializer = "zeros"
 
@@ -178,7 +178,7 @@ def quantizers(model: keras.layers.Layer) -> list[FakeQuantizer]:
 
 @contextmanager
 def constant_weights(model: keras.layers.Layer) -> Iterator[None]:
-    """Let a model compute with rounded weights that are constants, as when exported.
+    """Let a model compute with rounded weights that are constants, for its export.
 
     Runtimes would otherwise round the weights in each call, or lack the operator.
     """

@@ -23,9 +23,9 @@ from keras_distill.values import Value
 class WatchedFit(Retraceable):
     """A model that finds mistakes before, during and after `fit`.
 
-    Before the first epoch, it checks the arguments. After each step, it looks at what
-    a compiled step has flagged, and at what the guards have summed up. At the end, it
-    warns of schedules that never started.
+    Before the first epoch, it checks the arguments. After each step, it checks the
+    flags of a compiled step and the sums of the guards. At the end, it warns of
+    schedules that never started.
     """
 
     warned_of_idle_schedules = False
@@ -57,7 +57,7 @@ class WatchedFit(Retraceable):
 
     @like(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; takes and returns what `keras.Model.fit` does.
+        """Train. The arguments and the result are those of `keras.Model.fit`.
 
         Raises:
             ValueError: If validation data don't fit, sample weights have no labels, or
@@ -89,7 +89,7 @@ class WatchedFit(Retraceable):
 
     @like(keras.Model.evaluate)
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate; takes and returns what `keras.Model.evaluate` does.
+        """Evaluate, with the arguments and the result of `keras.Model.evaluate`.
 
         Raises:
             ValueError: If there are sample weights, but no labels.
@@ -132,7 +132,7 @@ class WatchedFit(Retraceable):
         return self._compiled_within
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # Keras does so on JAX and on several devices.
+        # Keras calls this on JAX and on several devices.
         within = self._built_with_steps
         if all(part.built for part in compiled_parts(within)):
             super()._symbolic_build(iterator, data_batch)
@@ -145,18 +145,18 @@ class WatchedFit(Retraceable):
             model._symbolic_build(data_batch=data_batch)
 
     def _before_epoch(self) -> None:
-        """Let the guards know that another epoch of `fit` begins."""
+        """Notify the guards that another epoch of `fit` begins."""
         for look in self._looks:
             look.before_epoch()
 
     def _before_steps(self) -> None:
-        """Prepare for steps on JAX, before the trainer takes the variables' values."""
+        """Prepare for steps on JAX, before the trainer removes variables' values."""
 
     def _end_fit(self) -> None:
-        """Do what is left when all epochs have ended."""
+        """Finish after all epochs."""
 
     def _after_step(self, logs: Mapping[str, Any]) -> None:
-        """Look at what a step has flagged and summed up."""
+        """Check the flags and the sums of a step."""
         raise_if_flagged(logs, self._flag_messages)
         for look in self._looks:
             look.after_step()
@@ -188,12 +188,12 @@ class _BeforeEachEpoch(keras.callbacks.Callback):
     """Lets the model prepare, after other callbacks have restored its state."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Let the guards know of the epoch."""
+        """Notify the guards of the epoch."""
         self.model._before_epoch()
 
 
 class _AfterEachStep(_BeforeEachEpoch):
-    """Looks at a step once the trainer has stored the state that it returned."""
+    """Checks a step after the trainer has stored the state that the step returned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,12 +206,12 @@ class _AfterEachStep(_BeforeEachEpoch):
         self.model._before_steps()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Look at the step before, which has ended."""
+        """Check the previous step, which has ended."""
         self._logs, ended = logs or {}, self._logs
         self.model._after_step(ended)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Look at the last step."""
+        """Check the last step."""
         self.model._after_step(self._logs)
         self._logs = {}
 

@@ -16,17 +16,17 @@ BAD_TEACHER = (
     "this check off, e.g. for a teacher that masks classes with -inf."
 )
 
-# What a compiled step logs in place of a loss that it can't use: XLA and JAX drop
+# A compiled step logs this value in place of an unusable loss, because XLA and JAX drop
 # assertions. No real loss has this value, and a mean over batches keeps it.
 FLAG = -float("inf")
 
 
 class Guard:
-    """Stops training at the step at which a teacher's output isn't finite.
+    """Stops training at the step in which a teacher's output isn't finite.
 
     A step that can raise an error raises it before it updates any weight. A step that
-    XLA or JAX compiles can't. There the targets become zeros, so that weights stay
-    finite, and the step logs `FLAG` as its loss, for which `raise_if_flagged` looks.
+    XLA or JAX compiles can't. Its targets become zeros, so that weights stay finite,
+    and it logs `FLAG` as its loss. Then `raise_if_flagged` raises the error.
 
     Args:
         message: The text of the error. Defaults to `BAD_TEACHER`.
@@ -38,10 +38,10 @@ class Guard:
         self._compiled = compiled
 
     def checked(self, outputs: Nested) -> tuple[Nested, Tensor | None]:
-        """Return outputs that are finite, and whether they were so before.
+        """Return finite outputs, and whether the given outputs were finite.
 
         Returns:
-            The outputs, and a boolean scalar; None where the step raises by itself.
+            The outputs, and a boolean scalar, or None if the step itself raises errors.
         """
         if not self._compiled:
             check = backend.check_finite

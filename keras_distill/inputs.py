@@ -8,8 +8,8 @@ import keras
 from keras_distill import backend
 from keras_distill.types import Nested
 
-# The key of the only input where a data stage makes a dict of a batch whose inputs are
-# a tensor, so that it can add keys.
+# If a batch's inputs are a tensor, a data stage that adds keys makes them a dict with
+# the tensor under this key.
 TENSOR = "inputs"
 
 
@@ -36,12 +36,12 @@ def select(
 
     Args:
         model: A Keras model or another callable.
-        x: The batch's inputs. A dict, also of dicts, is read by name. Anything else is
-            returned as it is. Where `"inputs"` is the only key that isn't withheld, it
-            is the input of a model with a single one, whatever its name is.
-        withheld: Keys that a model without declared inputs isn't given.
-        check_dtypes: Whether to check the dtypes. False where something converts the
-            inputs before the model reads them.
+        x: The batch's inputs. A dict, which may hold dicts, is read by name. Anything
+            else is returned unchanged. If `"inputs"` is the only key that isn't
+            withheld, a model with a single input reads it, whatever its own name is.
+        withheld: Keys that a model without declared inputs doesn't get.
+        check_dtypes: Whether to check the dtypes. False if the inputs are converted
+            before the model reads them.
 
     Returns:
         The declared inputs: a tensor for a single input, else a dict.
@@ -80,9 +80,9 @@ def served(model: keras.Model, x: Nested, *, withheld: Sequence[str] = ()) -> Ne
 
     Args:
         model: A built Keras model.
-        x: The batch's inputs. A dict is read by name. Anything else is returned as it
-            is.
-        withheld: Keys that a model without declared inputs isn't given.
+        x: The batch's inputs. A dict is read by name. Anything else is returned
+            unchanged.
+        withheld: Keys that a model without declared inputs doesn't get.
     """
     if not isinstance(x, Mapping):
         return x
@@ -100,7 +100,7 @@ def check_not_declared(student: keras.Model, keys: Any, *, what: str) -> None:
     Args:
         student: The student.
         keys: Keys of the batch that the student must not read.
-        what: A name of the keys, for the message.
+        what: A description of the keys, for the message.
     """
     declared = declared_names(student) or []
     leaked = [name for name in keys if name in declared]
@@ -113,7 +113,7 @@ def check_not_declared(student: keras.Model, keys: Any, *, what: str) -> None:
 
 
 def check_held(x: Nested, keys: Sequence[str], *, what: str) -> None:
-    """Raise ValueError if a training batch lacks one of the keys, which are `what`."""
+    """Raise ValueError if a training batch lacks a key. `what` describes the keys."""
     held = _keys(x) if isinstance(x, Mapping) else set()
     missing = [name for name in keys if name not in held]
     if missing:
@@ -175,8 +175,8 @@ def _read(
 def _check_dtype(model: Any, name: str, declared: str | None, value: Any) -> None:
     if declared is None or not hasattr(value, "dtype"):
         return
-    # Keras builds models there with the mean of the devices' inputs, a float whatever
-    # the dtype of the data is.
+    # In this context, Keras builds models with the mean of the devices' inputs, a float
+    # whatever the dtype of the data is.
     if backend.in_cross_replica_context():
         return
     dtype = _name_of(value.dtype)
@@ -193,7 +193,7 @@ def _check_dtype(model: Any, name: str, declared: str | None, value: Any) -> Non
 
 def _name_of(dtype: Any) -> str:
     """Return the name of a dtype of any library, `"string"` for all kinds of text."""
-    # NumPy's letters of objects, which are text in data, and of text and bytes.
+    # NumPy's letters for objects, which are text in data, and for text and bytes.
     if getattr(dtype, "kind", None) in ("O", "U", "S"):
         return "string"
     try:

@@ -12,7 +12,7 @@ NAMES = (
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Return the names, with a number at the end of each that occurred before."""
+    """Return the names, with a number at the end of each repeated name."""
     result: list[str] = []
     for name in names:
         number, candidate = 0, name

@@ -1,4 +1,4 @@
-"""The loss that a student is trained with, and the terms that are logged of it."""
+"""The loss that trains a student, and its logged terms."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from keras_distill.values import Value
 # A float or a `LearningRateSchedule`.
 Alpha = Any
 
-# A step at which a schedule has come to its end.
+# A step at which schedules have ended.
 _LATE = 10**7
 
 
@@ -29,13 +29,13 @@ class Objective:
     `(1 - alpha) * label_loss + alpha * distillation_loss + additional losses`. In this
     form, alpha=0 gives Keras' own loss to the last bit.
 
-    A plain object: a model that holds it doesn't track or save it.
+    It is a plain object, so that a model that holds it doesn't track or save it.
 
     Args:
         losses: As `distillation_loss` in `Distiller.compile`.
         alpha: As in `Distiller.compile`.
         loss_weights: As `distillation_loss_weights` in `Distiller.compile`.
-        output_names: Names of the student's outputs, where it declares any.
+        output_names: Names of the student's outputs, if it declares any.
         has_labels: Whether there is a label loss.
         members: Names of the teacher's members whose losses are logged.
 
@@ -123,7 +123,7 @@ class Objective:
                 weight.value = value[name]
 
     def final_alpha(self) -> float:
-        """Return the largest weight that is left late in training."""
+        """Return the largest weight of a distillation loss late in training."""
         weights = keras.tree.flatten(self.alpha)
         return max(float(w(_LATE)) if callable(w) else w for w in weights)
 
@@ -151,10 +151,11 @@ class Objective:
         """Return a batch's loss without hints, and the names of what was logged.
 
         Args:
-            own: The loss that the student would be trained with alone.
+            own: The loss that would train the student without a teacher.
             lesson: The teacher's outputs.
             batch: The batch, with the student's outputs.
-            is_finite: Whether the teacher's outputs were; None where the step raises.
+            is_finite: Whether the teacher's outputs were finite; None if the step
+                itself raises an error for others.
 
         Raises:
             ValueError: If there are neither targets nor labels.

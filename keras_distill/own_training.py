@@ -38,7 +38,7 @@ def overrides(model: keras.Model, name: str) -> bool:
 def check_replaced(
     model: keras.Model, whose: str, *, serves: bool = True, stacklevel: int = 5
 ) -> None:
-    """Check that no method of a model's own is ignored in silence.
+    """Check that no method that a model overrides is ignored in silence.
 
     Args:
         model: The model that trains.
@@ -48,8 +48,8 @@ def check_replaced(
         stacklevel: As in `warnings.warn`.
 
     Raises:
-        ValueError: If the model has steps of its own. Other methods that would not run
-            cause a warning.
+        ValueError: If the model has steps of its own. Other overridden methods that
+            would not run cause a warning.
     """
     refused = REFUSED if serves else REFUSED_IN_TRAINING
     uncalled = UNCALLED if serves else UNCALLED_IN_TRAINING
@@ -78,7 +78,7 @@ def check_replaced(
 def check_called(
     model: keras.Model, whose: str, *, masks: Sequence[str], alpha: Any = None
 ) -> None:
-    """Raise ValueError if a method of a model's own lacks arguments that it needs.
+    """Raise ValueError if a model overrides methods that would lack arguments.
 
     Args:
         model: The model that trains.
@@ -109,13 +109,13 @@ def _listed(names: Sequence[str]) -> str:
 
 @contextmanager
 def compiled_as(model: keras.Model, outer: keras.Model) -> Iterator[None]:
-    """Lend a model the losses, metrics and optimiser of the model around it.
+    """Lend a model the losses, metrics and optimiser of `outer` during the block.
 
-    Its own methods read them from `self`.
+    The model's own methods read them from `self`.
     """
     earlier = {name: vars(model)[name] for name in _COMPILED if name in vars(model)}
     for name in _COMPILED:
-        # Keras would track, and so save, what is only lent.
+        # Otherwise Keras would track, and so save, the lent objects.
         object.__setattr__(model, name, getattr(outer, name))
     try:
         yield

@@ -20,11 +20,11 @@ def by_path(
     what: str,
     partial: bool = False,
 ) -> dict[Path, Any]:
-    """Return the items of a structure like a model's outputs by the outputs' paths.
+    """Return items that belong to a model's outputs by the outputs' paths.
 
     Args:
         per_output: One item for all outputs, or a list, tuple or dict of items in the
-            structure of `outputs`, with None for outputs without one.
+            structure of `outputs`, with None for outputs without an item.
         outputs: A model's outputs.
         names: The names of the outputs in order, where the model has any. A dict by
             these names may be given for a list of outputs.
@@ -75,7 +75,7 @@ def weights_by_path(
         what: The name of the argument in error messages.
 
     Raises:
-        ValueError: If there is a weight for what is no output.
+        ValueError: If there is a weight that belongs to no output.
     """
     by_output: dict[Path, float] = by_path(
         1.0 if weights is None else weights,
@@ -114,9 +114,9 @@ def names_by_path(outputs: Nested, names: Sequence[str] | None) -> dict[Path, st
 def as_structured(structure: Any, outputs: Nested, names: Sequence[str] | None) -> Any:
     """Return a structure with the containers of the outputs, in Keras' order.
 
-    A dict for a list of outputs becomes a list, a list for a dict of outputs a dict.
-    A list or a dict for a single output becomes its only item. A structure that
-    doesn't fit the outputs is returned as it is.
+    A dict for a list of outputs becomes a list. A list for a dict of outputs becomes a
+    dict. A list or a dict for a single output becomes its only item. A structure that
+    doesn't fit the outputs is returned unchanged.
     """
     if isinstance(structure, Mapping) and not isinstance(outputs, Mapping):
         structure = [structure.get(name) for name in names or ()]
@@ -150,13 +150,13 @@ def at(path: Path, structure: Nested, what: str) -> Any:
 
 
 def loss_weights_of(loss: Any, loss_weights: Any) -> Any:
-    """Return `loss_weights` in the form that Keras takes for these losses.
+    """Return `loss_weights` in the form that Keras accepts for these losses.
 
-    Keras takes Python floats, not ints or NumPy's numbers. It reads a dict beside a
-    list of losses as the list of its values in the alphabetical order of its keys.
+    Keras accepts Python floats, not ints or NumPy's numbers. For a list of losses, it
+    reads a dict of weights as the list of its values in the alphabetical order of keys.
 
     Raises:
-        TypeError: If one isn't a number.
+        TypeError: If a weight isn't a number.
     """
     if isinstance(loss_weights, Mapping) and isinstance(loss, list | tuple):
         loss_weights = tree.flatten(loss_weights)
@@ -164,14 +164,14 @@ def loss_weights_of(loss: Any, loss_weights: Any) -> Any:
 
 
 def numbers(weights: Any, what: str) -> Any:
-    """Return a structure of weights as Python floats, None where one is None.
+    """Return a structure of weights as Python floats. None stays None.
 
     Args:
         weights: A number, or a list or dict of numbers.
         what: The name of the argument in the error message.
 
     Raises:
-        TypeError: If one isn't a number.
+        TypeError: If a weight isn't a number.
     """
     if isinstance(weights, np.ndarray) and weights.ndim:
         weights = list(weights)
@@ -187,10 +187,10 @@ def numbers(weights: Any, what: str) -> Any:
 
 
 def weight_at(path: Path, sample_weight: Nested) -> Any:
-    """Return the sample weights of one output, None where it has none.
+    """Return the sample weights of one output, or None if it has none.
 
     Raises:
-        ValueError: If weights are given by output, and none for this one.
+        ValueError: If weights are given by output, and none for this output.
     """
     weight = sample_weight
     for key in path if tree.is_nested(sample_weight) else ():
@@ -203,13 +203,13 @@ def weight_at(path: Path, sample_weight: Nested) -> Any:
 
 
 def found(path: Path, structure: Nested) -> Any:
-    """Return the tensor of one output, None where the structure has none there."""
+    """Return the tensor of one output, or None if the structure has none there."""
     leaf = part(path, structure)
     return None if tree.is_nested(leaf) else leaf
 
 
 def part(path: Path, structure: Nested) -> Any:
-    """Return the part of a structure at a path, None where the path leads nowhere."""
+    """Return the part of a structure at a path, or None if there is none."""
     for key in path:
         try:
             # The rows of a tensor aren't outputs.

@@ -10,7 +10,7 @@ from keras_distill import shared_weights
 class RandomStates(keras.Model):
     """A model that saves the states of its random numbers with its weights.
 
-    So dropout goes on after a resume as if training hadn't been stopped.
+    So dropout continues after a resume as if training hadn't been stopped.
     """
 
     def save_own_variables(self, store: Any) -> None:
@@ -21,13 +21,13 @@ class RandomStates(keras.Model):
     def load_own_variables(self, store: Any) -> None:
         """Read the states."""
         for i, state in enumerate(self._random_states()):
-            # Files of a model before a layer without weights was added lack its state.
+            # Older files lack the state of a layer that was added later.
             if str(i) in store.keys():
                 state.assign(store[str(i)])
 
     def _random_states(self) -> list[keras.Variable]:
         weights = {id(weight) for weight in self.non_trainable_weights}
-        # Not `non_trainable_variables`, among which JAX finds the teacher's.
+        # Not `non_trainable_variables`: on JAX, they include the teacher's.
         variables = self.variables
         if self.trainable:
             variables = [v for v in variables if not v.trainable]
@@ -62,7 +62,7 @@ class SavedDistiller(SavedCompilation):
     privileged_features: tuple[str, ...]
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, with a teacher only where it changes."""
+        """Return the constructor's arguments, with the teacher only if it changes."""
         changes = self.teacher_in_training or self.following_teacher
         hints = self._lent.hints.settled()
         return {
@@ -86,13 +86,13 @@ class SavedDistiller(SavedCompilation):
 
     @classmethod
     def load(cls, filepath: Any, teacher: Any = None, **kwargs: Any) -> Self:
-        """Load a saved distiller, compiled state included, and give it its teacher.
+        """Load a saved distiller with its compiled state, and set its teacher.
 
         Args:
             filepath: A `.keras` file that `distiller.save` wrote.
-            teacher: The teacher, which the file holds only where it trains or follows
-                the student.
-            **kwargs: What `keras.saving.load_model` takes.
+            teacher: The teacher. The file holds it only if it trains or follows the
+                student.
+            **kwargs: Arguments of `keras.saving.load_model`.
 
         Raises:
             TypeError: If the file holds another kind of model.
@@ -111,7 +111,7 @@ class SavedDistiller(SavedCompilation):
 def models_config(
     student: keras.Model, teacher: keras.Model | None = None
 ) -> dict[str, Any]:
-    """Return both models serialised, and what of them is the same."""
+    """Return both models serialised, and the layers and weights that they share."""
     config = {"student": keras.saving.serialize_keras_object(student)}
     if teacher is not None:
         config |= {
@@ -125,10 +125,10 @@ def models_config(
 def with_models(
     config: dict[str, Any], custom_objects: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return a config that holds `models_config`'s result with the models made of it.
+    """Return a config with models in place of `models_config`'s serialised ones.
 
     Raises:
-        ValueError: If they share weights otherwise than by whole layers.
+        ValueError: If the models share weights, but not by whole layers.
     """
     config = dict(config)
     names, count = config.pop("shared_layers", []), config.pop("shared_weights", 0)

@@ -1,4 +1,4 @@
-"""TensorFlow's remark that functions are traced often, held back."""
+"""A filter of TensorFlow's warning that functions are traced often."""
 
 import logging
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_remarks() -> Iterator[None]:
-    """Hold back the remark on functions that are traced again.
+    """Suppress the warning that functions are traced again.
 
-    TensorFlow counts the traces of all models together. Its advice is no help to a user
-    whose models are made, or called in another way, by this package.
+    TensorFlow counts the traces of all models together. This package makes models, or
+    calls them in other ways, so the user can't follow the warning's advice.
     """
     logger = logging.getLogger("tensorflow")
     logger.addFilter(_is_other)

@@ -9,10 +9,10 @@ from keras import ops
 
 @contextmanager
 def scopes_kept() -> Iterator[None]:
-    """Leave Keras' scopes as they were, also where what runs inside raises.
+    """Restore Keras' scopes after the block, also if it raises an error.
 
-    Keras notes the name of a layer before TensorFlow refuses it in a graph, as it
-    refuses "my model". All that the process makes later would be named under it.
+    Keras opens the scope of a layer's name before TensorFlow refuses the name in a
+    graph, as it refuses "my model". All later names in the process would begin with it.
     """
     from keras.src.backend.common import global_state
 
@@ -21,7 +21,7 @@ def scopes_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        # In place: Keras' scopes that are open hold on to nothing else.
+        # In place, because open scopes of Keras refer to this list.
         global_state.get_global_attribute("name_scope_stack", [], True)[:] = stack
         global_state.set_global_attribute("current_call_ctx", context)
 
@@ -42,8 +42,8 @@ def uncast() -> Iterator[None]:
 def inference(*models: keras.Model) -> Iterator[None]:
     """Let code run models as in inference, also within the `call` of a training model.
 
-    Layers that aren't told otherwise act as in inference. No gradient reaches the
-    models' variables, and what layers assign to them is dropped.
+    Layers that don't get `training` act as in inference. No gradient reaches the
+    models' variables, and values that layers assign to them are dropped.
     """
     from keras.src.backend.common import global_state
 

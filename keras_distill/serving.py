@@ -1,4 +1,4 @@
-"""A trainer whose student is what serves: it is exported with its provenance."""
+"""A trainer whose student serves, and is exported with its provenance."""
 
 from typing import Any
 

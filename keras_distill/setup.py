@@ -1,4 +1,4 @@
-"""The parts of a distiller that `compile` makes beside Keras' own."""
+"""The parts of a distiller that `compile` makes in addition to Keras' own."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,11 @@ from keras_distill.types import Nested
 class Setup:
     """The checked arguments of `Distiller.compile`, and the objects made of them.
 
-    A plain object: a model that holds it doesn't track or save it.
+    It is a plain object, so that a model that holds it doesn't track or save it.
 
     Args:
         distiller: The distiller, which Keras hasn't compiled yet.
-        optimizer: The student's.
+        optimizer: The student's optimiser.
         ours: The arguments of `Distiller.compile` that are not Keras', without `alpha`.
         alpha: As in `Distiller.compile`.
         loss: As in `keras.Model.compile`; so are `loss_weights` and `metrics`.
@@ -83,7 +83,7 @@ class Setup:
         return [self._loss, *ours]
 
     def _check(self, alpha: Any, metrics: Any) -> None:
-        """Raise ValueError where the student doesn't fit the arguments."""
+        """Raise ValueError if the student doesn't fit the arguments."""
         distiller, student = self._distiller, self._distiller.student
         check_label_mask(self.label_mask, student, metrics)
         own_training.check_replaced(student, "student", stacklevel=7)
@@ -98,7 +98,7 @@ class Setup:
     def _joint(
         self, optimizer: keras.optimizers.Optimizer, auto_scale_loss: bool
     ) -> TrainingTeacher | None:
-        """Return the teacher with its optimiser, where it trains."""
+        """Return the teacher with its optimiser, or None if it doesn't train."""
         config, student = self.config, self._distiller.student
         given = self._distiller.teacher
         if config["teacher_loss"] is None:
@@ -123,7 +123,7 @@ class Setup:
         )
 
     def _look(self, teacher: Teacher) -> Look:
-        """Return a look at the values that the losses of this `compile` are given."""
+        """Return the checks of the values that the losses of this `compile` get."""
         return Look(
             self.config["distillation_loss"],
             self._loss,
@@ -146,13 +146,13 @@ class Setup:
         return outputs_of_classes(*losses, outputs, self.output_names)
 
     def take_teacher(self, teacher: Teacher) -> None:
-        """Log and look at another teacher from the next step on."""
+        """Log and check another teacher from the next step on."""
         self.objective.log_members(teacher.logged_members)
         check_names(self.objective, self._distiller.student)
         self.look = self._look(teacher)
 
     def begin(self) -> None:
-        """Take what Keras has made of its own arguments, once it has compiled."""
+        """Finish the setup after Keras has compiled the distiller."""
         model = self._distiller
         if self.config["check_teacher"]:
             self.guard = Guard(compiled=backend.compiles(model))
@@ -195,7 +195,7 @@ def check_not_shared(teacher: TeacherLike | None, student: keras.Model) -> None:
 
 
 def check_label_mask(mask: LabelMask, student: keras.Model, metrics: Any) -> None:
-    """Raise ValueError if a student reads the mask, or metrics would pass it over."""
+    """Raise ValueError if a student reads the mask, or metrics would ignore it."""
     check_not_declared(student, mask.keys, what="label masks")
     if mask.keys and metrics is not None:
         raise ValueError(
@@ -206,7 +206,7 @@ def check_label_mask(mask: LabelMask, student: keras.Model, metrics: Any) -> Non
 
 
 def check_names(objective: Objective, student: keras.Model) -> None:
-    """Raise ValueError if Keras logs an output's loss under the name of ours."""
+    """Raise ValueError if Keras logs an output's loss under the name of our logs."""
     output_names = getattr(student, "output_names", None) or ()
     ours = objective.metrics
     taken = [name for name in output_names if f"{name}_loss" in ours]
@@ -236,7 +236,7 @@ def check_trained(objective: Objective, student: keras.Model) -> None:
 
 
 def _check_not_packed(losses: Any) -> None:
-    """Raise ValueError if the teacher's outputs aren't such that labels compare."""
+    """Raise ValueError if the teacher's outputs can't be compared with labels."""
     packed = [loss.name for loss in keras.tree.flatten(losses) if reads_packed(loss)]
     if packed:
         raise ValueError(

@@ -7,7 +7,7 @@ import keras
 
 
 def shared_weights(teacher: Any, student: keras.Model) -> Sequence[keras.Variable]:
-    """Return the weights of the student that train and that the teacher holds too."""
+    """Return the student's trainable weights that the teacher holds too."""
     if not isinstance(teacher, keras.Layer):
         return []
     held = {id(weight) for weight in teacher.weights}
@@ -15,9 +15,9 @@ def shared_weights(teacher: Any, student: keras.Model) -> Sequence[keras.Variabl
 
 
 def shared_state(teacher: Any, student: keras.Model) -> Sequence[keras.Variable]:
-    """Return what a training of the student changes and the teacher holds too.
+    """Return the variables that the student's training changes and the teacher holds.
 
-    Its trainable weights, and what layers keep count of, as moving averages.
+    They are trainable weights, and statistics of layers, such as moving averages.
     """
     if not isinstance(teacher, keras.Layer):
         return []

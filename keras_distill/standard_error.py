@@ -37,8 +37,8 @@ def without(
 ) -> Iterator[None]:
     """Leave out lines that match `noise`, also those that C++ libraries write.
 
-    These write to the file descriptor and not to `sys.stderr`. All other lines are
-    written at the end of the block, also if it raises an error. Without a standard
+    Such libraries write to the file descriptor and not to `sys.stderr`. All other lines
+    are written at the end of the block, also if it raises an error. Without a standard
     error, this does nothing.
 
     Args:

@@ -29,16 +29,16 @@ class DistilledStep(Taught, LabelledModel):
         """Return the student's loss, and the loss of a teacher that trains.
 
         Args:
-            x: The inputs, with all keys where they are a dict.
-            y: The labels; None without.
+            x: The inputs, with all keys if they are a dict.
+            y: The labels, or None.
             y_pred: The student's outputs.
             sample_weight: As in `keras.Model.fit`.
             training: Whether the step trains or evaluates.
         """
         setup, given = self._setup, (x, y, sample_weight)
         y, sample_weight = self._by_output(y, sample_weight, y_pred)
-        # Before the teacher runs: a layer that both models hold keeps what it adds to
-        # a loss only until it is called again.
+        # Before the teacher runs: a layer that both models share keeps its added losses
+        # only until its next call.
         own = self.own_loss(x, y, y_pred, sample_weight, training)
         self._log_of_step = set()
         if not training and (y is not None or self._evaluates_itself):
@@ -69,7 +69,7 @@ class DistilledStep(Taught, LabelledModel):
         sample_weight: Nested,
         training: bool,
     ) -> Batch:
-        """Return the record of a step, with what each model isn't given.
+        """Return the record of a step, with the keys that are withheld from each model.
 
         The batches of training are counted; an evaluation has step 0.
         """
@@ -85,11 +85,11 @@ class DistilledStep(Taught, LabelledModel):
     def _lesson(
         self, batch: Batch, given: tuple[Any, Any, Any]
     ) -> tuple[Lesson, list[Tensor]]:
-        """Return the teacher's outputs, and its loss where it trains.
+        """Return the teacher's outputs, and its loss if it trains.
 
         Args:
             batch: The record of the step.
-            given: Inputs, labels and weights, not brought to the student's outputs.
+            given: Inputs, labels and weights, in the structure that the user passed.
         """
         joint = self.teacher_in_training
         if joint is None:
@@ -111,7 +111,7 @@ class DistilledStep(Taught, LabelledModel):
         return set()
 
     def _taught(self, own: OwnLoss, lesson: Lesson, batch: Batch) -> Tensor:
-        """Return the loss without hints, and let the guards see the batch."""
+        """Return the loss without hints, and pass the batch to the guards."""
         setup, is_finite = self._setup, None
         if setup.guard is not None and lesson.targets is not None:
             targets, is_finite = setup.guard.checked(lesson.targets)
@@ -131,10 +131,10 @@ class DistilledStep(Taught, LabelledModel):
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Tensor]:
-        """Update the compiled metrics, and return what this step has computed.
+        """Update the compiled metrics, and return the logs of this step.
 
-        The terms of the loss and the hyperparameters are left out of a step that
-        didn't compute them: an evaluation, or a batch without labels or targets.
+        The logs leave out terms of the loss and hyperparameters that the step didn't
+        compute: in an evaluation, or for a batch without labels or targets.
         """
         if y is not None or own_training.overrides(self.student, "compute_metrics"):
             logs = super().compute_metrics(x, y, y_pred, sample_weight)
@@ -158,7 +158,7 @@ class DistilledStep(Taught, LabelledModel):
         return shown
 
     def test_step(self, *args: Any) -> Any:
-        """Evaluate the student; the teacher runs only where there are no labels."""
+        """Evaluate the student. The teacher runs only if there are no labels."""
         if not own_training.overrides(self.student, "test_step"):
             return super().test_step(*args)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(*args)
@@ -176,7 +176,7 @@ class DistilledStep(Taught, LabelledModel):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Keras' metrics, the terms of the loss, hyperparameters, the teacher's."""
+        """Metrics of Keras, of the loss's terms, of hyperparameters and the teacher."""
         setup = self._lent.setup
         if setup is None:
             return super().metrics
@@ -193,7 +193,7 @@ class DistilledStep(Taught, LabelledModel):
 
     @property
     def _log_of_step(self) -> set[str] | None:
-        """The names of the terms that this thread's step has computed; None without."""
+        """The names of the terms that this thread's step has computed, or None."""
         return getattr(self._lent.of_step, "logged", None)
 
     @_log_of_step.setter
@@ -202,7 +202,7 @@ class DistilledStep(Taught, LabelledModel):
 
     @property
     def _evaluated(self) -> Sequence[keras.Model]:
-        """The models that validation data must fit: all labels may fit own methods."""
+        """The models that validation data must fit, unless they evaluate themselves."""
         return [] if self._evaluates_itself else [self.student]
 
     @property
@@ -218,7 +218,7 @@ class DistilledStep(Taught, LabelledModel):
 
     @property
     def _evaluates_itself(self) -> bool:
-        """Whether methods of the student's own may need no labels."""
+        """Whether the student overrides methods, which then may need no labels."""
         methods = ("compute_loss", "compute_metrics", "test_step")
         return any(own_training.overrides(self.student, name) for name in methods)
 

@@ -1,4 +1,4 @@
-"""A trainer that reads a teacher without owning it."""
+"""A trainer that uses a teacher without owning it."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ _NOT_SAVED = ("teacher", "adapted_teacher")
 
 
 class _Lent:
-    """What a trainer uses and doesn't own: Keras doesn't track or save it."""
+    """The objects that a trainer uses, but that Keras doesn't track or save with it."""
 
     def __init__(self, given: TeacherLike | None, hints: HintTerm) -> None:
         self.given = given
@@ -48,10 +48,10 @@ class _Lent:
 
 
 class Taught(Borrower):
-    """A model that holds a student, and lends itself a teacher.
+    """A model that holds a student, and borrows a teacher.
 
     The teacher is neither tracked nor saved, and it isn't changed. Its variables are
-    borrowed: on JAX, no weight of the teacher is a constant in a compiled step.
+    arguments of a compiled step: on JAX, no weight of the teacher is a constant there.
 
     Args:
         student: As in `Distiller`; so are the other arguments.
@@ -102,7 +102,7 @@ class Taught(Borrower):
 
     @property
     def teacher(self) -> TeacherLike | None:
-        """The teacher; assign one to a distiller that was loaded without."""
+        """The teacher. Assign one to a distiller that was loaded without a teacher."""
         return self._lent.given
 
     @teacher.setter
@@ -129,20 +129,20 @@ class Taught(Borrower):
 
     @property
     def adapted_teacher(self) -> Teacher:
-        """The teacher as a `Teacher`, whatever was given."""
+        """The teacher as a `Teacher`, also if it is a model or a function."""
         return self._lent.teacher
 
     @property
     def output_names(self) -> list[str]:
-        """Names of the student's outputs, where it declares any."""
+        """Names of the student's outputs, if it declares any."""
         names: list[str] = self.student.output_names
         return names
 
     def outputs_of_classes(self, outputs: Nested) -> dict[str, Scores]:
-        """Return which of the student's outputs are scores of classes, by name.
+        """Return the student's outputs that are scores of classes, by name.
 
         Raises:
-            ValueError: If none is, as far as the losses show.
+            ValueError: If the losses show no such output.
         """
         setup = self._lent.setup
         found = setup.outputs_of_classes(outputs) if setup else {}
@@ -158,30 +158,30 @@ class Taught(Borrower):
 
     @property
     def teacher_in_training(self) -> TrainingTeacher | None:
-        """The teacher with its optimiser, where it trains; files hold it."""
+        """The teacher with its optimiser if it trains, else None. Files hold it."""
         return self._lent.setup.joint if self._lent.setup else None
 
     @property
     def following_teacher(self) -> FollowingTeacher | None:
-        """The teacher, where its weights follow the student's; files hold it."""
+        """The teacher if its weights follow the student's, else None. Files hold it."""
         teacher = self._lent.teacher
         return teacher if isinstance(teacher, FollowingTeacher) else None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "teacher":
-            object.__setattr__(self, name, value)  # Past Keras' tracking.
+            object.__setattr__(self, name, value)  # This avoids Keras' tracking.
         else:
             super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        # Keras saves what dir() lists. The teacher isn't ours to save.
+        # Keras saves the attributes that dir() lists. The teacher must not be saved.
         return [name for name in super().__dir__() if name not in _NOT_SAVED]
 
     def _follow(self, before: Tensor | None = None) -> None:
         """Let a teacher follow the student, once the optimiser has updated it.
 
         Args:
-            before: The number of updates before this step; None to find it out.
+            before: The number of updates before this step; None to compute it.
         """
         following = self.following_teacher
         if following is None:
@@ -197,8 +197,8 @@ class Taught(Borrower):
     def trainable_variables(self) -> list[keras.Variable]:
         """The weights that a step trains.
 
-        On JAX, they end with those of a teacher that trains, of which Keras' trainer
-        then computes the gradients. `trainable_weights` never holds them.
+        On JAX, the last ones are those of a teacher that trains, so that Keras' trainer
+        computes their gradients. `trainable_weights` never holds them.
         """
         own: list[keras.Variable] = super().trainable_variables
         joint = self.teacher_in_training
@@ -216,7 +216,7 @@ class Taught(Borrower):
 
     @property
     def _withheld(self) -> tuple[str, ...]:
-        """Inputs that a student without declared inputs isn't given."""
+        """Inputs that a student without declared inputs doesn't get."""
         lent = self._lent
         masks = lent.setup.label_mask.keys if lent.setup else ()
         recorded = (*lent.teacher.reads, *lent.hints.reads)
@@ -234,7 +234,7 @@ class Taught(Borrower):
         self._lent.of_step.guided = caught
 
     def _guided(self) -> Caught | None:
-        """Return what the student's last pass in training caught, and forget it."""
+        """Return and forget the outputs of guided layers in the last training pass."""
         caught: Caught | None = vars(self._lent.of_step).pop("guided", None)
         return caught
 

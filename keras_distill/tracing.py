@@ -12,12 +12,12 @@ from keras_distill.scopes import scopes_kept
 
 
 class Retraceable(AcrossWorkers):
-    """A model whose `fit`, `evaluate` and `predict` work after a refusal.
+    """A model whose `fit`, `evaluate` and `predict` work after an error.
 
-    TensorFlow lets a function create variables in its first trace only, and leaves
-    them without values where that trace fails. So a step that failed before it ever
-    ran is traced anew, and what it had built is built anew. JAX's trainer takes the
-    values of all variables before a step. Where the step fails, they are given back.
+    TensorFlow lets a function create variables in its first trace only. If that trace
+    fails, they have no values. So a step that failed before it ever ran is traced
+    again, and the parts that it built are built again. JAX's trainer removes the values
+    of all variables before a step. If the step fails, they get their values back.
     """
 
     @property

@@ -20,20 +20,20 @@ _SMALLEST = 1e-30
 class Value(keras.metrics.Metric):
     """A hyperparameter, the variable that a compiled step reads, and its log.
 
-    A float is kept in a variable, so that an assignment in a callback acts in a step
-    that was compiled before. A schedule is computed from the optimiser's step; the
+    A float is kept in a variable, so that a callback's assignment takes effect in a
+    step that is compiled already. A schedule is computed from the optimiser's step; the
     variable keeps its last value, which `fit` logs.
 
     Args:
         name: The name of the argument, for error messages, and of the log.
         value: A float or a `LearningRateSchedule`.
-        requirement: What a float must be, e.g. `"positive"`; completes the error.
+        requirement: The condition on a float in error messages, e.g. `"positive"`.
         accepts: Returns whether a float meets `requirement`.
 
     Raises:
         TypeError: If `value` is neither a number nor a schedule.
-        ValueError: If a float isn't accepted, or the schedule's value at step 0 or at
-            a power of ten up to 10 million.
+        ValueError: If `accepts` rejects a float, or the value of a schedule at step 0
+            or at a power of ten up to 10 million.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Value(keras.metrics.Metric):
         self.state.assign(self._float)
 
     def read_by(self, model: keras.Model) -> None:
-        """Let assignments act on the running `fit` of a model."""
+        """Let assignments take effect in the running `fit` of a model."""
         self._read_by.add(model)
 
     def named(self, name: str) -> Self:
@@ -119,7 +119,7 @@ class Value(keras.metrics.Metric):
             ) from error
 
     def update_state(self, value: Tensor) -> None:
-        """Keep a schedule's value of this step for the log."""
+        """Store a schedule's value of this step for the log."""
         if self._schedule is not None:
             self.state.assign(value)
 
@@ -172,8 +172,8 @@ class Value(keras.metrics.Metric):
 def _underflows(schedule: LearningRateSchedule, low: int, high: int) -> bool:
     """Return whether a schedule shrinks to 0 between two steps, and doesn't end at 0.
 
-    A decay that underflows passes through the smallest of numbers. One that ends at 0
-    jumps there, from a value of the order of the steps' inverse.
+    A decay that underflows passes through the smallest numbers. A decay that ends at 0
+    gets there from a value of the order of 1 / steps.
     """
     while high - low > 1:
         middle = (low + high) // 2

@@ -21,7 +21,7 @@ def outputs_of(given: TeacherLike, x: Nested, y: Nested) -> list[tuple[Any, str,
 
     Raises:
         TypeError: If the teacher changes while it teaches.
-        ValueError: If it has no outputs, or a structure that can't be stored.
+        ValueError: If it returns no outputs, or a structure that can't be stored.
     """
     teacher = as_teacher(given)
     if teacher.changes:
@@ -41,7 +41,7 @@ def outputs_of(given: TeacherLike, x: Nested, y: Nested) -> list[tuple[Any, str,
 def asked(given: TeacherLike, outputs: Sequence[Output], from_logits: bool) -> Asked:
     """Return a function that runs a teacher and packs its outputs.
 
-    It is compiled as Keras compiles `predict`.
+    The function is compiled like Keras' `predict`.
 
     Args:
         given: The teacher.
@@ -69,7 +69,7 @@ def asked(given: TeacherLike, outputs: Sequence[Output], from_logits: bool) -> A
 
 
 def native(structure: Nested) -> Nested:
-    """Return tensors of a data set as those of the backend; text stays as it is."""
+    """Return tensors of a data set as tensors of the backend. Text isn't converted."""
     if backend.is_tensorflow():
         return structure
 

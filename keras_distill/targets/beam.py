@@ -39,13 +39,13 @@ def Record(
 ) -> Any:
     """Return a `PTransform` that records a teacher, as `targets.record` does.
 
-    It is applied to a pipeline and returns a collection of one element, the `Manifest`.
-    The files are those that `targets.record` writes, byte by byte. Workers are given
-    the numbers of the missing shards, and write each of them whole or not at all. A
+    When it is applied to a pipeline, it returns a collection of one element, the
+    `Manifest`. Its files equal those of `targets.record`, byte by byte. Workers get the
+    numbers of the missing shards, and write each shard completely or not at all. A
     worker loads the teacher and the data set once.
 
-    When a pipeline fails, e.g. because a worker was killed, the shards that are whole
-    remain. Run it again, or call `targets.record`: only what is missing is made. Whole
+    When a pipeline fails, e.g. because a worker was killed, the complete shards remain.
+    Run it again, or call `targets.record`: only missing shards are written. Complete
     shards aren't compared with the data set; `join` compares each row. Run one pipeline
     at a time on a directory.
 
@@ -55,11 +55,11 @@ def Record(
         dataset: A function that returns the data set, or its name as
             `"module:function"`. The data set must know its number of batches. If the
             function has the parameters `start` and `stop`, it is called with a range of
-            rows, as in `x[start:stop]`, and each shard reads its own rows only.
-            Otherwise each shard reads the rows before it too. All batches but the last
-            must have the same number of rows.
-        directory: Where to write. All workers must reach it under this path, e.g. on
-            a disk that they share.
+            rows, as in `x[start:stop]`, and a shard's worker reads only its rows.
+            Otherwise the worker also reads all rows before the shard. All batches
+            except the last must have the same number of rows.
+        directory: The directory to write to. All workers must reach it under this path,
+            e.g. on a disk that they share.
         stored: As for `targets.record`.
         from_logits: As for `targets.record`.
         ids: As for `targets.record`.
@@ -67,8 +67,8 @@ def Record(
         augment: As for `targets.record`.
         views: As for `targets.record`.
         seed: As for `targets.record`.
-        rows_per_shard: As for `targets.record`. A shard is the work that a worker is
-            given at once: there should be several for each worker.
+        rows_per_shard: As for `targets.record`. A worker writes one shard at a time, so
+            there should be several shards for each worker.
         batch_size: As for `targets.record`.
 
     Returns:
@@ -146,8 +146,8 @@ class _Begun(NamedTuple):
     """A recording that was begun.
 
     Args:
-        total: The number of shards that its rows need, at most.
-        missing: The numbers of those that must be written.
+        total: The largest number of shards that its rows can need.
+        missing: The numbers of the shards that must be written.
         complete: Whether it was recorded before, so that its number of rows is known.
     """
 
@@ -156,9 +156,9 @@ class _Begun(NamedTuple):
     complete: bool
 
     def work(self) -> Iterator[list[int]]:
-        """Yield the shards to write, by the elements of the collection.
+        """Yield lists of shards to write, one for each element of the collection.
 
-        The number after the last shard is among them. No row may be there.
+        They include the number after the last shard, which must have no rows.
         """
         numbers = [[number] for number in self.missing]
         if not self.complete:
@@ -178,7 +178,7 @@ class _Job:
     shared: Any = None
 
     def begin(self, _: Any) -> Any:
-        """Begin a recording, or take up one that was begun."""
+        """Begin a recording, or resume one that was begun."""
         worker = self._worker()
         dataset = references.whole(worker.dataset)
         plan = plan_of(worker.teacher, dataset, self.directory, **self.options)
@@ -218,7 +218,7 @@ class _Worker:
         self._lock = threading.Lock()
 
     def recorder(self, job: _Job) -> Recorder:
-        """Return what writes shards. Its teacher is compiled once."""
+        """Return the recorder of this process. Its teacher is compiled once."""
         with self._lock:
             if self._recorder is None:
                 self._recorder = Recorder(

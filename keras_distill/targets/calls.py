@@ -11,7 +11,7 @@ from keras_distill.targets.service import Array, Service
 
 
 class Call:
-    """A batch that was sent, in parts where the model takes fewer rows at once.
+    """A batch that was sent to a server, in parts if a request can't have all its rows.
 
     Args:
         service: The connection.
@@ -50,7 +50,7 @@ class Call:
         """Wait for the outputs and return them by name.
 
         Raises:
-            ConnectionError: The server stays away.
+            ConnectionError: None of the attempts reached the model.
             ValueError: The server refused the request, or its answer isn't usable.
         """
         answers = [part.answer() for part in self._parts]
@@ -80,7 +80,7 @@ class _Part:
         return {name: self._checked(result, it) for name, it in self._outputs.items()}
 
     def _result(self) -> Any:
-        """Wait for the answer; where there was none before, to another request."""
+        """Wait for the answer. Send the request again if it was waited for before."""
         sent, self._sent = self._sent or self._send(), None
         return sent.result()
 

@@ -9,11 +9,11 @@ from keras_distill.targets.manifest import Manifest
 
 
 def check_dataset(dataset: Any) -> None:
-    """Raise an error if a data set can't be recorded, as far as is known beforehand.
+    """Raise an error if a data set can't be recorded, as far as it shows unread.
 
     Raises:
-        TypeError: If it isn't a `tf.data.Dataset`, or if its elements aren't such as
-            `fit` takes them.
+        TypeError: If it isn't a `tf.data.Dataset`, or if its elements don't have the
+            form of `fit`'s data.
         ValueError: If it is empty, infinite, or not in batches.
     """
     import tensorflow as tf
@@ -79,7 +79,7 @@ def checked_directory(directory: Any) -> Path:
 
 
 def checked_count(name: str, value: Any) -> int:
-    """Return a whole number from 1 on."""
+    """Return a number, or raise ValueError unless it is a whole number from 1 on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(
             f"`{name}` must be a whole number from 1 on. Received: {name}={value!r}"
@@ -91,7 +91,7 @@ def rows_of(x: Any) -> int:
     """Return the number of rows of the inputs of a batch.
 
     Raises:
-        ValueError: If its tensors differ in it.
+        ValueError: If its tensors have different numbers of rows.
     """
     rows = {name: int(leaf.shape[0]) for name, leaf in elements.leaves(x)}
     if len(set(rows.values())) != 1:
@@ -131,7 +131,7 @@ def check_ids(named: tuple[str, Any]) -> None:
 
 
 def check_format(name: str, stored: Any) -> None:
-    """Raise TypeError if an output's form isn't a format."""
+    """Raise TypeError if the format that is given for an output isn't a `Format`."""
     if not isinstance(stored, Format):
         raise TypeError(
             "`stored` must be a format such as `targets.LogProbabilities()`, or a dict "
@@ -140,7 +140,7 @@ def check_format(name: str, stored: Any) -> None:
 
 
 def check_output(name: str, shape: tuple[int, ...], rows: int, stored: Format) -> None:
-    """Raise ValueError if an output can't be stored in a form."""
+    """Raise ValueError if an output can't be stored in a format."""
     if not shape or shape[0] != rows:
         raise ValueError(
             "`teacher` must return an output for each row. Received: output "
@@ -163,7 +163,7 @@ def check_dataset_type(dataset: Any) -> None:
 
 
 def check_replay(manifest: Manifest, augment: Any) -> None:
-    """Raise ValueError if views are replayed without `augment`, or the reverse."""
+    """Raise ValueError if only one of `record` and `join` has `augment`."""
     if manifest.augmented and augment is None:
         raise ValueError(
             "Augmented views were recorded: pass the same `augment` to `join`. "

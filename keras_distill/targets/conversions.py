@@ -1,4 +1,4 @@
-"""Conversions of what a teacher outside of Keras returns to logits, in NumPy."""
+"""Conversions to logits, in NumPy, for the outputs of teachers outside of Keras."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +15,16 @@ _SMALLEST = float(np.finfo("float32").tiny)
 
 
 def logits_of_probabilities(label: str, given: Array) -> Array:
-    """Return log-odds of one probability a row, or else log-probabilities of classes.
+    """Return log-odds of one probability a row, or log-probabilities of classes.
 
     Args:
-        label: What the probabilities are, for errors.
+        label: A name of the probabilities, for errors.
         given: Probabilities in float64 of shape `(rows, ..., 1)` or
             `(rows, ..., classes)`.
 
     Raises:
-        ValueError: They lie outside of [0, 1], or those of all classes don't sum to 1.
+        ValueError: A probability lies outside of [0, 1], or those of a row's classes
+            don't sum to 1.
     """
     _check(
         label,
@@ -47,11 +48,11 @@ def logits_of_probabilities(label: str, given: Array) -> Array:
 
 
 def unchanged(label: str, given: Array) -> Array:
-    """Return what are logits already."""
+    """Return outputs that are logits already."""
     return given
 
 
-# By the name that `outputs` has.
+# By the value of the argument `outputs`.
 CONVERSIONS: dict[str, Callable[[str, Array], Array]] = {
     "probabilities": logits_of_probabilities,
     "log_odds": unchanged,
@@ -63,13 +64,14 @@ def converted(label: str, given: Any, outputs: str, rows: int) -> Array:
     """Return the logits of a batch in float32, with an axis of units.
 
     Args:
-        label: What was returned, for errors.
-        given: What the teacher returned for the batch.
-        outputs: What it is: a key of `CONVERSIONS`.
+        label: A name of the outputs, for errors.
+        given: The teacher's outputs for the batch.
+        outputs: The kind of the outputs: a key of `CONVERSIONS`.
         rows: The number of rows of the batch.
 
     Raises:
-        ValueError: It isn't numbers for each row, or has values that it can't have.
+        ValueError: The outputs aren't numbers for each row, or have values that this
+            kind can't have.
     """
     array = np.asarray(given)
     if array.dtype.kind not in "biuf" or array.shape[:1] != (rows,):
@@ -94,7 +96,7 @@ def _log(p: Array) -> Array:
 
 
 def _check(label: str, given: Array, right: Array, rule: str) -> None:
-    """Raise ValueError for rows in which not all is right."""
+    """Raise ValueError if a row has a value that isn't right."""
     wrong = np.flatnonzero(~right.reshape(len(right), -1).all(axis=-1))
     if wrong.size:
         raise ValueError(

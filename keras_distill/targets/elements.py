@@ -14,7 +14,7 @@ def of_arguments(parts: tuple[Any, ...]) -> Any:
 
 
 def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function for `tf.data` to map, which takes it as it is written."""
+    """Return a function that `tf.data` maps without converting its code."""
     import tensorflow as tf
 
     return tf.autograph.experimental.do_not_convert(function)  # type: ignore[no-any-return]
@@ -24,8 +24,8 @@ def ahead(dataset: Any) -> Any:
     """Return a data set whose next batch is made while a step trains."""
     import tensorflow as tf
 
-    # Answers are awaited in a thread of its own. It isn't one of TensorFlow's threads,
-    # one a core, which the training needs.
+    # The wait for answers has a thread of its own. TensorFlow has one thread a core,
+    # and the training needs them all.
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1 + (os.cpu_count() or 1)
     return dataset.prefetch(1).with_options(options)
@@ -37,7 +37,7 @@ def inputs_of(element: Any) -> Nested:
 
 
 def labels_of(element: Any) -> Nested:
-    """Return `y` of an element, None without."""
+    """Return `y` of an element, or None if it has no labels."""
     return element[1] if isinstance(element, tuple) and len(element) > 1 else None
 
 
@@ -47,7 +47,7 @@ def with_inputs(element: Any, x: Nested) -> Any:
 
 
 def as_dict(x: Nested) -> dict[str, Any]:
-    """Return inputs as a dict: a tensor under the key `"inputs"`."""
+    """Return inputs as a dict. A single tensor gets the key `"inputs"`."""
     return dict(x) if isinstance(x, Mapping) else {TENSOR: x}
 
 

@@ -1,4 +1,4 @@
-"""Fingerprints: of the content of rows, and of the teacher that was recorded."""
+"""Fingerprints of the content of rows, and of the teacher that was recorded."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ def of_teacher(given: TeacherLike) -> dict[str, str]:
     found = {"class": f"{named.__module__}.{named.__qualname__}"}
     if isinstance(given, keras.Layer):
         found["config"] = _of_config(given)
-    # Evaluation changes the state of metrics, and not what a teacher returns.
+    # Evaluation changes the state of metrics, but not the teacher's outputs.
     metrics = {id(variable) for variable in getattr(given, "metrics_variables", ())}
     weights = [variable for variable in teacher.state if id(variable) not in metrics]
     if weights:
@@ -113,7 +113,8 @@ def _of_config(layer: keras.Layer) -> str:
 def _renamed(config: Any, names: dict[str, str]) -> Any:
     """Return a config in which objects are named by the order of their appearance.
 
-    The same code gives a layer the name `dense_3` where others were made before.
+    Keras numbers the names of layers: the same code makes `dense`, or `dense_3` if
+    other layers were made before.
     """
     _collect(config, names)
     return _replaced(config, names)

@@ -1,4 +1,4 @@
-"""The forms in which a teacher's outputs are stored, and how losses read them back."""
+"""Formats in which a teacher's outputs are stored, and read back for losses."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -18,15 +18,15 @@ Place = tuple[int, int]
 _FLOATS = ("float16", "float32")
 # Losses read ids as float32, which holds whole numbers up to here exactly.
 _LARGEST_ID = 2**24
-# How far the probabilities of a row may be from 1 together: those of a teacher that
-# computes in half precision are.
+# How far the sum of a row's probabilities may be from 1, as that of a teacher that
+# computes in half precision is.
 OFF_ONE = 1e-2
 
 
 class Format(ABC):
-    """How one output of a teacher is stored.
+    """A form in which one output of a teacher is stored.
 
-    Formats are frozen dataclasses, whose fields the manifest keeps.
+    Formats are frozen dataclasses. The manifest keeps their fields.
     """
 
     @abstractmethod
@@ -39,11 +39,11 @@ class Format(ABC):
 
     @abstractmethod
     def pack(self, output: Tensor, from_logits: bool) -> dict[str, Tensor]:
-        """Return the columns' values. It runs where the teacher runs.
+        """Return the columns' values. It runs in one function with the teacher.
 
         Args:
             output: The output of a batch.
-            from_logits: Whether it holds logits, or else probabilities.
+            from_logits: Whether the output holds logits; otherwise, probabilities.
         """
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Format(ABC):
 
     @abstractmethod
     def unpack(self, arrays: Arrays) -> np.ndarray:
-        """Return what losses read, in float32, given the columns' stored values."""
+        """Return the values that losses read, in float32, given the stored columns."""
 
     def stored(self, arrays: Arrays, shape: Shape, place: Place) -> Arrays:
         """Return the values as they are stored, given those that `pack` returned.
@@ -77,8 +77,8 @@ class Format(ABC):
 class LogProbabilities(Format):
     """All classes' log-probabilities at temperature 1, and their log-sum-exp.
 
-    `log p = z - logsumexp(z)` of the logits `z` is stored in `dtype`, the log-sum-exp
-    in float32. Losses read the logits again, `z = log p + logsumexp(z)`, so any
+    For the logits `z`, `log p = z - logsumexp(z)` is stored in `dtype`, and the
+    log-sum-exp in float32. Losses read the logits `z = log p + logsumexp(z)`, so any
     temperature can be chosen when a student is trained.
 
     Args:
@@ -122,7 +122,7 @@ class LogProbabilities(Format):
 
 @dataclasses.dataclass(frozen=True)
 class Values(Format):
-    """The numbers as they are: regressions, embeddings, sigmoid units, hints.
+    """The numbers themselves, e.g. of regressions, embeddings, sigmoid units or hints.
 
     Args:
         dtype: `"float32"` (default) or `"float16"`.
@@ -154,7 +154,7 @@ class Values(Format):
 
     def stored(self, arrays: Arrays, shape: Shape, place: Place) -> Arrays:
         """Return the numbers in `dtype`, with infinity where one is too large."""
-        # Not clipped: a number that isn't the teacher's is an error of the recording.
+        # Not clipped: a number that can't be stored must stop the recording.
         with np.errstate(over="ignore"):
             return {"values": arrays["values"].astype(self.dtype)}
 
@@ -167,14 +167,14 @@ class Values(Format):
 class TopK(Format):
     """The `k` likeliest classes, and the probability of the rest as one more class.
 
-    Stored are the ids, their log-probabilities at temperature 1, the logarithm of the
-    probability that is left, and the log-sum-exp of the logits. In the batch, the last
-    axis holds `2 * k + 2` numbers: the ids, the log-probabilities, the rest's
-    logarithm, the log-sum-exp. `losses.TopKForwardKL` reads them.
+    The format stores the classes' ids, their log-probabilities at temperature 1, the
+    logarithm of the rest's probability, and the log-sum-exp of the logits. In the
+    batch, the last axis holds these `2 * k + 2` numbers in this order.
+    `losses.TopKForwardKL` reads them.
 
     Args:
-        k: The number of classes to keep, fewer than there are.
-        dtype: Of the log-probabilities: `"float16"` (default) or `"float32"`.
+        k: The number of classes to keep. It must be below the number of classes.
+        dtype: The dtype of the log-probabilities, `"float16"` (default) or `"float32"`.
 
     Raises:
         ValueError: If `k` isn't a positive whole number, or `dtype` is another one.
@@ -212,8 +212,8 @@ class TopK(Format):
         log_p, logsumexp = _log_probabilities(output, from_logits)
         classes = int(log_p.shape[-1])
         kept, ids = ops.top_k(log_p, self.k)
-        # By logsumexp over the rest: 1 - sum(p) would be rounding alone where the
-        # teacher is sure.
+        # By logsumexp over the rest: where the teacher is sure, 1 - sum(p) would hold
+        # rounding errors only.
         flat = ops.reshape(log_p, (-1, classes))
         flat_ids = ops.reshape(ids, (-1, self.k))
         rows = ops.broadcast_to(
@@ -249,11 +249,11 @@ class TopK(Format):
 class Sampled(Format):
     r"""Classes drawn at random by their probabilities, and how often each was drawn.
 
-    The shares `c / n` of the draws are unbiased estimates of the probabilities at
-    temperature 1. Cross-entropy and forward KL, which are linear in them, have unbiased
-    gradients. In the batch, the last axis holds `2 * n` numbers: the ids of the drawn
-    classes, then their shares, both filled up with 0. `losses.SampledSoftTargets` reads
-    them.
+    If a class is drawn `c` times, its share `c / n` is an unbiased estimate of its
+    probability at temperature 1. Cross-entropy and forward KL are linear in the
+    probabilities, so their gradients are unbiased. In the batch, the last axis holds
+    `2 * n` numbers: the ids of the drawn classes, then their shares, both padded with
+    0. `losses.SampledSoftTargets` reads them.
 
     Args:
         n: The number of draws for each distribution.
@@ -326,7 +326,7 @@ _FORMATS = {f.__name__: f for f in (LogProbabilities, Values, TopK, Sampled)}
 
 
 def from_config(config: Mapping[str, Any]) -> Format:
-    """Return the format that `get_config` described."""
+    """Return the format of a config that `get_config` returned."""
     fields = {name: value for name, value in config.items() if name != "class"}
     try:
         return _FORMATS[config["class"]](**fields)
@@ -346,14 +346,14 @@ def _log_probabilities(output: Tensor, from_logits: bool) -> tuple[Tensor, Tenso
         are_probabilities &= ops.min(output, axis=-1, keepdims=True) >= 0.0
         # The smallest normal float32: a probability of 0 has no logarithm.
         output = ops.log(ops.maximum(output, np.finfo("float32").tiny))
-        # `check_finite` finds what was given as probabilities and isn't.
+        # `check_finite` raises an error for rows that aren't probabilities.
         output = ops.where(are_probabilities, output, np.nan)
     logsumexp = ops.logsumexp(output, axis=-1)
     return ops.log_softmax(output, axis=-1), logsumexp
 
 
 def _counted(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each row's different numbers and their counts, filled up with 0.
+    """Return each row's different numbers and their counts, padded with 0.
 
     Args:
         drawn: Numbers in ascending order in each row.
@@ -369,7 +369,7 @@ def _counted(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cast(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Return an array in another dtype, with finite numbers that stay finite."""
+    """Return an array in another dtype. Finite numbers stay finite."""
     if dtype == "float16" and np.isfinite(values).all():
         # Log-probabilities below it are 0 as probabilities at any usual temperature.
         values = np.maximum(values, np.finfo(dtype).min)

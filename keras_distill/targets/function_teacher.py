@@ -1,4 +1,4 @@
-"""A data set whose batches hold the outputs of a NumPy function, such as of trees."""
+"""Data sets with the outputs of a teacher that is a NumPy function."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -26,40 +26,41 @@ def from_function(
     an ONNX file, a service. `teachers.Recorded(key)` reads its outputs, which are
     converted to logits, in `fit` and in `targets.record`.
 
-    `predict` is called once at once, for the first batch, and then for each batch of
-    each epoch, while a step trains. To call it once a row, keep the result with
-    `.cache()`, or in files with `targets.record`.
+    This call runs `predict` on the first batch. Later, `predict` runs on each batch of
+    each epoch, while a step trains. To run it only once for each row, keep the result
+    with `.cache()`, or in files with `targets.record`.
 
     Args:
-        predict: Takes `x` of a batch as NumPy: an array, or a dict of arrays. Text is
-            `str`; bytes that aren't UTF-8 are decoded with `"surrogateescape"`. Returns
-            an array of shape `(rows,)` or `(rows, units)`, or a dict of arrays.
-        dataset: Batches `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as `fit`
-            takes them, of dense tensors.
-        outputs: What `predict` returns. If it returns a dict, a dict of this by name.
+        predict: A function of `x` of a batch in NumPy: an array, or a dict of arrays.
+            Text is `str`; bytes that aren't UTF-8 are decoded with `"surrogateescape"`.
+            Returns an array of shape `(rows,)` or `(rows, units)`, or a dict of arrays.
+        dataset: Batches `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)` of dense
+            tensors, as for `fit`.
+        outputs: The kind of `predict`'s outputs. If it returns a dict, a dict of kinds
+            by name.
 
-            - `"probabilities"`: of one event, `(rows,)` or `(rows, 1)`, they become
-              `log(p / (1 - p))` for a student with one sigmoid unit. Of classes,
-              `(rows, classes)`, they become `log(p)` for a student with a softmax.
+            - `"probabilities"`: those of one event, `(rows,)` or `(rows, 1)`, become
+              `log(p / (1 - p))` for a student with one sigmoid unit. Those of classes,
+              `(rows, classes)`, become `log(p)` for a student with a softmax.
               0 counts as 1.2e-38, the smallest normal float32.
-            - `"log_odds"`: of one event, or of several that don't exclude each other,
-              for sigmoid units. They are logits already.
+            - `"log_odds"`: those of one event, or of several that don't exclude each
+              other, for sigmoid units. They are logits already.
             - `"logits"`: scores before a softmax, or numbers of a regression.
 
             All are computed in float64 and returned in float32. `(rows,)` becomes
             `(rows, 1)`.
-        key: The key of `x` for the output. Of several, each has the key
-            `f"{key}_{name}"`.
+        key: The key of `x` for the output. If there are several outputs, each has the
+            key `f"{key}_{name}"`.
 
     Returns:
-        The batches, with `x` a dict that has the keys of the outputs too. If `x` was a
-        tensor, it is under the key `"inputs"`, which a student of one input reads.
+        The batches. Their `x` is a dict that also has the keys of the outputs. If `x`
+        was a tensor, its key is `"inputs"`, which a student with one input reads.
 
     Raises:
-        TypeError: An argument is of another type.
+        TypeError: An argument is of a wrong type.
         ValueError: An argument isn't usable, or an output of the first batch has
-            another shape, NaN, or values that it can't have. Of a later batch this
-            raises `tf.errors.InvalidArgumentError` where it is read.
+            a wrong shape, NaN, or values that its kind can't have. A later batch with
+            such an output raises `tf.errors.InvalidArgumentError` when it is read.
 
     Example:
         >>> import numpy as np, tensorflow as tf
@@ -92,7 +93,7 @@ def from_function(
 
 
 def _named(outputs: Any) -> dict[str | None, str]:
-    """Return what the outputs are, by name; a single one has the name None."""
+    """Return the kinds of the outputs by name. A single output has the name None."""
     named = outputs if isinstance(outputs, Mapping) else {None: outputs}
     known = all(isinstance(it, str) and it in CONVERSIONS for it in named.values())
     if not named or not known:
@@ -109,8 +110,8 @@ class _Stage:
 
     Args:
         predict: The function.
-        outputs: What its outputs are, by name.
-        keys: The keys of the batches that they get, by name.
+        outputs: The kinds of its outputs by name.
+        keys: The keys of its outputs in the batches, by name.
     """
 
     predict: Callable[[Any], Any]
@@ -178,7 +179,7 @@ def _label(name: str | None) -> str:
 
 
 def _numpy(tensor: Any) -> np.ndarray:
-    """Return a tensor as NumPy, with text as `str`, as other libraries know it."""
+    """Return a tensor as NumPy, with text as `str`, as other libraries expect it."""
     array = np.asarray(tensor)
     if array.dtype.kind not in "OS":
         return array

@@ -1,8 +1,8 @@
 """An index on disk: the positions of rows by 64-bit keys, content hashes or ids.
 
-It is a file of the sorted keys, then of their positions, then of the positions of two
-rows with the same key, 0 and 0 without. It is read through a memory map. It is built in
-pieces of bounded size, so that the memory for it doesn't grow with the recording.
+Its file holds the sorted keys, then their positions, then the positions of two rows
+with the same key, or 0 and 0 if keys differ. It is read through a memory map. It is
+built in pieces of bounded size, so that its memory doesn't grow with the recording.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ _SORTED_AT_ONCE = 1_000_000
 class Index:
     """Finds rows of a recording by a column of keys.
 
-    The index is kept in the recording's directory as a hidden file. Where that can't be
-    written, it is made in the system's directory for temporary files, without a name.
+    The index is kept in the recording's directory as a hidden file. If that can't be
+    written, it is an unnamed file in the system's directory for temporary files.
 
     Args:
         reader: The recording.
@@ -46,7 +46,7 @@ class Index:
             path.unlink()  # The memory map keeps its content.
 
     def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the position of each key, and which keys there are."""
+        """Return the position of each key, and a mask of the keys that were found."""
         wanted = _mixed(keys)
         places = np.searchsorted(self._keys, wanted)
         places = np.minimum(places, self.rows - 1)
@@ -59,13 +59,13 @@ class Index:
 
 
 def _version(reader: Reader) -> str:
-    """Return a name for what is in the shards, so that no older index is read."""
+    """Return a name for the content of the shards, so that no older index is read."""
     shards = json.dumps(reader.manifest.shards, sort_keys=True)
     return hashlib.sha256(shards.encode()).hexdigest()[:16]
 
 
 def _made(reader: Reader, column: str, path: Path) -> Path:
-    """Write an index; return its path, which is another where `path` can't be."""
+    """Write an index and return its path, a temporary one if `path` isn't writable."""
     try:
         scratch = path.with_name(f".writing-{secrets.token_hex(4)}.shard-index")
         scratch.touch()
@@ -139,9 +139,9 @@ def _piece(mixed: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _mixed(keys: np.ndarray) -> np.ndarray:
-    """Return keys with their bits mixed, each another number: ids may be dense.
+    """Return keys with mixed bits, because ids may be consecutive.
 
-    The mixing is that of SplitMix64.
+    Different keys stay different. The mixing is that of SplitMix64.
     """
     mixed = np.ascontiguousarray(keys).view("uint64").copy()
     mixed ^= mixed >> np.uint64(30)

@@ -1,4 +1,4 @@
-"""Joining: recorded outputs put beside the examples that they belong to."""
+"""The join of recorded outputs with the examples that they belong to."""
 
 from pathlib import Path
 from typing import Any
@@ -21,28 +21,29 @@ def join(
 ) -> Any:
     """Return a data set with the recorded outputs under a key of its inputs.
 
-    `Distiller.fit` takes it as it is, with `teachers.Recorded(key)` as the teacher.
-    Inputs that are a tensor become a dict, with the tensor under `"inputs"`; a student
-    with a single input reads it there, whatever its input is called.
+    Pass it to `Distiller.fit`, with `teachers.Recorded(key)` as the teacher. If the
+    inputs are a tensor, they become a dict with the tensor under the key `"inputs"`. A
+    student with a single input reads this key, whatever the name of its input is.
 
-    The content of each row is compared to what was recorded. Where it differs, reading
-    the data set raises `tf.errors.InvalidArgumentError`, which names the row.
+    The content of each row is compared with the recording. If it differs, reading the
+    data set raises `tf.errors.InvalidArgumentError`, which names the row.
 
     Args:
-        dataset: The data set that was recorded, in batches of any size: repeated
-            too, and with `by` also shuffled, or a part of it.
+        dataset: The data set that was recorded, in batches of any size. It may be
+            repeated. With `by`, it may also be shuffled, or be a part of the data set.
         directory: The directory of a complete recording.
-        by: How a row is found. By default, by its place: `dataset` has the recorded
-            order. `"content"` finds it by its content hash, a key of the inputs by the
-            id that it holds, which is the row's position where `record` wasn't given
-            `ids`. For both, an index is kept in the directory, in 16 bytes a row.
-        key: The key of the inputs to add. A teacher's single output is a tensor there,
-            several are a tuple or dict of tensors in the structure of its outputs.
-            What a tensor holds is described with its format, e.g. `LogProbabilities`:
-            logits. Defaults to `"teacher"`.
-        augment: The function that `record` was given. Each batch gets one of the
-            recorded views, drawn at random, and the inputs that the teacher saw.
-        verify: Whether to compare the SHA-256 of all files at once (default), or only
+        by: How a row is found in the recording. By default, by its position: `dataset`
+            has the recorded order. `"content"` finds it by its content hash. A key of
+            the inputs finds it by the id under that key, which is the row's position if
+            `record` got no `ids`. For hashes and other ids, an index is kept in the
+            directory, in 16 bytes a row.
+        key: The key of the inputs to add. It holds a teacher's single output as a
+            tensor, or several outputs as a tuple or dict of tensors. A tensor's format
+            describes its content, e.g. logits for `LogProbabilities`. Defaults to
+            `"teacher"`.
+        augment: The `augment` of `record`. For each batch, one of the recorded views is
+            drawn at random: its outputs, and the inputs that the teacher read.
+        verify: Whether this call compares the SHA-256 of all files (default), or only
             their sizes.
 
     Returns:
@@ -123,7 +124,7 @@ def opened(directory: Path, *, verify: bool, at_once: int = 512) -> shard_files.
 
 
 def _numbered(position: Any, *parts: Any) -> Any:
-    """Return the position of the next batch, and the batch with its own."""
+    """Return the next batch's position, and this batch with its own position."""
     import tensorflow as tf
 
     element = elements.of_arguments(parts)

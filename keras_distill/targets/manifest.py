@@ -1,6 +1,7 @@
 """The manifest of a recording: what was recorded, from which teacher, in which files.
 
-It is written before the first shard, without the shards, and again after the last.
+It is written before the first shard, without a list of shards, and again after the last
+shard.
 """
 
 import dataclasses
@@ -20,9 +21,9 @@ from keras_distill.types import Nested
 from keras_distill.version import __version__
 
 FILE = "manifest.json"
-# Raised with each change that readers of older files don't understand.
+# Increased with each change that earlier versions of this package can't read.
 FORMAT_VERSION = 1
-# What two recordings may differ in that are the same recording.
+# Fields in which two manifests of the same recording may differ.
 _NOT_COMPARED = {"complete", "rows", "shards", "versions", "begins_with"}
 
 CONTENT, ID, VIEW = "content", "id", "view"
@@ -33,11 +34,11 @@ class Output:
     """One output of the teacher.
 
     Args:
-        path: Where it is in the structure of the outputs: `[]` for a single output,
+        path: Its path in the structure of the outputs: `[]` for a single output,
             else one key or index.
         name: Its name.
         shape: Its shape without the rows.
-        stored: The form in which it is stored.
+        stored: The format in which it is stored.
     """
 
     path: list[Any]
@@ -55,21 +56,21 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a recording holds. `record` returns it, and `manifest.json` keeps it.
+    """The description of a recording, which `record` returns and `manifest.json` holds.
 
     Args:
         teacher: What identifies the teacher: its class, and hashes of its config and
-            weights where it has them.
+            weights if it has them.
         outputs: The teacher's outputs and how each is stored.
         from_logits: Whether the outputs were logits.
         hash_keys: The keys of the inputs that the content hash covers.
-        ids: The key of the inputs that holds the ids; None where they are positions.
+        ids: The key of the inputs that holds the ids; None if ids are positions.
         augmented: Whether views were augmented.
         views: The number of views of each example.
         seed: The seed of the views.
-        batch_size: The rows that the teacher was given at once.
-        block_rows: The rows of a block, one TFRecord.
-        rows_per_shard: The rows of each shard but the last.
+        batch_size: The number of rows in a batch of the teacher.
+        block_rows: The number of rows in a block, which is one TFRecord.
+        rows_per_shard: The number of rows in each shard except the last.
         begins_with: The content hash of the first row.
         complete: Whether all rows are recorded.
         rows: The number of rows.
@@ -110,7 +111,7 @@ class Manifest:
 
         Raises:
             FileNotFoundError: If the directory has none.
-            ValueError: If it can't be understood.
+            ValueError: If the manifest can't be read.
         """
         path = Path(directory) / FILE
         try:
@@ -130,12 +131,12 @@ class Manifest:
             ) from error
 
     def write(self, directory: Path) -> None:
-        """Write the manifest to a directory, as a whole."""
+        """Write the manifest to a directory, completely or not at all."""
         text = json.dumps(self._config(), indent=1) + "\n"
         atomic.replace_text(directory / FILE, text)
 
     def differences(self, other: Self) -> dict[str, tuple[Any, Any]]:
-        """Return what another manifest has otherwise, by name, as (own, other)."""
+        """Return the fields that another manifest has otherwise, as (own, other)."""
         own, others = self._config(), other._config()
         return {
             name: (own[name], others[name])
@@ -149,7 +150,7 @@ class Manifest:
         return [n for n in range(count) if shard_name(n) not in self.shards]
 
     def layout(self) -> Layout:
-        """Return how a row lies in the shards."""
+        """Return the layout of rows in the shards."""
         columns = [Column(CONTENT, HASH, ())]
         if self.ids is not None:
             columns.append(Column(ID, "int64", ()))
@@ -165,7 +166,7 @@ class Manifest:
         return Layout(columns, self.block_rows)
 
     def structured(self, values: Sequence[Any]) -> Nested:
-        """Return a value for each output in the structure of the outputs."""
+        """Return values, one for each output, in the structure of the outputs."""
         paths = [output.path for output in self.outputs]
         if paths == [[]]:
             return values[0]

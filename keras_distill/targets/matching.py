@@ -45,7 +45,7 @@ class Matching:
         Args:
             wanted: The position of the first row, or the ids of all rows.
             content: The content hashes of the rows.
-            seen: The same of the views, where rows are augmented.
+            seen: The content hashes of the views, if rows are augmented.
             view: The number of the view.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The manifest of a recording before it begins: what will be recorded, and how."""
+"""The plan of a recording: its manifest before it begins."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from keras_distill.targets.formats import Format, LogProbabilities
 from keras_distill.targets.manifest import Manifest, Output
 from keras_distill.teachers.base import Teacher, TeacherLike, as_teacher
 
-# A shard takes a few MB at least, and what a killed process loses is small.
+# A shard has a few MB at least, and a killed process loses little work.
 _ROWS_PER_SHARD = 32_768
 # Enough that a record's own 16 bytes don't count.
 _ROWS_PER_BLOCK = 1_024
@@ -34,8 +34,8 @@ def plan_of(
 ) -> Manifest:
     """Return the manifest of a recording before it begins.
 
-    The first batch is read, and the teacher is asked for its outputs. The arguments are
-    those of `record`.
+    It reads the first batch and runs the teacher on it. The arguments are those of
+    `record`.
     """
     checks.check_dataset(dataset)
     checks.check_views(augment, views, seed)
@@ -126,7 +126,7 @@ def _rows(
 def _outputs(
     teacher: TeacherLike, x: Any, y: Any, stored: Format | Mapping[str, Format] | None
 ) -> list[Output]:
-    """Return the teacher's outputs, each with the form in which it is stored."""
+    """Return the teacher's outputs, each with the format in which it is stored."""
     found = asking.outputs_of(teacher, x, y)
     names = [name for _, name, _ in found]
     if isinstance(stored, Mapping):

@@ -1,15 +1,15 @@
-"""The line that shows how far a recording is."""
+"""The line that shows the progress of a recording."""
 
 import sys
 import time
 
 
 class Progress:
-    """Shows examples, examples a second and the time left, where stderr is a terminal.
+    """Shows examples, examples a second and the time left, if stderr is a terminal.
 
     Args:
         shown: Whether to show anything.
-        total: The number of examples; None where it isn't known.
+        total: The number of examples; None if it isn't known.
     """
 
     def __init__(self, shown: bool, total: int | None = None) -> None:
@@ -19,7 +19,7 @@ class Progress:
         self._began = self._written = time.monotonic()
 
     def add(self, rows: int, *, asked: bool) -> None:
-        """Count rows, and whether the teacher was asked for them."""
+        """Count rows. `asked` is whether the teacher ran on them."""
         self.rows += rows
         self.asked += rows if asked else 0
         if self.shown and time.monotonic() - self._written > 0.2:

@@ -1,4 +1,4 @@
-"""The recorder of a teacher's outputs: it asks the teacher, and writes shards."""
+"""The recorder of a teacher's outputs: it runs the teacher, and writes shards."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -71,11 +71,10 @@ class Recorder:
         """Write shards.
 
         Args:
-            numbers: The numbers of the shards to write, best adjacent ones: the data
-                set is read from the first to the last of them. None for all.
-            whole: Shards that aren't written again. The data set must have their rows
-                in their places, which is checked. Where it is given, the data set is
-                read from the beginning.
+            numbers: The numbers of the shards to write; None for all. Adjacent shards
+                are best: the data set is read from the first of them to the last.
+            whole: Complete shards, which aren't written again. Their rows are compared
+                with the data set, which is then read from the beginning.
             progress: Whether to show a line of progress.
 
         Raises:
@@ -126,7 +125,7 @@ class Recorder:
         )
 
     def _parts(self, *arguments: Any) -> dict[str, Any]:
-        """Return what the teacher reads of an element."""
+        """Return the parts of an element that the teacher reads."""
         element = elements.of_arguments(arguments)
         y = elements.labels_of(element) if self._labels else None
         kept = {"x": elements.inputs_of(element)}
@@ -165,7 +164,7 @@ class Recorder:
         writing: InOrder,
         shown: Progress,
     ) -> None:
-        """Ask the teacher for the rows of a shard, which the thread writes."""
+        """Run the teacher on the rows of a shard, and let the thread write them."""
         writer = shards.Writer(self.directory, number, self.layout)
         try:
             for index, batch in batches:
@@ -266,7 +265,7 @@ class Recorder:
         )
 
     def _total(self, chosen: set[int] | None) -> int | None:
-        """Return the number of rows, as far as the data set tells it."""
+        """Return the number of rows, or None if the data set doesn't know it."""
         if chosen is not None:
             return len(chosen) * self.manifest.rows_per_shard
         if callable(self.dataset):

@@ -1,8 +1,8 @@
 """Recording: a teacher's outputs for a data set, written as shards.
 
-`record` is `begin`, then `Recorder.write` for the shards that are missing, then
-`finish`. Several workers may share the middle part: each makes a `Recorder` and writes
-the shards whose numbers it is given.
+`record` is `begin`, then `Recorder.write` for the missing shards, then `finish`.
+Several workers may share the writing: each makes a `Recorder` and writes the shards
+whose numbers it gets.
 """
 
 import os
@@ -42,44 +42,47 @@ def record(
 ) -> Manifest:
     r"""Run a teacher over a data set once, and keep its outputs in a directory.
 
-    Students are trained from the directory with `join`, without the teacher. Where a
-    call was interrupted, the next one with the same arguments goes on after the last
-    whole shard. Where shards are missing or damaged, it makes only these again. A
-    recording that is complete and whole is left as it is.
+    Students are trained from the directory with `join`, without the teacher. If a call
+    is interrupted, the next call with the same arguments continues after the last
+    complete shard. If shards are missing or damaged, the next call writes only these
+    again. Complete and undamaged shards aren't changed.
 
-    Each row has a hash of its content, so that `join` never puts an output beside
+    Each row has a hash of its content, so that `join` never adds an output to
     another example.
 
     Args:
         teacher: A built Keras model, an `Ensemble`, another `Teacher`, or a function of
-            the inputs of a batch, also one that computes with NumPy. Of a dict, a model
-            reads the keys that it declares. It is called with `training=False`.
+            the inputs of a batch, which may compute with NumPy. If the inputs are a
+            dict, a model reads the keys that it declares. It is called with
+            `training=False`.
         dataset: A `tf.data.Dataset` of batches `x`, `(x, y)` or `(x, y,
-            sample_weight)`, as `fit` takes them; `x` is a tensor or a dict of tensors.
-            It has an end, and gives the same rows in the same order each time. Leave
-            out augmentation, which `augment` does, and `shuffle`.
-        directory: Where to write. It is made if it doesn't exist.
-        stored: The form in which outputs are stored, or a dict of forms by output name:
-            the key where the teacher returns a dict, else its name in the Keras model,
-            `"output"` for a single one. Defaults to `LogProbabilities("float32")`.
-        from_logits: Whether the outputs are logits (default), or else probabilities.
-            `Values` are stored as they are.
+            sample_weight)`, as for `fit`; `x` is a tensor or a dict of tensors. It has
+            an end, and yields the same rows in the same order each time. Leave out
+            `shuffle`, and pass augmentation as `augment`.
+        directory: The directory to write to. It is made if it doesn't exist.
+        stored: The format of the stored outputs, or a dict of formats by output name.
+            The name is the key if the teacher returns a dict, `"output"` for a single
+            output, else the output's name in the Keras model. Defaults to
+            `LogProbabilities("float32")`.
+        from_logits: Whether the outputs are logits (default) or probabilities. `Values`
+            stores both without conversion.
         ids: A key of the inputs with an id of each row, a whole number or text, by
-            which `join` may find it. Defaults to None: the id is the row's position.
+            which `join` may find the row. Defaults to None: the id is the row's
+            position.
         hash_keys: The keys of the inputs that the content hash covers, e.g. those that
-            students will have. Keys of nested dicts are joined by `/`. Defaults to all.
+            students will read. Keys of nested dicts are joined by `/`. Defaults to all.
         augment: A function of an example, without a batch axis, and a seed of shape
             `(2,)` for `tf.random.stateless_*` and `tf.image.stateless_*`. It returns
-            the view of the example that the teacher sees, which `join` makes again for
-            the student.
+            the view of the example that the teacher reads. `join` makes this view again
+            for the student.
         views: The number of augmented views of each example. Defaults to 1.
         seed: The seed of the views. Defaults to 0.
-        rows_per_shard: The rows of a file, a multiple of the batch size. A killed
-            process loses the work on one of them. Defaults to about 32,768.
-        batch_size: The rows that the teacher is given at once. Defaults to the batches
-            of `dataset`.
+        rows_per_shard: The number of rows in a file, a multiple of the batch size. A
+            killed process loses the work on one file. Defaults to about 32,768.
+        batch_size: The number of rows in a batch of the teacher. Defaults to the batch
+            size of `dataset`.
         progress: Whether to show a line with examples a second and the time left. It is
-            written to stderr, only where that is a terminal.
+            written to stderr, and only if stderr is a terminal.
 
     Returns:
         The manifest of the recording.
@@ -91,7 +94,7 @@ def record(
             can't be stored or aren't finite, or if `directory` holds something else,
             such as the recording of another teacher.
         RuntimeError: If another process records to the directory.
-        OSError: If files can't be written. Whole shards remain.
+        OSError: If files can't be written. Complete shards remain.
 
     Example:
         >>> import tensorflow as tf
@@ -131,16 +134,16 @@ def record(
 
 @contextmanager
 def begin(plan: Manifest, directory: Path) -> Iterator[Manifest]:
-    """Write the manifest of a recording that begins, or take up one that was begun.
+    """Write the manifest of a new recording, or resume a recording that was begun.
 
-    No other process can begin one in the directory during the block.
+    During the block, no other process can begin a recording in the directory.
 
     Args:
-        plan: The manifest, as `plan_of` makes it.
-        directory: The directory. It is made if there is none.
+        plan: The manifest, as `plan_of` returns it.
+        directory: The directory. It is made if it doesn't exist.
 
     Yields:
-        The manifest, which lists the shards that are whole.
+        The manifest, which lists the complete shards.
 
     Raises:
         RuntimeError: If another process records to the directory.
@@ -172,7 +175,7 @@ def finish(directory: Path, count: int | None = None) -> Manifest:
 
     Args:
         directory: The directory of the recording.
-        count: The number of shards; None where the last one that is there is the last.
+        count: The number of shards. Defaults to the number in the directory.
 
     Returns:
         The complete manifest.
@@ -227,7 +230,7 @@ def _check_empty(directory: Path) -> None:
 
 
 def _check_same(current: Manifest, plan: Manifest, directory: Path) -> None:
-    """Raise ValueError if a directory's recording is another than is asked for."""
+    """Raise ValueError if a directory's recording isn't the planned one."""
     differences = current.differences(plan)
     if current.begins_with != plan.begins_with:
         first = (current.begins_with, plan.begins_with)

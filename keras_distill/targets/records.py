@@ -1,4 +1,4 @@
-"""Blocks of rows: how columns lie in a shard's TFRecords, and how rows are found."""
+"""Blocks of rows: the layout of columns in a shard's TFRecords, and reading of rows."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ BEFORE, AFTER = 12, 4
 
 
 class Column(NamedTuple):
-    """One value, or an array of them, of each row.
+    """One value, or an array of values, in each row.
 
     Args:
         name: Its name.
@@ -26,7 +26,7 @@ class Column(NamedTuple):
 
     @property
     def bytes_per_row(self) -> int:
-        """The bytes that it takes in a row."""
+        """The number of bytes of the column in a row."""
         return self.stored_dtype.itemsize * math.prod(self.shape)
 
     @property
@@ -40,7 +40,7 @@ class Layout:
 
     A shard is a TFRecord file. Each record is a block of rows: all values of the first
     column, then all of the second, and so on. All blocks have the same number of rows,
-    but the last of a shard, which may have fewer. So a row is found by arithmetic.
+    except the last of a shard, which may have fewer. So a row's offset can be computed.
 
     Args:
         columns: The columns.
@@ -60,12 +60,12 @@ class Layout:
         )
 
     def file_size(self, rows: int) -> int:
-        """Return the bytes of a shard with a number of rows."""
+        """Return the size in bytes of a shard with a number of rows."""
         blocks = -(-rows // self.block_rows)
         return rows * self.row_bytes + blocks * (BEFORE + AFTER)
 
     def views(self, buffer: Any, rows: int) -> "Views":
-        """Return the rows of a shard, whose file is a buffer."""
+        """Return the columns of a shard, given its file's content as a buffer."""
         full, rest = divmod(rows, self.block_rows)
         record = self.block_rows * self.row_bytes + BEFORE + AFTER
         blocks = dict(self._of_blocks(buffer, 0, full, self.block_rows))
@@ -98,7 +98,7 @@ class Layout:
 
 
 class Views(NamedTuple):
-    """The columns of a shard without a copy: its full blocks, then the rest."""
+    """The columns of a shard, not copied: those of its full blocks, then the rest."""
 
     layout: Layout
     blocks: dict[str, np.ndarray]

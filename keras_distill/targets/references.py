@@ -1,4 +1,4 @@
-"""Teachers and data sets by reference, which other processes load for themselves."""
+"""References to teachers and data sets, which each process loads for itself."""
 
 import importlib
 import inspect
@@ -11,9 +11,9 @@ import keras
 
 from keras_distill.teachers.base import Teacher, TeacherLike
 
-# A path of a `.keras` file, or what returns a teacher: a function or its reference.
+# The path of a `.keras` file, a function that returns a teacher, or its reference.
 TeacherReference = str | Path | Callable[[], TeacherLike]
-# What returns a data set: a function or its reference.
+# A function that returns a data set, or its reference.
 DatasetReference = str | Callable[..., Any]
 
 FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -64,14 +64,14 @@ def teacher_of(reference: TeacherReference) -> TeacherLike:
 
 
 def dataset_of(reference: DatasetReference) -> Any:
-    """Return a data set, or a function of a range of rows, as `Recorder` takes them."""
+    """Return a data set, or a function of a range of rows, as for `Recorder`."""
     function = _function("dataset", reference)
     names = inspect.signature(function).parameters
     return function if {"start", "stop"} <= set(names) else function()
 
 
 def whole(dataset: Any) -> Any:
-    """Return all of what `dataset_of` returned."""
+    """Return the whole data set, given the result of `dataset_of`."""
     return dataset(start=0, stop=None) if callable(dataset) else dataset
 
 

@@ -1,4 +1,4 @@
-"""A data set whose batches hold the outputs of a teacher that a server runs."""
+"""Data sets with the outputs of a teacher that runs on a server."""
 
 import dataclasses
 import functools
@@ -38,37 +38,38 @@ def remote(
 ) -> "tf.data.Dataset":
     """Return the data set with the outputs of a teacher that runs on a server.
 
-    The server speaks the Open Inference Protocol over gRPC, as Triton, KServe, MLServer
-    and `keras-distill serve` do. `teachers.Recorded(key)` reads the outputs, in `fit`
-    and in `targets.record`. Up to `in_flight` batches are sent ahead while the student
-    trains; batches keep their order.
+    The server must support the Open Inference Protocol over gRPC, as Triton, KServe,
+    MLServer and `keras-distill serve` do. `teachers.Recorded(key)` reads the outputs,
+    in `fit` and in `targets.record`. Up to `in_flight` batches are sent ahead while the
+    student trains. Batches keep their order.
 
     When this function is called and whenever an iteration starts, the model on the
     server is compared to `dataset`. Each answer is checked for its shape, its dtype and
     NaN. A request that gets no answer in time, or finds no server, is sent again after
     a pause. The pauses grow from 0.25 to 8 seconds: 32 seconds in all for 8 retries.
-    Then the iteration ends with an error. `fit` on the same data set continues the
-    training once the server is back.
+    After the last retry, the iteration ends with an error. Once the server is back,
+    another `fit` on the same data set continues the training.
 
     Args:
-        dataset: Batches `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as `fit`
-            takes them. Where `x` is a dict, the server gets the keys that its model
-            declares as inputs. A batch larger than the server takes is sent in parts.
+        dataset: Batches `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as for `fit`.
+            If `x` is a dict, the server gets the keys that its model declares as
+            inputs. A batch that is too large for one request is sent in parts.
         url: Host and port of the server's gRPC, such as `"127.0.0.1:8081"`.
         model_name: The model's name on the server.
         outputs: The name of an output of the model, or several. Defaults to all.
         key: The key of `x` for the output. With several outputs, each has the key
             `f"{key}_{output}"`.
-        in_flight: How many batches are sent ahead at most.
-        timeout: Seconds that a request may take, the wait on the server included.
+        in_flight: The largest number of batches that are sent ahead.
+        timeout: Seconds that a request may take, including its wait on the server.
         retries: How often a request is sent again.
-        model_version: The version of the model. By default the server chooses, and an
-            answer of another version than the first one's is an error.
-        credentials: A `grpc.ChannelCredentials`, for TLS. Not encrypted by default.
+        model_version: The version of the model. By default, the server chooses it. Then
+            an answer of another version than that of the first answer is an error.
+        credentials: A `grpc.ChannelCredentials`, for TLS. By default, the connection
+            isn't encrypted.
 
     Returns:
-        The batches, with `x` a dict that has the keys of the outputs too. If `x` was a
-        tensor, it is under the key `"inputs"`, which a student of one input reads.
+        The batches. Their `x` is a dict that also has the keys of the outputs. If `x`
+        was a tensor, its key is `"inputs"`, which a student with one input reads.
         Shapes and dtypes are static.
 
     Raises:
@@ -104,8 +105,8 @@ def remote(
 class _Stage:
     """The stage of the data that asks the server; the arguments are `remote`'s.
 
-    Batches pass through in TensorFlow. Python sees the server's inputs and outputs
-    alone: a generator that yielded whole batches would cost twice as much time.
+    Batches stay in TensorFlow. Only the server's inputs and outputs pass through
+    Python: a generator that yielded whole batches would cost twice as much time.
     """
 
     connect: Callable[[], Service]
@@ -131,9 +132,9 @@ class _Stage:
         return ahead(result.apply(length))
 
     def begin(self) -> Iterator[int]:
-        """Connect, and yield the number of an iteration; it ends with the generator."""
+        """Connect, and yield an iteration's number. It ends with the generator."""
         number = next(self.numbers)
-        # Where the iteration ends early, leaving the block ends the requests too.
+        # If the iteration ends early, leaving the block ends the requests too.
         with self.connect() as service:
             service.expect(self.model)
             self.iterations[number] = _Iteration(service, self.model, self.outputs)
@@ -173,7 +174,7 @@ class _Stage:
                 target.set_shape(specs[name].shape)
             return self.joined(batch, targets)
 
-        # One more is being answered.
+        # `answer` waits for one more batch.
         window = self.in_flight - 1
         sent = dataset.map(mapped(send))
         return (sent.prefetch(window) if window else sent).map(mapped(answer))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """An input or output as the server declares it; -1 takes any size."""
+    """An input or output as the server declares it. -1 permits any size."""
 
     name: str
     datatype: str
@@ -21,13 +21,13 @@ class Tensor:
 
     @property
     def dtype(self) -> Any:
-        """The NumPy type, of objects for strings; None for types it doesn't have."""
+        """The NumPy type: objects for strings, None for types that NumPy lacks."""
         from tritonclient.utils import triton_to_np_dtype
 
         return triton_to_np_dtype(self.datatype)
 
     def spec(self, rows: Sequence[int | None]) -> "tf.TensorSpec":
-        """Return the spec of an output of batches with `rows` as their first size."""
+        """Return the spec of an output whose first size is `rows`."""
         import tensorflow as tf
 
         sizes = [None if size < 0 else size for size in self.shape[1:]]
@@ -36,15 +36,15 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class ServedModel:
-    """What the server says of its model.
+    """A model as its server describes it.
 
     Args:
-        label: The model and where it is, for messages.
+        label: The model's name and address, for messages.
         inputs: Its inputs by name.
         outputs: Its outputs by name.
         versions: The versions that the server has.
-        max_rows: How many rows a request may have; 0 for any number.
-        fixed: Whether a request must have `max_rows`.
+        max_rows: The largest number of rows in a request; 0 for any number.
+        fixed: Whether each request must have `max_rows` rows.
     """
 
     label: str
@@ -87,10 +87,11 @@ class ServedModel:
             self._check_input(self.inputs[name], tf.TensorSpec(array.shape, dtype))
 
     def outputs_of(self, names: str | Sequence[str] | None) -> dict[str, Tensor]:
-        """Return outputs by name, all for None.
+        """Return the named outputs, or all for None.
 
         Raises:
-            ValueError: The model has no such output, or it isn't one of numbers by row.
+            ValueError: The model has no such output, or an output doesn't have numbers
+                for each row.
         """
         given = self.outputs if names is None else names
         chosen = [given] if isinstance(given, str) else list(given)
@@ -120,7 +121,7 @@ class ServedModel:
                 f"{label} must be {tensor.datatype}. Convert it in the data. "
                 f"Received: '{tensor.name}' of dtype {given.dtype.name}"
             )
-        # A request has some rows, or as many as the model is fixed to.
+        # Any number of rows fits: `Call` divides batches into requests.
         sizes = [None, *(None if size < 0 else size for size in tensor.shape[1:])]
         if not given.shape.is_compatible_with(sizes):
             raise ValueError(

@@ -14,8 +14,7 @@ from keras_distill.targets.served import ServedModel, Tensor
 Array = npt.NDArray[Any]
 Result = TypeVar("Result")
 
-# What a server that stops, starts or is too busy answers with, and what a client finds
-# where none is.
+# Errors of a server that stops, starts or is too busy, and of a client that finds none.
 _TEMPORARY = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 _CHANNEL = {
@@ -65,7 +64,7 @@ class Service:
         self._client.close()
 
     def model(self) -> ServedModel:
-        """Return what the server says of the model.
+        """Return the server's description of the model.
 
         Raises:
             ConnectionError: The server can't be reached.
@@ -84,7 +83,7 @@ class Service:
             )
 
     def persistently(self, attempt: Callable[[], Result]) -> Result:
-        """Return what `attempt` does, which is called again where that may help.
+        """Return the result of `attempt`, which is called again after temporary errors.
 
         Raises:
             ConnectionError: None of the attempts reached the model.
@@ -164,7 +163,7 @@ class Service:
         )
 
     def _max_batch_size(self) -> int:
-        """Return what Triton is configured with; 0 where the server has no limit."""
+        """Return Triton's configured limit; 0 if the server has no limit."""
         from tritonclient.utils import InferenceServerException
 
         try:
@@ -183,7 +182,7 @@ class Service:
         code = _code(error)
         if code in _TEMPORARY:
             return True
-        # A server that starts again is there before its models. Such a model may have
+        # A server that restarts answers before its models are ready. The model may have
         # become ready since the answer.
         return self._known and (code == "NOT_FOUND" or not self._ready())
 

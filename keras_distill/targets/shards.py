@@ -1,4 +1,4 @@
-"""Shards: files of rows that are written whole, checked, and read at random."""
+"""Shards: files of rows that are written completely, checked, and read in any order."""
 
 import json
 import mmap
@@ -25,12 +25,12 @@ _OPEN_SHARDS = 512
 
 
 class Writer:
-    """Writes one shard. The file exists only once it is whole.
+    """Writes one shard. The file exists only once it is complete.
 
     Args:
         directory: The directory of the recording.
         number: The number of the shard.
-        layout: How its rows lie.
+        layout: The layout of its rows.
     """
 
     def __init__(self, directory: Path, number: int, layout: Layout) -> None:
@@ -56,7 +56,7 @@ class Writer:
             self._append(arrays, rows)
 
     def close(self) -> None:
-        """Write the rest, and put the file and its checksum in place.
+        """Write the remaining rows, and give the file its name and checksum.
 
         Raises:
             OSError: If they can't be written.
@@ -88,7 +88,7 @@ class Writer:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Remove the file where an error ends it; say what remains."""
+        """Remove the file after an error, and raise an error that says what remains."""
         import tensorflow as tf
 
         try:
@@ -103,10 +103,10 @@ class Writer:
             ) from error
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the unfinished file."""
         import tensorflow as tf
 
-        # The error that led here says more.
+        # The error that led to this call explains more.
         with suppress(OSError, tf.errors.OpError):
             self._file.close()
         self._scratch.unlink(missing_ok=True)
@@ -138,14 +138,14 @@ def noted(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def remove_scratch(directory: Path) -> None:
-    """Remove what killed writers left. No writer may run."""
+    """Remove the unfinished files of killed writers. No writer may be running."""
     for path in directory.iterdir():
         if _SCRATCH.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def remove_notes(directory: Path) -> None:
-    """Remove the checksums that the manifest of a complete recording holds."""
+    """Remove the checksum files of a complete recording, whose manifest holds them."""
     for path in directory.glob("shard-*.json"):
         path.unlink(missing_ok=True)
 
@@ -157,16 +157,16 @@ def damaged(
     *,
     contents: bool = True,
 ) -> dict[str, str]:
-    """Return the listed shards that are missing or damaged, with what is wrong.
+    """Return the listed shards that are missing or damaged, with the reasons.
 
     Args:
         directory: The directory of the recording.
         listed: The shards' numbers of rows and SHA-256, by file name.
-        layout: How rows lie in them.
-        contents: Whether to read the files, or else only their sizes.
+        layout: The layout of their rows.
+        contents: Whether to compare checksums too, and not only sizes.
 
     Raises:
-        ValueError: If a name isn't that of a shard, as one that leaves the directory.
+        ValueError: If a name isn't that of a shard, e.g. if it leaves the directory.
     """
     found = {}
     for name, of_shard in listed.items():
@@ -189,7 +189,7 @@ def damaged(
 
 
 class Reader:
-    """Reads rows of a complete recording at random, through memory maps.
+    """Reads rows of a complete recording in any order, through memory maps.
 
     Args:
         directory: The directory of the recording.
@@ -248,7 +248,7 @@ class Reader:
         return np.concatenate(parts)
 
     def _views(self, number: int) -> Views:
-        """Return the rows of a shard, which stays open while others aren't needed."""
+        """Return the columns of a shard. The shards used last stay open."""
         with self._lock:
             if number in self._open:
                 self._open.move_to_end(number)

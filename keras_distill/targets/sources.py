@@ -8,12 +8,12 @@ from keras_distill.export.loading import load_arrays
 
 
 class ArrayFile:
-    """The function of a data set in an `.npz` file, which a process reads once.
+    """A function that returns the data set of an `.npz` file, which is read once.
 
     Args:
-        path: The file, with one array an input.
+        path: The file, with one array for each input.
         labels: The name of an array that is left out, if there is one.
-        batch_size: The rows of a batch.
+        batch_size: The number of rows in a batch.
     """
 
     def __init__(self, path: str, *, labels: str, batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Unlabelled rows of a table, made of the rows at hand and their nearest neighbours."""
+"""Unlabelled rows for a table, made from its rows and their nearest neighbours."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -9,8 +9,9 @@ import numpy as np
 from keras_distill.targets.checks import checked_count
 
 Array = np.ndarray
-# Categories of a column that get an axis each when distances are computed. Of more,
-# each gets a random code of as many signs, and two of them are nearly as far apart.
+# Up to this number of categories in a column, each gets an axis when distances are
+# computed. Above it, each gets a random code of this many signs. Any two codes are then
+# nearly equally far apart.
 _AXES = 64
 # How many distances are held in memory at once.
 _AT_ONCE = 2**24
@@ -31,32 +32,34 @@ def augment_rows(
 ) -> Any:
     r"""Return rows like those of a table, for a teacher to label.
 
-    This is MUNGE. Each row is made of a row `e` of `x` and the nearest row `e'` that
-    differs from it. Each column keeps its value, or with `probability` it gets
+    This is the method MUNGE. Each row is made from a row `e` of `x` and the nearest row
+    `e'` that differs from it. Each column keeps its value of `e`, or with `probability`
+    it gets
 
         numeric:       a draw from Normal(e', (spread * |e - e'|)**2)
         integer:       the same, rounded
         categorical:   e'
 
-    So rows stay where the table has rows, which draws from each column by itself don't.
-    Values stay in the range of the column. A missing value (NaN) is exchanged like a
-    category.
+    So the rows stay close to rows of the table. Independent draws from each column
+    wouldn't. Values stay in the range of the column. A missing value (NaN) is exchanged
+    like a category.
 
-    In distances, one standard deviation of a number counts as much as another category.
-    The time grows with the number of rows times `candidates`. Unlike in the paper, `e'`
-    doesn't get the values of `e` in turn: it gives rows of its own.
+    In distances, a difference of one standard deviation in a number counts as much as
+    a different category. The time grows with the number of rows times `candidates`. In
+    the paper, `e'` also gets the values of `e`. Here, `e'` has rows of its own.
 
     Args:
         x: A dict of arrays of shape `(rows,)` or `(rows, 1)`, or an array of shape
-            `(rows, columns)`. Floats are numeric, integers are integer, text, bytes,
+            `(rows, columns)`. Floats are numeric. Integers are integer. Text, bytes,
             objects and bools are categorical.
-        copies: How many rows to make of each.
+        copies: The number of rows to make from each row.
         categorical: Columns whose numbers are codes: keys of the dict, or positions in
             the array.
         integer: Columns of floats that hold whole numbers only.
-        probability: How likely each value is exchanged; `p` in the paper.
-        spread: Scales the standard deviations; `1 / s` in the paper.
-        candidates: Among how many rows, drawn at random, the nearest is searched.
+        probability: The probability that a value is exchanged; `p` in the paper.
+        spread: The factor of the standard deviations; `1 / s` in the paper.
+        candidates: The number of rows, drawn at random, among which the nearest row is
+            searched.
         seed: The same seed gives the same rows.
 
     Returns:
@@ -99,7 +102,7 @@ class _Column:
 
     Args:
         given: Its values as they are.
-        values: The same as float64; of categories, their numbers from 0 on.
+        values: The same as float64; for categories, their numbers from 0 on.
         kind: `"numeric"`, `"integer"` or `"categorical"`.
     """
 
@@ -132,12 +135,12 @@ class _Column:
         spread: float,
         rng: np.random.Generator,
     ) -> Array:
-        """Return values for rows, in which those of other rows are exchanged for some.
+        """Return values for new rows, of which some get their neighbours' values.
 
         Args:
-            own: The rows that they are made of.
-            other: Their neighbours.
-            exchanged: For which of them the value is exchanged.
+            own: The rows that the new rows are made from.
+            other: The neighbours of these rows.
+            exchanged: A mask of the rows whose value is exchanged.
             spread: Scales the standard deviations.
             rng: Draws the numbers.
         """
@@ -146,7 +149,7 @@ class _Column:
         before, after = self.values[own], self.values[other]
         noise = rng.standard_normal(len(own)) * spread
         drawn = after + noise * np.abs(after - before)
-        # Of a value that is missing there is no distance.
+        # A missing value has no distance.
         drawn = np.where(np.isnan(before), after, drawn)
         if self.kind == "integer":
             drawn = np.rint(drawn)
@@ -231,12 +234,12 @@ def _column(name: Any, given: Array, is_categorical: bool, is_integer: bool) -> 
 
 
 def _neighbours(points: Array, candidates: int, rng: np.random.Generator) -> Array:
-    """Return for each point the index of the nearest one elsewhere.
+    """Return for each point the index of the nearest point that differs from it.
 
     Args:
         points: Points of shape `(rows, axes)`, centred.
-        candidates: Among how many, drawn at random, it is searched.
-        rng: Draws them.
+        candidates: The number of points, drawn at random, among which it is searched.
+        rng: Draws the candidates.
     """
     among = np.arange(len(points))
     if candidates < len(points):

@@ -1,4 +1,4 @@
-"""Augmented views of examples, which teacher and student see alike."""
+"""Augmented views of examples, the same for teacher and student."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,8 +13,8 @@ Augment = Callable[[Nested, Tensor], Nested]
 def seeds(seed: int, content: Tensor, view: Any) -> Tensor:
     """Return a seed for each row's view, of shape (rows, 2) in int32.
 
-    It depends on the row's content and not on its place, so that a shuffled data set
-    has the same views.
+    The seed depends on the row's content and not on its position, so that a shuffled
+    data set has the same views.
 
     Args:
         seed: The seed of the recording.

@@ -1,4 +1,4 @@
-"""Work that a thread does in order, beside the teacher."""
+"""A thread that makes calls in order while the teacher runs."""
 
 from collections import deque
 from collections.abc import Callable
@@ -6,15 +6,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
-# Enough that neither side waits for a slow moment of the other.
+# Enough that neither side waits for a short delay of the other.
 _WAITING = 8
 
 
 class InOrder:
-    """Runs calls one after another in a thread, a few of them in advance.
+    """Runs calls one after another in a thread. A few calls may wait for it.
 
-    An error of a call is raised by a later `put`, or at the end of the block. Calls
-    after it aren't made, but for those of `put_always`.
+    An error of a call is raised by a later `put`, or at the end of the block. After an
+    error, only the calls of `put_always` are made.
     """
 
     def __init__(self) -> None:
@@ -23,13 +23,13 @@ class InOrder:
         self._failed = False
 
     def put(self, function: Callable[..., Any], *args: Any) -> None:
-        """Call a function after those before it."""
+        """Call a function after the earlier calls."""
         while self._calls and (len(self._calls) >= _WAITING or self._calls[0].done()):
             self._calls.popleft().result()
         self._calls.append(self._thread.submit(self._run, function, *args))
 
     def put_always(self, function: Callable[..., Any]) -> None:
-        """Call a function after those before it, whatever they raise."""
+        """Call a function after the earlier calls, even if these raise errors."""
         self._thread.submit(function)
 
     def __enter__(self) -> Self:

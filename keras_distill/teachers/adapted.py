@@ -41,28 +41,28 @@ class Adapted(keras.Model, Teacher):
     Args:
         model: The teacher: a built Keras model or layer, another teacher such as
             `Ensemble`, or a callable that takes the inputs of a batch.
-        inputs: A function of the inputs that the model reads, e.g. a Keras layer such
-            as `keras.layers.Resizing(224, 224)`. Where the batch is a dict, the
-            function gets the keys that the model declares; a single `keras.Input`
-            outside of a dict gives it a tensor. Or a dict of functions by key, for
-            some of the inputs. Images in uint8, which have three axes or more, are
-            cast to float32 before, so that arithmetic on them neither overflows nor
+        inputs: A function that is applied to the inputs of the model, e.g. a Keras
+            layer such as `keras.layers.Resizing(224, 224)`. If the batch is a dict, the
+            function gets a dict of the keys that the model declares, or a tensor if the
+            model has one `keras.Input` that isn't in a dict. Or a dict of functions by
+            key, for some of the inputs. Images (uint8 tensors of three axes or more)
+            are first cast to float32, so that arithmetic on them neither overflows nor
             rounds. Defaults to None: the model reads the batch as it is.
-        outputs: A function of the model's outputs, of their whole structure, e.g.
+        outputs: A function of the whole structure of the model's outputs, e.g.
             `lambda logits: logits[:, :10]`. Or an order of classes: a sequence with the
             teacher's class index for each of the student's classes. Or a dict of
             functions and sequences by output name, for some of the outputs. Defaults to
-            None: the outputs stay as they are.
+            None: the outputs aren't changed.
         name: Name of the model.
         **kwargs: Arguments of `keras.Model`.
 
     Raises:
-        TypeError: If the model, `inputs` or `outputs` isn't of these kinds, if the
-            model follows a student, or if `outputs` adapts a `CorrectnessWeighted`,
-            whose members are to be adapted instead.
+        TypeError: If the model, `inputs` or `outputs` isn't of a kind listed above, if
+            the model follows a student, or if `outputs` adapts a `CorrectnessWeighted`.
+            Adapt the members of the latter instead.
         ValueError: If a Keras model isn't built, or if an order of classes has
-            an index twice, or one that the teacher has no class for. The teacher's
-            classes are counted when it is called, if not earlier.
+            an index twice, or an index that no class of the teacher has. If the model
+            doesn't declare its outputs, the indices are checked when it is called.
 
     Example:
         The teacher has the classes cat, dog, fox; the student has dog and cat.
@@ -94,7 +94,7 @@ class Adapted(keras.Model, Teacher):
         # The model casts its inputs to its own dtype.
         super().__init__(name=name, **{"autocast": False, **kwargs})
         self.model = model
-        # `inputs` and `outputs` are the names by which Keras knows a Functional model.
+        # Keras uses the names `inputs` and `outputs` for tensors of Functional models.
         self.adapt_inputs = as_adapters("inputs", inputs)
         self.adapt_outputs = as_adapters("outputs", outputs, may_be_orders=True)
         self._check_known_outputs()
@@ -113,7 +113,7 @@ class Adapted(keras.Model, Teacher):
 
     @property
     def logged_members(self) -> Sequence[str]:
-        """Names of the model's members, where the losses against them are logged."""
+        """Names of the model's members against which losses are logged."""
         return as_teacher(self.model).logged_members
 
     @property
@@ -123,14 +123,14 @@ class Adapted(keras.Model, Teacher):
 
     @property
     def state(self) -> Sequence[keras.Variable]:
-        """The variables of the model, and of layers that adapt it, each once."""
+        """The variables of the model and of the functions that adapt it, each once."""
         functions = self.adapt_inputs, self.adapt_outputs
         return reached_variables(
             list(as_teacher(self.model).state), self.variables, functions
         )
 
     def as_layer(self) -> keras.Layer | None:
-        """Return the model in which hints find their layers."""
+        """Return the model in which hints look up the teacher's layers."""
         return as_teacher(self.model).as_layer()
 
     def call(self, inputs: Nested, training: bool | None = None) -> Nested:
@@ -139,7 +139,7 @@ class Adapted(keras.Model, Teacher):
         return self._adapted_outputs(base.call(self.model, seen))
 
     def teach(self, batch: Batch) -> Lesson:
-        """Return the adapted outputs, and those of members that are logged."""
+        """Return the adapted outputs of the model and of its logged members."""
         seen = self._adapted_inputs(batch.inputs, batch.withheld)
         lesson = base.checked_lesson(
             as_teacher(self.model), batch._replace(inputs=seen)
@@ -217,7 +217,7 @@ class Adapted(keras.Model, Teacher):
         return _with_keys(x, kept, hidden)
 
     def _adapted_outputs(self, outputs: Nested) -> Nested:
-        """Return the outputs of the model in the student's terms."""
+        """Return the outputs of the model, adapted to the student's."""
         functions = self.adapt_outputs
         if functions is None or outputs is None:
             return outputs
@@ -227,7 +227,7 @@ class Adapted(keras.Model, Teacher):
         return functions(outputs)
 
     def _by_name(self, functions: Mapping[str, Adapter], outputs: Nested) -> Nested:
-        """Return the outputs, each that is named adapted by its function."""
+        """Return the outputs, of which the named ones are adapted by functions."""
         if isinstance(outputs, Mapping):
             names = list(outputs)
         else:
@@ -249,7 +249,7 @@ class Adapted(keras.Model, Teacher):
         return adapted if isinstance(outputs, list | tuple) else adapted[0]
 
     def _check_known_outputs(self) -> None:
-        """Check orders of classes now, where the model declares its outputs."""
+        """Check orders of classes now if the model declares its outputs."""
         model, functions = self.model, self.adapt_outputs
         if not isinstance(model, keras.Model) or declared_names(model) is None:
             return
@@ -264,7 +264,7 @@ class Adapted(keras.Model, Teacher):
             functions(output)
 
     def _check_length(self, student: Nested) -> None:
-        """Raise ValueError if the student has more or fewer classes than an order."""
+        """Raise ValueError unless orders have an index for each student's class."""
         functions = self.adapt_outputs
         if not isinstance(functions, Mapping):
             functions, student = {"": functions}, {"": student}

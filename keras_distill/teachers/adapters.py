@@ -14,7 +14,7 @@ Adapter = Callable[[Any], Any]
 
 
 class ClassOrder:
-    """Picks a teacher's logits, or probabilities, in the order of other classes.
+    """Picks a teacher's logits or probabilities in the order of a student's classes.
 
     Args:
         order: The teacher's class index for each of the student's classes. Classes of
@@ -23,8 +23,8 @@ class ClassOrder:
 
     Raises:
         TypeError: If an index isn't a whole number.
-        ValueError: If there is none, or if one is negative or there twice. When
-            called, if the teacher has no class of that index, or several outputs.
+        ValueError: If `order` is empty, has a negative index, or has an index twice.
+            When called, if the teacher has no class of an index, or several outputs.
 
     Example:
         >>> logits = ClassOrder([2, 0])(keras.ops.array([[1.0, 2.0, 3.0]]))
@@ -98,15 +98,15 @@ class ClassOrder:
 
 
 def as_adapters(name: str, given: Any, *, may_be_orders: bool = False) -> Any:
-    """Return an argument with a `ClassOrder` for each sequence of classes.
+    """Return an argument in which each sequence of classes became a `ClassOrder`.
 
     Args:
         name: The name of the argument, for error messages.
         given: None, a function, a sequence, or a dict of functions and sequences.
-        may_be_orders: Whether there may be sequences of classes.
+        may_be_orders: Whether sequences of classes are permitted.
 
     Raises:
-        TypeError: If there is something else.
+        TypeError: If `given` is or holds something else.
     """
     if given is None:
         return None
@@ -126,7 +126,7 @@ def as_adapters(name: str, given: Any, *, may_be_orders: bool = False) -> Any:
 
 
 def images_as_floats(x: Nested) -> Nested:
-    """Return inputs in which images, of three axes or more, aren't in uint8."""
+    """Return inputs with uint8 tensors of three axes or more cast to float32."""
 
     def cast(tensor: Tensor) -> Tensor:
         if "uint8" not in str(getattr(tensor, "dtype", None)):
@@ -137,7 +137,7 @@ def images_as_floats(x: Nested) -> Nested:
 
 
 def serialized(name: str, adapters: Any) -> Any:
-    """Return the config of what `as_adapters` has returned.
+    """Return the config of adapters that `as_adapters` returned.
 
     Raises:
         TypeError: If a function is neither a Keras layer nor registered.
@@ -150,7 +150,7 @@ def serialized(name: str, adapters: Any) -> Any:
         }
     if isinstance(adapters, ClassOrder):
         return list(adapters.order)
-    # Files name a function itself, and of another object its class.
+    # Files hold the name of a function, or of another object's class.
     named = adapters if hasattr(adapters, "__name__") else type(adapters)
     found = keras.saving.get_registered_object(keras.saving.get_registered_name(named))
     if not isinstance(adapters, keras.Layer) and found is not named:

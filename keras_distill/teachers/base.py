@@ -1,4 +1,4 @@
-"""The interface of teachers, and the teacher that a model or a function becomes."""
+"""The interface of teachers, and the wrapper that makes teachers of other callables."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +18,13 @@ TeacherLike = Callable[..., Any]
 
 
 class Lesson(NamedTuple):
-    """What a teacher returns for a batch.
+    """The targets that a teacher returns for a batch.
 
     Args:
-        targets: Its outputs. None where it has none for this batch: the student then
-            learns from the labels only.
-        members: The outputs of the models that it consists of, by name, where the
-            losses against each are logged.
+        targets: The teacher's outputs. None if it has none for this batch. The student
+            then learns from the labels only.
+        members: The outputs of the teacher's members by name, if the loss against each
+            member is logged.
 
     Example:
         >>> Lesson(targets=[[0.1, 0.9]]).members
@@ -38,8 +38,8 @@ class Lesson(NamedTuple):
 class Teacher(ABC):
     """A source of targets for a student.
 
-    Subclasses implement `teach`. It is called while a step is traced. Its tensors have
-    no values then, so it computes with `keras.ops`.
+    Subclasses implement `teach`. It is called while a step is traced, when tensors have
+    no values yet. So it must compute with `keras.ops`.
 
     `Distiller` doesn't save a teacher in its files.
 
@@ -57,11 +57,13 @@ class Teacher(ABC):
 
     @abstractmethod
     def teach(self, batch: Batch) -> Lesson:
-        """Return the targets for a batch. Gradients are stopped by the caller.
+        """Return the targets for a batch. The caller stops their gradients.
+
+        Call models with `training=False`.
 
         Args:
-            batch: The record of the step. Its `inputs` have all keys, whichever the
-                teacher declares. Call models with `training=False`.
+            batch: The record of the step. Its `inputs` have all keys, not only those
+                that the teacher declares.
         """
 
     @property
@@ -71,7 +73,7 @@ class Teacher(ABC):
 
     @property
     def declares(self) -> Sequence[str] | None:
-        """Names of the inputs that it reads; None, the default, if unknown."""
+        """Names of the inputs that the teacher reads; None (default) if unknown."""
         return None
 
     @property
@@ -81,35 +83,39 @@ class Teacher(ABC):
 
     @property
     def changes(self) -> bool:
-        """Whether it changes while it teaches. Then `fit` doesn't judge it."""
+        """Whether the teacher changes while it teaches.
+
+        `fit` doesn't compare such a teacher with chance.
+        """
         return False
 
     @property
     def state(self) -> Sequence[keras.Variable]:
         """The variables that `teach` reads or changes.
 
-        The default finds them through the attributes of the teacher: in models,
-        layers, seed generators, lists, dicts and functions. On JAX, a variable that is
-        missing here is a constant in the compiled step, and `teach` can't change it.
+        The default finds them in the attributes of the teacher: in models, layers, seed
+        generators, lists, dicts and functions. On JAX, a variable that is missing here
+        is a constant in the compiled step, and `teach` can't change it.
         """
         found = vars(self) if not isinstance(self, keras.Layer) else self
         return reached_variables(found)
 
-    # Not a property: files of Keras hold each layer that an attribute returns.
+    # Not a property: Keras saves each layer that an attribute returns.
     def as_layer(self) -> keras.Layer | None:
-        """Return the layer in which hints find theirs; None where there is none."""
+        """Return the layer in which hints look up the teacher's layers, or None."""
         return self if isinstance(self, keras.Layer) else None
 
 
 class FollowingTeacher(Teacher):
-    """A teacher that is updated from the student's weights. Files hold it.
+    """A teacher that is updated from the student's weights.
 
-    Subclasses are Keras models. All that `follow` assigns must be among `state`.
+    `Distiller` saves it in its files. Subclasses are Keras models. `state` must hold
+    all variables that `follow` assigns.
     """
 
     @property
     def changes(self) -> bool:
-        """Whether it changes while it teaches."""
+        """Whether the teacher changes while it teaches: always."""
         return True
 
     @abstractmethod
@@ -158,11 +164,11 @@ class _Absent(Teacher):
 
 
 def as_teacher(given: TeacherLike | None) -> Teacher:
-    """Return a `Teacher` for what a user passed as one.
+    """Return a `Teacher` for the object that a user passed as a teacher.
 
     Raises:
-        TypeError: If it can't be called.
-        ValueError: If it is a Keras model or layer without weights.
+        TypeError: If the object is neither callable nor a `Teacher`.
+        ValueError: If it is a Keras model or layer that isn't built.
     """
     if given is None:
         return _Absent()
@@ -187,10 +193,10 @@ def ask(teacher: Teacher, batch: Batch) -> Lesson:
 
 
 def checked_lesson(teacher: Teacher, batch: Batch) -> Lesson:
-    """Return what a teacher's `teach` returns.
+    """Return the lesson that a teacher's `teach` returns.
 
     Raises:
-        TypeError: If it isn't a `Lesson`.
+        TypeError: If `teach` returns something else than a `Lesson`.
     """
     with backend.known_writes(_unknown_write(teacher)):
         lesson = teacher.teach(batch)
@@ -222,10 +228,10 @@ def call(
     """Return a callable's outputs for the part of the inputs that it reads.
 
     Args:
-        teacher: A Keras layer or model, called with `training`, or another callable,
-            or a `Teacher` that can't be called.
-        x: The inputs. Of a dict, a model is given the keys that it declares.
-        withheld: Keys that a callable without declared inputs isn't given.
+        teacher: A Keras layer or model, which is called with `training`; another
+            callable; or a `Teacher` that can't be called.
+        x: The inputs. If they are a dict, a model gets the keys that it declares.
+        withheld: Keys that a callable without declared inputs doesn't get.
         training: As in `keras.Model.call`.
     """
     if not callable(teacher):
@@ -245,7 +251,7 @@ def as_targets(outputs: Nested) -> Nested:
 
 
 def supports_jit(teacher: TeacherLike | None) -> bool:
-    """Return whether XLA can compile a teacher, as Keras asks each layer."""
+    """Return whether XLA can compile a teacher: whether all its layers support it."""
     if not isinstance(teacher, keras.Layer):
         return True
     return all(layer.supports_jit for layer in teacher._flatten_layers())

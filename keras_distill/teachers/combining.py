@@ -1,4 +1,4 @@
-"""The mean of several models' outputs, of their logits or their probabilities."""
+"""The mean of several models' outputs: of their logits or of their probabilities."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ _ACTIVATIONS = ("softmax", "sigmoid")
 
 
 def check_combination(combine: str, activation: str) -> None:
-    """Raise ValueError if an argument of `mean_outputs` isn't one that it knows."""
+    """Raise ValueError if `mean_outputs` doesn't support an argument's value."""
     for name, value, known in (
         ("combine", combine, _COMBINATIONS),
         ("activation", activation, _ACTIVATIONS),
@@ -39,10 +39,10 @@ def mean_outputs(
     """Return the mean of several models' outputs, in the structure of one model's.
 
     Args:
-        outputs: The outputs of each model, logits in a tensor or a structure of
+        outputs: The outputs of each model: a tensor of logits, or a structure of such
             tensors.
-        shares: The share of each model, a number; or a structure like the outputs of
-            tensors that broadcast to them. Shares sum to 1. Defaults to equal shares.
+        shares: The share of each model: a number, or tensors that broadcast to the
+            outputs, in their structure. Shares sum to 1. Defaults to equal shares.
         combine: `"logits"` or `"probabilities"`. The mean of probabilities is
             returned as logits too, `log(mean(softmax(t)))`, at temperature 1.
         activation: The function that turns logits into probabilities, `"softmax"` over
@@ -107,10 +107,12 @@ def alike(outputs: Sequence[Nested]) -> list[Nested]:
     """Return several models' outputs as tensors of the same shape.
 
     A last axis of size 1 is added or removed where only some models' outputs have it.
-    An output without a static shape, as of `tf.py_function`, takes that of the others.
+    An output without a static shape, such as one of `tf.py_function`, gets the shape of
+    the others.
 
     Raises:
-        ValueError: If structures or shapes differ otherwise, or no shape is known.
+        ValueError: If structures or shapes differ in another way, or if no model's
+            shape is known.
     """
     outputs = [tree.map_structure(ops.convert_to_tensor, output) for output in outputs]
     try:

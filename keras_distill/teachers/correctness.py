@@ -22,19 +22,20 @@ tree = keras.tree
 class CorrectnessWeighted(Ensemble):
     r"""The mean of several models' outputs, in which wrong models weigh less.
 
-    `t = 1/M sum_m w_m t_m` for each example. A member is wrong where its largest logit
-    isn't that of the label: then `w_m = W`. A member that is right weighs
-    `w_m = 1 + wrong (1 - W) / right`, where `wrong` and `right` are the numbers of such
-    members. The weights sum to `M`, so that logits keep their scale. It is the plain
-    mean where all members are right or all are wrong, and for rows without a label.
+    `t = 1/M sum_m w_m t_m` for each example, with the outputs `t_m` of `M` members. A
+    member is wrong if its largest logit isn't that of the label. Then `w_m = W`. A
+    member that is right has `w_m = 1 + wrong (1 - W) / right`, where `wrong` and
+    `right` are the numbers of wrong and right members. The weights sum to `M`, so that
+    logits keep their scale. If all members are right or all are wrong, and for rows
+    without a label, the result is the plain mean.
 
-    The teacher reads labels. `Distiller` passes them on; elsewhere, call it as
-    `teacher(x, labels=y)`. Labels are class ids of the outputs' shape without the class
-    axis, or with a last axis of size 1; or one number for each class, of which the
-    largest is the label's, as in one-hot labels. With `activation="sigmoid"`, labels
-    are one number for each unit, and a member is right about a unit where its logit is
-    positive and the label is above 0.5, or neither is. Labels of several outputs have
-    the outputs' structure.
+    The teacher reads labels. `Distiller` passes them to it; elsewhere, call it as
+    `teacher(x, labels=y)`. Labels are class ids, in the outputs' shape without the
+    class axis or with a last axis of size 1. Or they have one number for each class, as
+    in one-hot labels: the largest marks the label. With `activation="sigmoid"`, labels
+    have one number for each unit. A member is right about a unit if its logit is
+    positive and the label is above 0.5, or if neither is so. Labels of several outputs
+    have the outputs' structure.
 
     Args:
         models: As in `Ensemble`.
@@ -50,8 +51,8 @@ class CorrectnessWeighted(Ensemble):
     Raises:
         ValueError: As `Ensemble` does, and if `wrong_weight` isn't in [0, 1]. When
             called, if there are no labels, if they don't fit the outputs, or if a label
-            is no class. In steps that XLA compiles, all members count as wrong about a
-            label that is no class.
+            isn't a class. In steps that XLA compiles, such a label isn't an error: all
+            members count as wrong about it.
 
     Example:
         >>> import numpy as np
@@ -103,9 +104,9 @@ class CorrectnessWeighted(Ensemble):
             inputs: The inputs of the batch.
             training: As in `keras.Model.call`.
             labels: The labels, as described in the class.
-            labelled: Which rows have a label, boolean, of shape `(batch,)`,
-                `(batch, 1)` or the labels' shape. For several outputs, one tensor for
-                all or a structure like theirs. None (default) if all rows have one.
+            labelled: A boolean mask of the rows that have a label, of shape `(batch,)`,
+                `(batch, 1)` or the labels' shape. For several outputs, one mask for all
+                or a structure of masks. None (default) if all rows have a label.
         """
         outputs = self.member_outputs(inputs, training)
         if labels is not None and not tree.is_nested(outputs[0]):
@@ -120,11 +121,11 @@ class CorrectnessWeighted(Ensemble):
         return self._weighted(outputs, labels, masks)
 
     def combined(self, outputs: Sequence[Nested], batch: Batch) -> Nested:
-        """Return the mean, weighted by the labels of the batch."""
+        """Return the mean of the outputs, with weights that depend on the labels."""
         return self._weighted(outputs, batch.labels, batch.labelled or {})
 
     def plain(self) -> Ensemble:
-        """Return the plain ensemble of the same models, which serves without labels."""
+        """Return the plain ensemble of the same models, which needs no labels."""
         return Ensemble(
             self.models,
             combine=self.combine,
@@ -172,7 +173,7 @@ class CorrectnessWeighted(Ensemble):
         weights = ops.where(right, of_right, self.wrong_weight)
         weights = ops.where(right_count == 0.0, 1.0, weights) / count
         if self.activation == "softmax":
-            # The weights have a first axis more, that of the members.
+            # The weights have one axis more: the first, of the members.
             axis = self.axis if self.axis < 0 else self.axis + 1
             weights = ops.expand_dims(weights, axis)
         return list(ops.unstack(weights, count, axis=0))
@@ -180,7 +181,7 @@ class CorrectnessWeighted(Ensemble):
     def _right(
         self, logits: Sequence[Tensor], labels: Tensor, labelled: Tensor | None
     ) -> list[Tensor]:
-        """Return for each member where it is right about one output."""
+        """Return a mask for each member: where it is right about one output."""
         if self.activation == "sigmoid":
             positive = ops.cast(self._of_units(labels, logits[0]), "float32") > 0.5
             return [ops.equal(x > 0, positive) for x in logits]

@@ -26,25 +26,26 @@ def cross_fit(
 ) -> Nested:
     """Return the outputs of teachers for rows that they weren't trained on.
 
-    A teacher memorises labels that it was trained on, and returns them to its student
-    on the same rows; the fewer the labels, the more so. This function divides the
-    labelled rows into folds and trains a teacher without each fold. The outputs for the
-    rows of a fold come from that teacher. Rows without a label, on which no teacher was
-    trained, get the mean of all teachers' outputs.
+    A teacher memorises labels that it was trained on. Its outputs for the same rows
+    repeat these labels to the student. The effect is larger with fewer labels. This
+    function divides the labelled rows into folds. For each fold, it trains a teacher
+    without the fold's rows, and returns that teacher's outputs for them. Rows without a
+    label, on which no teacher was trained, get the mean of all teachers' outputs.
 
     Args:
-        make_teacher: Called as `make_teacher(x, y)` with all rows of `data` except
-            those of one fold, and with all keys of a dict. Returns a trained Keras
-            model, or a callable that takes the inputs of a batch.
+        make_teacher: Called as `make_teacher(x, y)`, or with `sample_weight` too if
+            `data` has it, with all labelled rows except those of one fold. A dict has
+            all its keys. Returns a trained Keras model, or a callable that takes the
+            inputs of a batch.
         data: `(x, y)` or `(x, y, sample_weight)`, NumPy arrays or structures of them,
-            of shape `(rows, ...)`. Where `x` is a dict, a model predicts from the keys
+            of shape `(rows, ...)`. If `x` is a dict, a model predicts from the keys
             that it declares.
         folds: The number of folds, at least 2, into which rows are divided at random.
-            Or pairs of indices of labelled rows, `(training, held_out)`, as the
+            Or pairs `(training, held_out)` of positions among the labelled rows, as the
             splitters of scikit-learn return them, e.g. to keep the rows of a user
             in one fold.
-        labelled: Which rows have a label, a boolean array of shape `(rows,)`. Defaults
-            to all.
+        labelled: A boolean mask of the rows that have a label, of shape `(rows,)`.
+            Defaults to all rows.
         seed: The seed of the random folds. Defaults to 0.
         batch_size: Rows per call of a teacher. Defaults to 1024.
 
@@ -88,7 +89,7 @@ def cross_fit(
         outputs.append(_predict(teacher, _take(data[0], taught[-1]), batch_size))
 
     def collected(*parts: Array) -> Array:
-        # Votes may be integers, of which there is a mean all the same.
+        # Outputs may be integers, such as votes. Their mean needs a float.
         is_float = np.issubdtype(parts[0].dtype, np.floating)
         dtype = parts[0].dtype if is_float else "float32"
         total = np.zeros((rows, *parts[0].shape[1:]), dtype)

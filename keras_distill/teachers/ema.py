@@ -20,18 +20,20 @@ from keras_distill.values import Value
 class EMA(keras.Model, FollowingTeacher):
     r"""The moving average of a student: the mean teacher.
 
-    `w_t <- decay w_t + (1 - decay) w_s` after each update by the student's optimiser.
-    With gradient accumulation there are fewer updates than batches. The average covers
-    trained weights and moving statistics, such as those of `BatchNormalization`;
-    integers and the states of random numbers are copied. `teacher.model` is a model of
-    the student's class, to evaluate and export. `Distiller` updates the teacher and
-    saves it in its files, so that a resumed training continues with the same teacher.
+    `w_t <- decay w_t + (1 - decay) w_s` after each update by the student's optimiser,
+    for the weights `w_t` of the teacher and `w_s` of the student. With gradient
+    accumulation there are fewer updates than batches. The average covers trained
+    weights and moving statistics, such as those of `BatchNormalization`. Integers and
+    the states of random generators are copied. `teacher.model` is a model of the
+    student's class, which can be evaluated and exported. `Distiller` updates the
+    teacher and saves it in its files, so that a resumed training continues with the
+    same teacher.
 
     The teacher reads the same inputs as the student.
 
     Args:
-        student: The student, built. The teacher's model is made from its config, and
-            starts with its weights.
+        student: The built student. The teacher's model is made from the student's
+            config, and starts with the student's weights.
         decay: The share of its weights that the teacher keeps at an update, in [0, 1).
             A float, which a callback may assign, or a `LearningRateSchedule` of the
             number of earlier updates. Defaults to 0.999.
@@ -70,7 +72,7 @@ class EMA(keras.Model, FollowingTeacher):
         _check_student(student)
         # The model casts its inputs to its own dtype.
         super().__init__(name=name, **{"autocast": False, **kwargs})
-        # Keras would track it as one of the model's metrics.
+        # Otherwise Keras would track the `Value` as one of the model's metrics.
         self._untracked = SimpleNamespace()
         self._untracked.decay = Value(
             "decay",
@@ -83,7 +85,10 @@ class EMA(keras.Model, FollowingTeacher):
 
     @property
     def decay(self) -> float | LearningRateSchedule:
-        """The share of its weights that it keeps; assign floats also during `fit`."""
+        """The share of its weights that the teacher keeps.
+
+        A float may be assigned, also during `fit`.
+        """
         return self._untracked.decay.value
 
     @decay.setter
@@ -92,7 +97,7 @@ class EMA(keras.Model, FollowingTeacher):
 
     @property
     def state(self) -> Sequence[keras.Variable]:
-        """The variables of its model, and that of the decay."""
+        """The variables of the model and of the decay."""
         return [*self.model.variables, self._untracked.decay.state]
 
     def call(self, inputs: Nested, training: bool | None = None) -> Nested:
@@ -111,12 +116,12 @@ class EMA(keras.Model, FollowingTeacher):
 
         Args:
             student: The student.
-            step: The number of earlier updates, at which a scheduled `decay` is read.
+            step: The number of earlier updates. A scheduled `decay` is read at it.
             updated: Whether the student's optimiser has updated its weights, a boolean
                 scalar. If not, nothing changes.
         """
         _check_alike(self.model, student)
-        # A tensor, because accumulated gradients decide it within a compiled step.
+        # A tensor: with accumulated gradients, `updated` is known only within a step.
         moved = ops.where(updated, 1.0 - self._untracked.decay.at(step), 0.0)
         for of_teacher, of_student in zip(
             self.model.variables, student.variables, strict=True

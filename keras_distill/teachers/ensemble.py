@@ -1,4 +1,4 @@
-"""Several models that teach as one: the mean of their outputs."""
+"""A teacher that returns the mean of several models' outputs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,17 +25,17 @@ class Ensemble(keras.Model, Teacher):
     r"""The weighted mean of several models' outputs.
 
     `t = sum_m w_m t_m`, or `t = log(sum_m w_m softmax(t_m))` with
-    `combine="probabilities"`. The weights `w_m` are divided by their sum. Both means
-    are logits. An ensemble is a Keras model: it predicts, is evaluated, saved and
-    exported like any other. Where the inputs are a dict, each member reads the keys
-    that it declares.
+    `combine="probabilities"`, for the members' outputs `t_m`. The weights `w_m` are
+    divided by their sum. Both means are logits. An ensemble is a Keras model. It can
+    predict, and can be evaluated, saved and exported like any other. If the inputs are
+    a dict, each member reads the keys that it declares.
 
     Args:
         models: The members, at least one: built Keras models or layers, other
             teachers, or callables that take the inputs of a batch. Their outputs are
             logits of one structure and shape.
         weights: A positive number for each member. Defaults to equal weights.
-        combine: The mean to take, of `"logits"` (default) or of `"probabilities"`.
+        combine: Whether to average `"logits"` (default) or `"probabilities"`.
         activation: The function that turns outputs into probabilities, `"softmax"`
             (default) or, unit by unit, `"sigmoid"`.
         axis: The class axis. Defaults to -1.
@@ -92,13 +92,13 @@ class Ensemble(keras.Model, Teacher):
 
     @property
     def reads(self) -> Sequence[str]:
-        """Keys of the inputs that hold outputs recorded for its members."""
+        """Keys of the inputs that hold outputs recorded for the members."""
         keys = [key for member in self._teachers() for key in member.reads]
         return tuple(dict.fromkeys(keys))
 
     @property
     def declares(self) -> Sequence[str] | None:
-        """Names of its members' inputs; None where those of one aren't known."""
+        """Names of the members' inputs; None if they aren't known for every member."""
         names: set[str] = set()
         for member in self._teachers():
             if member.declares is None:
@@ -108,7 +108,7 @@ class Ensemble(keras.Model, Teacher):
 
     @property
     def logged_members(self) -> Sequence[str]:
-        """Names of the members, where the losses against them are logged."""
+        """Names of the members against which losses are logged."""
         return tuple(self.member_names) if self.log_losses else ()
 
     @property
@@ -127,7 +127,7 @@ class Ensemble(keras.Model, Teacher):
         return self.mean(self.member_outputs(inputs, training))
 
     def teach(self, batch: Batch) -> Lesson:
-        """Return the mean of the members' outputs, and each output if it is logged."""
+        """Return the mean of the members' outputs, and those of logged members."""
 
         def asked(given: TeacherLike, inputs: Nested) -> Nested:
             member = as_teacher(given)
@@ -201,14 +201,14 @@ class Ensemble(keras.Model, Teacher):
         ]
         return cls(**{**config, "models": models})
 
-    # Not a property: files of Keras hold each layer that an attribute returns.
+    # Not a property: Keras saves each layer that an attribute returns.
     def _teachers(self) -> list[Teacher]:
         return [as_teacher(member) for member in self.models]
 
     def _one_by_one(
         self, ask: Callable[[TeacherLike, Nested], Nested], inputs: Nested
     ) -> list[Nested]:
-        """Return `ask(member, inputs)` of each member."""
+        """Return `ask(member, inputs)` for each member, one after the other."""
         outputs: list[Nested] = []
         for name, member in zip(self.member_names, self.models, strict=True):
             if outputs:

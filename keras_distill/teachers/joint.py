@@ -70,18 +70,19 @@ class TrainingTeacher(RandomStates, LabelledModel):
                 _loss_scale(student_optimizer, student, auto_scale_loss),
             }
             _check_one_scale(scales, teacher, student)
-        # So that files that are loaded before the first step restore its state.
+        # Built now, so that files that are loaded before the first step restore its
+        # state.
         self.optimizer.build(self.trainable_weights)
 
     @property
     def trainable_weights(self) -> list[keras.Variable]:
-        """The teacher's trainable weights without those that the student holds too."""
+        """The teacher's trainable weights without those shared with the student."""
         weights = self.teacher.trainable_weights
         return [weight for weight in weights if id(weight) not in self._shared]
 
     @property
     def output_names(self) -> list[str]:
-        """The names of the teacher's outputs, where it declares any."""
+        """The names of the teacher's outputs, if it declares any."""
         names: list[str] = self.teacher.output_names
         return names
 
@@ -155,8 +156,8 @@ def _loss_scale(
     """Return the factor by which Keras multiplies a model's loss.
 
     Returns:
-        A number; None where the loss isn't scaled; "dynamic" where the factor changes
-        during training.
+        A number; None if the loss isn't scaled; "dynamic" if the factor changes during
+        training.
     """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or (
         automatic and model.dtype_policy.name == "mixed_float16"

@@ -1,4 +1,4 @@
-"""Two optimisers, of a student and its teacher, in a step of Keras' JAX trainer."""
+"""The optimisers of a student and its teacher in one step of Keras' JAX trainer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +16,13 @@ class JointOptimizer:
 
     Keras' JAX trainer asks one optimiser to scale the loss and to apply all gradients.
     This object takes the place of the student's optimiser while a step is traced. It
-    gives each optimiser the loss and the gradients of its own model. In all else it is
-    the student's optimiser: callbacks and files never see this object.
+    gives each optimiser the loss and the gradients of its own model. All other
+    attributes are those of the student's optimiser. Callbacks and files never get this
+    object.
 
     Args:
         student: The student's optimiser.
-        teacher: The teacher's.
+        teacher: The teacher's optimiser.
         count: The number of weights that the teacher's optimiser updates. They are the
             last of the trainer's weights.
         state: The values of the variables of the teacher's optimiser.
@@ -43,9 +44,9 @@ class JointOptimizer:
         return getattr(self._student, name)
 
     def taken(self, of_student: Tensor, of_teacher: Tensor) -> Tensor:
-        """Keep the teacher's loss for `scale_loss`, and return the student's.
+        """Store the teacher's loss for `scale_loss`, and return the student's loss.
 
-        So the trainer logs the student's loss as `loss`, and minimises both.
+        The trainer then logs the student's loss as `loss`, and minimises both losses.
         """
         self._loss_of_teacher = of_teacher
         return of_student
@@ -54,8 +55,8 @@ class JointOptimizer:
         """Return the sum of both losses, each scaled by its own optimiser.
 
         No gradient of one loss reaches weights of the other optimiser, so each
-        optimiser finds gradients of its own scale. Models that share weights have
-        losses of one scale.
+        optimiser gets gradients of its own scale. Models that share weights have losses
+        of one scale.
         """
         scaled = self._student.scale_loss(loss)
         of_teacher, self._loss_of_teacher = self._loss_of_teacher, None
@@ -69,9 +70,9 @@ class JointOptimizer:
         grads: Sequence[Tensor],
         trainable_variables: Sequence[Tensor],
     ) -> tuple[list[Tensor], Sequence[Tensor]]:
-        """Return the weights of both models, and the student's optimiser, updated.
+        """Return updated weights of both models, and the student's optimiser state.
 
-        `state` is updated to the values of the teacher's optimiser.
+        `state` is set to the new values of the teacher's optimiser.
         """
         end = len(grads) - self._count
         weights, optimizer_variables = _applied(
@@ -126,9 +127,9 @@ def step_of_both(
 
 @contextmanager
 def _lent(model: keras.Model, optimizer: JointOptimizer) -> Iterator[None]:
-    """Let a model have another optimiser for a while."""
+    """Replace a model's optimiser during the block."""
     own = model.optimizer
-    # Past Keras' tracking, which would take the object for a part of the model.
+    # This avoids Keras' tracking, which would make the object a part of the model.
     object.__setattr__(model, "optimizer", optimizer)
     try:
         yield
@@ -142,7 +143,7 @@ def _applied(
     gradients: Sequence[Tensor],
     weights: Sequence[Tensor],
 ) -> tuple[Sequence[Tensor], list[Tensor]]:
-    """Return weights and optimiser after an update; unchanged without any weight."""
+    """Return weights and optimiser state after an update; unchanged if no weights."""
     if not gradients:
         return weights, list(state)
     updated, state = optimizer.stateless_apply(state, list(gradients), list(weights))

@@ -1,4 +1,4 @@
-"""An order between models, which XLA would run side by side."""
+"""An order of models, which XLA would otherwise run at the same time."""
 
 import keras
 from keras import ops
@@ -10,14 +10,15 @@ from keras_distill.types import Nested, Tensor
 def after(outputs: Nested, inputs: Nested) -> Nested:
     """Return `inputs`, which XLA computes only after a model's outputs.
 
-    XLA on CPUs starts all models at once that don't depend on each other. Each layer of
-    one evicts the others' weights from the caches: four conv nets together took 1.2
-    times as long as one after the other on TensorFlow, up to 1.1 on JAX. Without
-    XLA, the inputs are returned unchanged: TensorFlow's threads share the work well.
+    On CPUs, XLA starts all models that don't depend on each other at the same time.
+    Each layer of one model evicts the others' weights from the caches. Four conv nets
+    at the same time took 1.2 times as long as one after the other on TensorFlow, up to
+    1.1 on JAX. Without XLA, the inputs are returned unchanged: TensorFlow's threads
+    share the work well.
 
     Args:
         outputs: The outputs of one model.
-        inputs: The inputs of the next.
+        inputs: The inputs of the next model.
     """
     last = keras.tree.flatten(outputs)[-1]
     if not backend.inside_xla(last):

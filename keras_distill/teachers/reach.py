@@ -10,7 +10,8 @@ import keras
 
 from keras_distill.lending import Borrower
 
-# Other objects and functions of these packages hold no variables, but a lot else.
+# Other objects and functions of these packages are skipped: they hold no variables, but
+# refer to many other objects.
 _OTHERS = ("builtins", "numpy", "tensorflow", "jax", "jaxlib", "torch", "keras")
 
 _FUNCTIONS = (types.FunctionType, functools.partial)
@@ -19,8 +20,8 @@ _FUNCTIONS = (types.FunctionType, functools.partial)
 def reached_variables(*objects: Any) -> list[keras.Variable]:
     """Return the variables that objects hold or refer to, each once.
 
-    It looks into Keras' layers, metrics and seed generators, containers, attributes of
-    instances, and what functions refer to: closures, defaults and global names.
+    It searches Keras' layers, metrics and seed generators, containers, attributes of
+    instances, and the closures, defaults and global names that functions refer to.
 
     Example:
         >>> layer = keras.layers.Dropout(0.1, seed=1)
@@ -44,14 +45,14 @@ def reached_variables(*objects: Any) -> list[keras.Variable]:
 
 
 def _parts(each: Any) -> Iterator[Any]:
-    """Return the objects that one refers to and that may hold variables."""
+    """Return the objects that an object refers to and that may hold variables."""
     if isinstance(each, Borrower):
-        return  # A trainer, such as the `model` of a callback, asks teachers itself.
+        return  # A trainer, such as the `model` of a callback, lists its own variables.
     if isinstance(each, keras.random.SeedGenerator):
         yield each.state
     elif isinstance(each, keras.Layer | keras.metrics.Metric):
         yield from each.variables
-        # Keras doesn't list what functions read, as those of `Lambda` layers.
+        # Keras doesn't list variables that functions read, as those of `Lambda` layers.
         parts = each._flatten_layers() if isinstance(each, keras.Layer) else [each]
         for part in parts:
             values = vars(part).values()
@@ -69,7 +70,7 @@ def _parts(each: Any) -> Iterator[Any]:
     elif inspect.isfunction(each):
         yield from _referred(each)
     elif hasattr(type(each), "teach"):
-        yield from each.state  # Another teacher knows its own.
+        yield from each.state  # Another teacher lists its own variables.
     elif hasattr(each, "__dict__") and not inspect.isclass(each):
         yield from vars(each).values()
 

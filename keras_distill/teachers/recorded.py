@@ -1,4 +1,4 @@
-"""A teacher whose outputs were recorded before and come with the batch."""
+"""A teacher that reads recorded outputs from the inputs of the batch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,11 @@ from keras_distill.types import Nested, Tensor
 class Recorded(Teacher):
     """Reads a teacher's recorded outputs from the inputs of the batch.
 
-    The student is never given these inputs.
+    The student never gets these inputs.
 
     Args:
-        keys: The key of the inputs that holds the output; for several outputs, a list
-            or dict of keys with the structure of the student's outputs.
+        keys: The key of the inputs that holds the output. For several outputs, a list
+            or dict of keys in the structure of the student's outputs.
 
     Raises:
         ValueError: When called with a batch that lacks one of the keys.
@@ -33,11 +33,11 @@ class Recorded(Teacher):
 
     @property
     def reads(self) -> list[str]:
-        """The keys of the inputs that hold its outputs."""
+        """The keys of the inputs that hold the recorded outputs."""
         return [str(key) for key in keras.tree.flatten(self.keys)]
 
     def __call__(self, x: Nested) -> Nested:
-        """Return the recorded outputs of a batch, `x` being its dict of inputs."""
+        """Return the recorded outputs of a batch. `x` is its dict of inputs."""
         if isinstance(self.keys, Mapping):
             return {output: _at(key, x) for output, key in self.keys.items()}
         if isinstance(self.keys, list | tuple):
