@@ -39,8 +39,8 @@ def verify(
         directory: An export: the directory with the `manifest.json`.
         run: Whether to run the artefacts. If False, only files are checked.
         evaluation: Measures again how much of the metric the artefacts lose. The metric
-            and the number of examples must be those of `export`. If `export` was given a `preprocessing`, `x`
-            must be the output of that preprocessing.
+            and the number of examples must be those of `export`. If `export` was given
+            a `preprocessing`, `x` must be the output of that preprocessing.
 
     Returns:
         `{"directory", "ok", "problems", "artefacts", "evaluation"}`. `"problems"` are

@@ -57,8 +57,9 @@ def generate(
     `call_with_cache(token_ids, cache, cache_update_index)`, which returns
     `(logits, hidden_states, cache)`, and `build_cache(token_ids)`, which returns
     `(hidden_states, cache)`. All text-only `CausalLM`s of keras-hub have a cache. For
-    other models, each step computes whole rows. A step writes the same position in all rows. Rows with a longer prompt keep
-    their prompt token at that position.
+    other models, each step computes whole rows. A step writes the same
+    position in all rows. Rows with a longer prompt keep their prompt token at that
+    position.
 
     Outside of a training or evaluation step, the function is compiled once for each
     model, choice of arguments and shape of the prompts.

@@ -126,8 +126,9 @@ def propose_and_check(
     probable than `y` for the teacher, `y` is kept. Otherwise the teacher replaces `y`
     with a token that it draws from its whole distribution. The student continues from
     the result. The teacher's predictions can be poor after a weak student's own
-    prefixes: these replacements make such prefixes rarer. `teacher_top_k=1` keeps only the teacher's most probable token. If
-    `teacher_top_k` is the size of the vocabulary, all tokens are the student's.
+    prefixes: these replacements make such prefixes rarer. `teacher_top_k=1`
+    keeps only the teacher's most probable token. If `teacher_top_k` is the size of the
+    vocabulary, all tokens are the student's.
 
     The result doesn't depend on `block`.
 
