@@ -142,5 +142,6 @@ def test_docstrings_as_restructuredtext(monkeypatch) -> None:
     )
     assert to_rst(text) == (
         "One \\|line\\|, `a|b`, `Input`\\ s.\n\n::\n\n    e = |x|\n\nArgs:\n"
-        "    a: One\n        \\|thing\\|.\n\nExample:\n    >>> [1,\n    ...  2]\n    [1, 2]"
+        "    a: One\n        \\|thing\\|.\n\n"
+        "Example:\n    >>> [1,\n    ...  2]\n    [1, 2]"
     )
