@@ -30,7 +30,7 @@ def keras_tuner() -> Any:
 
 
 def direction_of(objective: str, direction: str | None) -> str:
-    """Return the direction; KerasTuner derives it from the objective's name for None."""
+    """Return `"max"` or `"min"`; without one, derive it from the objective's name."""
     if direction is None:
         package = keras_tuner()
         try:
