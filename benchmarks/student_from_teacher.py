@@ -6,9 +6,8 @@ begins with the teacher's weights, or with random ones from its initialisers. Al
 students learn from the teacher's recorded outputs alone (temperature 4, no labels), on
 the same images in the same number of steps. The learning rate is searched separately
 for each way of starting and for each length of training up to `--searched` epochs.
-Longer trainings use the last rates. The search uses images that are neither in
-the training nor in the test. The control of importance keeps the filters of the least
-norm.
+Longer trainings use the last rates. The search uses images that are neither in the
+training nor in the test. The control of importance keeps the filters of the least norm.
 
     python benchmarks/student_from_teacher.py [--data-dir DIR] [--smoke]
 """

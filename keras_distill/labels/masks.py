@@ -138,7 +138,7 @@ class LabelMask:
     def by_path(self, x: Nested, structure: Nested) -> dict[Path, Tensor]:
         """Return the boolean masks of a batch by the paths of their outputs.
 
-        In a batch without the mask's key, as in an evaluation, all rows count as
+        In a batch without the mask's key, which evaluation may have, all rows count as
         labelled.
         """
         masks: dict[Path, Tensor] = {}

@@ -31,7 +31,7 @@ def log_loss(model: keras.Model, loss: Tensor, x: Nested) -> None:
 
     Args:
         model: The compiled model whose loss it is.
-        loss: The loss of the gradients, which is divided by the number of devices.
+        loss: The loss that is minimised. Keras divides it by the number of devices.
         x: The batch's inputs.
     """
     log_batch_mean(model._loss_tracker, loss, x)

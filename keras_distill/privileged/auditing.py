@@ -73,8 +73,7 @@ def audit(
 
     The later half of the rows is cut into `folds` parts in the order of time. Each part
     tests models that were trained on all rows before it. The audit makes
-    `5 * folds * seeds` fits, 75 with the defaults. Two of each five fits are fits of
-    teachers.
+    `5 * folds * seeds` fits, 75 with the defaults. Two of five fits are of teachers.
 
     The audit finds a leak of most labels, but not a leak of a few of them. If two
     columns contain the same leak, the teacher's loss shows it, but the result of

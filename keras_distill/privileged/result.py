@@ -77,7 +77,7 @@ class Audit:
 
     @property
     def leading(self) -> list[str]:
-        """The column of the largest rise in loss, and those of at least half of it."""
+        """The column of the largest rise in loss, and those of half as much or more."""
         rises = {name: rise.mean for name, rise in self.columns.items()}
         first, *others = sorted(rises, key=lambda name: -rises[name])
         return [first, *(name for name in others if rises[name] >= rises[first] / 2)]

@@ -30,7 +30,7 @@ class Gain:
 
     @property
     def verdict(self) -> str:
-        """`"helps"` above 0, `"hurts"` below 0, `"no gain shown"` with 0 inside."""
+        """`"helps"` for an interval above 0, `"hurts"` below, or `"no gain shown"`."""
         if self.low > 0:
             return "helps"
         return "hurts" if self.high < 0 else "no gain shown"

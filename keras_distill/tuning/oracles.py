@@ -30,7 +30,7 @@ def keras_tuner() -> Any:
 
 
 def direction_of(objective: str, direction: str | None) -> str:
-    """Return `"max"` or `"min"`; without one, derive it from the objective's name."""
+    """Return the direction, which for None is that of the objective in KerasTuner."""
     if direction is None:
         package = keras_tuner()
         try:

@@ -17,7 +17,7 @@ from keras_distill.tuning.fits import BLOCKS, Fits, Record, Rows, is_finite
 from keras_distill.tuning.interval import Gain, gain, looks
 from keras_distill.tuning.settings import ALONE, Losses, Setting, Space
 
-# Is added to the seed, so that the confirmation has other seeds than the search.
+# This is added to the seed, so that the confirmation has other seeds than the search.
 _FRESH = 10_000
 _FUNCTIONS = "build_student", "teacher", "compile"
 # A resumed search must have the same values of these arguments.
@@ -74,7 +74,7 @@ def search(
     interval may be computed several times; all these intervals hold at once with 95 %.
 
     The number of fits is at most `(max_trials + 1) * fits_per_trial + 2 * max_seeds`.
-    The 1 is the student alone, which an oracle may not choose. With the defaults, there
+    The 1 is for an oracle that doesn't try the student alone. With the defaults, there
     are 10 fits in the search and 10 or 20 in the confirmation.
 
     Args:
