@@ -1,15 +1,15 @@
-"""Losses and their gradients against PyTorch, written from the papers' formulas.
+"""A comparison of losses and gradients with the papers' formulas in PyTorch.
 
-The environment that has PyTorch needs nothing else but NumPy, and this one needs no
-PyTorch:
+The environment with PyTorch needs only PyTorch and NumPy. This one needs no PyTorch:
 
     python -m venv /tmp/pytorch && /tmp/pytorch/bin/pip install torch numpy
     python benchmarks/against_pytorch.py --torch /tmp/pytorch/bin/python
 
-This script computes in float32 and writes inputs, values and gradients to a file, which
-`formulas_in_pytorch.py` reads there, computes in float64 and compares. To compare
-another loss, give it an entry here and one of the same name there: in `FORMULAS` if it
-is of logits, in `FORMULAS_OF_FEATURES` if it is of two layers' outputs.
+This script computes in float32 and writes inputs, values and gradients to a file. In
+the other environment, `formulas_in_pytorch.py` reads the file, computes in float64 and
+compares. To compare another loss, add an entry here and one of the same name there: in
+`FORMULAS` for a loss of logits, in `FORMULAS_OF_FEATURES` for one of two layers'
+outputs.
 """
 
 import argparse

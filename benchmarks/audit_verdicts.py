@@ -1,13 +1,13 @@
-"""Does `privileged.audit` find the truth on logs of which it is known?
+"""A test of the verdicts of `privileged.audit` on logs whose true verdict is known.
 
-Claims: of 20 generated logs, the verdict of 18 or more is right; of those whose column
-is shuffled, one at most "pays". Sizes, models and settings are the same for all logs of
-a head. Each log has a seed of its own.
+Claims: the verdict is right for 18 or more of 20 generated logs. It is "pays" for at
+most one of the logs whose column is shuffled. Sizes, models and settings are the same
+for all logs of a head. Each log has a seed of its own. These are the columns:
 
-    pays     dwell time, for the purchases of clicked rows: it mediates all that the
-             student's inputs have to do with them. Twice beside a column of noise
+    pays     dwell time, for the purchases of clicked rows: the student's inputs
+             influence them only through it. Twice with a column of noise as well
     doesn't  the dwell time of another row; noise; a coupon that changes purchases, and
-             has nothing to do with user and item
+             is independent of user and item
     leaks    dwell time for clicks, 0 where there was none; the label with a little
              noise; a refund, which is missing (0) where nothing was bought
 

@@ -1,8 +1,8 @@
-"""What recording costs with Beam's workers, beside one process on the same cores.
+"""The cost of recording with Beam's workers, compared to one process on the same cores.
 
 Claim: two workers on two cores take no longer than one process, and write the same
-bytes. Each side is the command `keras-distill record`, with all that it starts: Python,
-TensorFlow, the teacher. The sides take turns.
+bytes. Each side is the command `keras-distill record`, including the start of Python,
+TensorFlow and the teacher. The sides run in turn.
 
     python benchmarks/beam_recording.py [--rows 40000] [--rounds 3]
 """

@@ -1,8 +1,8 @@
 """The size and the compile time of a distillation step on JAX.
 
-Claim: the teacher's weights are arguments of the compiled step. Of a teacher of 25
-million parameters, less than 1 MB of constants is in it, and it compiles in at most 1.3
-times as long as the student's step and the teacher's forward pass by themselves.
+Claim: the teacher's weights are arguments of the compiled step. With a teacher of 25
+million parameters, the step has less than 1 MB of constants. It compiles in at most 1.3
+times the time of the student's step and the teacher's forward pass by themselves.
 
     KERAS_BACKEND=jax python benchmarks/compiled_step.py
 """

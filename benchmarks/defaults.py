@@ -1,19 +1,21 @@
-"""Which loss, temperature and alpha to take when nothing is known of a task.
+"""A search for the default loss, temperature and alpha over eight tasks.
 
 Small students learn eight tasks: Fashion-MNIST and MNIST with all labels and with few,
 for few and for many epochs, with students that underfit and students that don't, and
 two tables whose teachers read columns that the students don't. Each student is trained
-alone, and under its teacher with each setting, at equal steps. The tables print the
-gains over the student alone, in points of test accuracy (of AUC for the tables of two
-classes), with the 95 % interval of paired differences over seeds. The last table has
-the gains of each setting over all tasks. The rule: the best setting has the largest
-mean gain among those that no task loses by, as its interval shows; where each loses
-somewhere, it loses least. It becomes the default if a task loses by the default, or if
-it is better than the default by the interval of their difference over tasks.
+alone, and with its teacher in each setting, for the same number of steps. The printed
+tables have the gains over the student alone, in points of test accuracy (of AUC for the
+tables of two classes), with the 95 % interval of paired differences over seeds. The
+last table has the gains of each setting over all tasks.
+
+The best setting has the largest mean gain among the settings whose intervals show no
+loss on any task. If each setting loses on a task, the best one has the least loss. It
+becomes the default if the default loses on a task, or if the interval of their
+difference over tasks shows that it is better than the default.
 
     python benchmarks/defaults.py [--seeds 5] [--only TEXT] [--data-dir DIR] [--smoke]
 
-What was measured is kept in `--results`; a run that was stopped goes on.
+The measured values are kept in `--results`, from which a stopped run resumes.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
 Claim: the test accuracy on two workers is that of one process, within its deviation
 over seeds. Digits, networks, views, steps and batches are the demo's. `launch` starts
-the workers, and each computes half of every batch. Several steps in one call, which
-the demo takes, Keras can't make there.
+the workers, and each computes half of every batch. The demo makes several steps in one
+call, which Keras can't do on workers.
 
     python benchmarks/demo_on_workers.py [--seeds 5]
 """

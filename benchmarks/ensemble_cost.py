@@ -1,9 +1,9 @@
-"""What an ensemble of teachers costs beside its members.
+"""The cost of an ensemble of teachers, compared to the cost of its members.
 
 Claim: one call of an ensemble of 4 costs at most 1.05 x the sum of its members' calls,
-and with XLA at most that sum. Every side is a compiled function of the same batch: four
-that call a member each, one that calls the ensemble. They run in one process,
-interleaved; the median of the rounds' ratios counts.
+and with XLA at most that sum. There are five compiled functions of the same batch: four
+call a member each, and one calls the ensemble. They run interleaved in one process. The
+result is the median of the rounds' ratios.
 
     python benchmarks/ensemble_cost.py [--rounds 30] [--steps 20]
 """

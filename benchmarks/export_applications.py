@@ -1,11 +1,12 @@
-"""What exporting well-known architectures takes, and how near the files come.
+"""The time, memory and errors of exports of well-known architectures.
 
-Claim: each of these models of `keras.applications`, at 96x96 pixels and 10 classes,
-goes to each format in float32 in less than 180 seconds and 3 GB. Every export is a
-process of its own: its peak resident memory is what the kernel reports at its end, and
-its seconds are those of `export` alone. No weights are downloaded: kernels are random,
-and batch normalisation has the statistics of the examples, so that signals reach the
-output. The difference is the largest from Keras, over the largest value of the output.
+Claim: each of these models of `keras.applications`, at 96x96 pixels and 10 classes, is
+exported to each format in float32 in less than 180 seconds and 3 GB. Every export is a
+process of its own. Its peak resident memory is the value that the kernel reports at its
+end, and its seconds are those of `export` alone. No weights are downloaded: kernels are
+random, and batch normalisation has the statistics of the examples, so that signals
+reach the output. "Difference" is the largest difference from Keras' output, divided by
+the largest value of the output.
 
     python benchmarks/export_applications.py [names ...]
 """

@@ -1,9 +1,9 @@
-"""What an exported student weighs, loses and takes, on Fashion-MNIST.
+"""The size, accuracy and latency of an exported student, on Fashion-MNIST.
 
 Claims: full int8 in LiteRT has at most 0.30 x the bytes of the float32 file and loses
-at most 1.0 point of accuracy on the 10,000 test images; ONNX Runtime answers a single
-image at least 10 x faster than `model.predict` and at least 1.5 x faster than the same
-model in a `tf.function` (medians, float32, one process, sides in turn).
+at most 1.0 point of accuracy on the 10,000 test images. For a single image, ONNX
+Runtime is at least 10 x faster than `model.predict` and at least 1.5 x faster than the
+same model in a `tf.function` (medians, float32, one process, sides in turn).
 
     python benchmarks/export_latency.py [--epochs 2] [--calls 500] [--data-dir FOLDER]
 """

@@ -1,9 +1,9 @@
-"""What memory `keras-distill export` takes for a model of 100 million parameters.
+"""The memory of `keras-distill export` for a model of 100 million parameters.
 
-Claim: less than three times the model, beyond what importing TensorFlow takes, for
-SavedModel; ONNX and LiteRT are printed as they are, with what loading the model takes
-and what tf2onnx takes by itself. Each side is a process of its own; its peak resident
-memory is what the kernel says at its end.
+Claim: for SavedModel, an export takes less than three times the model's size, beyond
+the memory of importing TensorFlow. The values for ONNX and LiteRT, for loading the
+model, and for tf2onnx by itself are printed without a bound. Each side is a process of
+its own. Its peak resident memory is the value that the kernel reports at its end.
 
     python benchmarks/export_memory.py [--skip-tf2onnx]
 """

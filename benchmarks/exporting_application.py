@@ -1,4 +1,4 @@
-"""A model of `export_applications.py` or an export of it, in a process of its own."""
+"""The process of `export_applications.py` that builds or exports one model."""
 
 import json
 import sys

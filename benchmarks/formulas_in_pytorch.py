@@ -1,7 +1,7 @@
-"""The papers' formulas in PyTorch, float64; what `against_pytorch.py` runs.
+"""The papers' formulas in PyTorch and float64, which `against_pytorch.py` runs.
 
-Written down as the papers do, in probabilities: what is safe to compute with logits of
-any size is the business of the losses that are compared.
+They use probabilities, as the papers do. Numerical safety for logits of any size is the
+task of the losses that are compared, not of these formulas.
 """
 
 import itertools

@@ -1,10 +1,11 @@
-"""What a distillation step costs on a GPU, beside what it must cost.
+"""The cost of a distillation step on a GPU, compared to the cost of its parts.
 
 Claim: a step with a teacher the size of ResNet-50 and a student the size of ResNet-18,
 in mixed bfloat16 with batches of 256 images of 224 x 224 x 3, costs at most
-1.05 x (plain student step + teacher forward). A step from recorded outputs is printed
-beside the plain student's, and Keras' own distiller beside ours. All sides run in one
-process, interleaved, on a batch that is on the GPU; the medians' ratios are printed.
+1.05 x (plain student step + teacher forward). A step from recorded outputs is compared
+with the plain student's step, and Keras' own distiller with ours. All sides run
+interleaved in one process, on a batch that is on the GPU. The ratios of the medians are
+printed.
 
     KERAS_BACKEND=jax python benchmarks/gpu_step.py [--rounds 15] [--steps 5]
         [--batch 256] [--size 224]

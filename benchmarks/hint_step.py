@@ -1,9 +1,10 @@
-"""What hints cost: a step with two of them beside a step without.
+"""The cost of hints: a step with two hints, compared to a step without.
 
-Claim: two hints, one between feature maps of different widths through a projector and
-one between maps of attention, cost at most 1.1 x the step without, with and without
-XLA. A step with one hint stands beside that of `keras.distillation`. All sides run in
-one process, interleaved; the medians' ratios are printed.
+Claim: a step with two hints costs at most 1.1 x the step without hints, with and
+without XLA. One hint is between feature maps of different widths, through a projector;
+the other is between maps of attention. A step with one hint is compared with that of
+`keras.distillation`. All sides run interleaved in one process. The ratios of the
+medians are printed.
 
     python benchmarks/hint_step.py [--rounds 30] [--steps 10]
 """

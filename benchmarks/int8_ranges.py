@@ -1,19 +1,20 @@
-"""What full int8 in LiteRT costs: ranges of `keras_distill.export` and of TensorFlow.
+"""The accuracy that full int8 loses in LiteRT, with ranges of ours and of TensorFlow.
 
 Nets of nine kinds learn Fashion-MNIST. Each is converted twice from one SavedModel,
 with the same calibration images: by `keras_distill.export`, and by TensorFlow's
-converter as it is. The first table has the points of test accuracy that either file
-loses, and how often it finds the class that the float net finds.
+converter as it is. The first table has the points of test accuracy that each file
+loses, and how often its class is that of the float net.
 
-The second table is of weights in 4 bits: files that are rounded only, and files that a
-`Distiller` trained through the quantiser for some epochs, under the float net and
-without labels. As a control, the float net trains on for as many epochs on labels, and
-is rounded then. Files are compared with the Keras models that they are made from.
+The second table is about weights of 4 bits. Some files are only rounded. Others are
+from models that a `Distiller` trained with rounding for some epochs, with the float net
+as the teacher and without labels. As a control, the float net is trained for as many
+more epochs on labels, and then rounded. Files are compared with the Keras models that
+they are made from.
 
     python benchmarks/int8_ranges.py [--seeds 3] [--epochs 3] [--train 12000]
         [--only ranges | bits]
 
-What was measured is kept in `--results`; a run that was stopped goes on.
+The measured values are kept in `--results`, from which a stopped run resumes.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""Recordings, and trainings from them and from a server, killed at random moments.
+"""A test of recordings, and of trainings from them and a server, that are killed.
 
-Claim: however often a process is killed by SIGKILL, the recording ends with the bytes,
-and the training with the weights, of one that wasn't killed.
+Claim: however often a process is killed by SIGKILL at random moments, the recording
+ends with the same bytes, and the training with the same weights, as one that wasn't
+killed.
 
     python benchmarks/killed_targets.py [--kills 30] [--seed 0]
 """

@@ -1,9 +1,9 @@
-"""Two workers that train together, of which one is killed again and again.
+"""A test of two workers that train together while one of them is killed repeatedly.
 
-Claim: whichever worker is killed by SIGKILL, at whatever moment, also the first one
-while it writes its backup, `keras-distill launch` starts all again, and the training
-ends with the weights of one that wasn't killed, to 1e-5. At last a training is asked to
-end by SIGTERM, as clusters do, and is started again.
+Claim: if either worker is killed by SIGKILL at any moment, even the first one while it
+writes its backup, `keras-distill launch` restarts all workers. The training ends with
+the weights of one that wasn't killed, to 1e-5. In the last test, a training is stopped
+by SIGTERM, as clusters do it, and started again.
 
     python benchmarks/killed_workers.py [--kills 20] [--seed 0]
 """

@@ -1,18 +1,19 @@
-"""What divergences over a large vocabulary take, from hidden states and from logits.
+"""The memory and time of divergences over a large vocabulary.
 
-Claim: at 2,048 tokens, 50,257 words and 256 hidden units, `losses.vocabulary` takes at
-most 1/12 of the memory of the plain formulation for the generalised Jensen-Shannon
-divergence and 1/6 for the forward KL divergence, in at most the same time, and its
-gradients are within 5e-6 of those in float64. A value for each token, `reduction=None`,
-takes longer, which is printed without a bound.
+Claim: at 2,048 tokens, 50,257 words and 256 hidden units, `losses.vocabulary`, which
+reads hidden states, takes at most 1/12 of the memory of the plain formulation by logits
+for the generalised Jensen-Shannon divergence and 1/6 for the forward KL divergence. It
+takes at most the same time, and its gradients are within 5e-6 of those in float64. With
+a value for each token, `reduction=None`, it takes longer. This time is printed without
+a bound.
 
     python benchmarks/large_vocabulary.py [--rounds 5] [--tokens 2048] [--xla]
 
-Memory is the peak of the resident memory in the first call, loss and gradients, beyond
-that before it, as Linux counts it; each side is a process of its own. Times are medians
-of interleaved rounds in one process. Gradients are compared by the norm of their
-difference, with float64 NumPy. `--xla` compiles the steps of TensorFlow with XLA. On
-JAX (`KERAS_BACKEND=jax`), XLA compiles both sides anyway.
+Memory is the peak of the resident memory in the first call of loss and gradients, minus
+the memory before it, as Linux counts it. Each side is a process of its own. Times are
+medians of interleaved rounds in one process. Gradients are compared by the norm of
+their difference, with float64 NumPy. `--xla` compiles the steps of TensorFlow with XLA.
+On JAX (`KERAS_BACKEND=jax`), XLA compiles both sides anyway.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What a step of `OnPolicyDistiller` costs beside what it must cost.
+"""The cost of a step of `OnPolicyDistiller`, compared to the cost of its parts.
 
 Claims: a step costs at most 1.2 x (generation + teacher forward + student step). Rows
-of 256 tokens are written at least 5 x as fast with a cache as without. The model is a
-small transformer with a key-value cache. All sides run in one process, interleaved; the
-medians' ratios are printed. With KERAS_BACKEND=jax, the same on JAX.
+of 256 tokens are generated at least 5 x as fast with a cache as without. The model is a
+small transformer with a key-value cache. All sides run interleaved in one process. The
+ratios of the medians are printed. KERAS_BACKEND=jax measures the same on JAX.
 
     python benchmarks/on_policy_step.py [--rounds 10] [--steps 2]
 """

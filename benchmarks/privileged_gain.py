@@ -1,12 +1,14 @@
-"""What privileged features give a recommender, where the truth is known.
+"""The gain of a recommender from privileged features, on logs whose truth is known.
 
-Claims: under a teacher that reads position and dwell time, the student's purchase AUC
-is higher than alone (paired over the seeds); under a teacher that reads another row's
-position and dwell it isn't, nor under one that reads what the student reads.
+Claims: with a teacher that reads position and dwell time, the student's purchase AUC is
+higher than that of the student alone (paired over the seeds). With a teacher that reads
+another row's position and dwell time it isn't, nor with one that reads only what the
+student reads.
 
-Each seed draws its own log of a million impressions, weights and batches. The share of
-the teacher's lead that the student recovers is printed, and of the lead of the known
-truth, which is all that a model of the student's inputs can reach.
+Each seed draws its own log of a million impressions, weights and batches. The script
+prints the share of the teacher's lead over the student alone that the student reaches.
+It also prints the share of the lead of the known truth, which is the most that a model
+of the student's inputs can reach.
 
     python benchmarks/privileged_gain.py [--seeds 5]
 """

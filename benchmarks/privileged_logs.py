@@ -1,20 +1,19 @@
-"""Privileged features on two real logs, beside their controls.
+"""The gain from privileged features on two real logs, compared to that of controls.
 
-Each variant has its own hyperparameters: of `--budget` recipes, the same for all, the
-one with the least log-loss on the last days of the training time. Nothing is chosen by
-test days. Intervals are of a bootstrap over users (KuaiRand) or days (flights), and
-over seeds.
+Each variant has its own hyperparameters. They are the recipe with the lowest log-loss
+on the last training days, of `--budget` recipes that are the same for all variants.
+Nothing is chosen by test days. Intervals are from a bootstrap over users (KuaiRand) or
+days (flights), and over seeds.
 
-Claims: with the labels of the last third of the training days missing, the privileged
-student beats the student alone on one of the logs by an interval that excludes zero,
-and the control doesn't; to read an epoch of all flights takes 10 % of a training
-epoch's time or less. Whether privileged features pay where all labels are there is
-printed, and claimed by nothing.
+Claims: if the labels of the last third of the training days are missing, the privileged
+student is better than the student alone on one of the logs, by an interval that
+excludes zero, and the control isn't. Reading an epoch of all flights takes at most 10 %
+of the time of a training epoch. The gains with all labels are printed without a claim.
 
     python benchmarks/privileged_logs.py [--kuairand DIR] [--data flights] [--seeds 5]
         [--budget 6] [--results DIR] [--smoke]
 
-Every fit is kept in the folder of the results, from which a stopped run goes on.
+Every fit is kept in the folder of the results, from which a stopped run resumes.
 """
 
 import argparse

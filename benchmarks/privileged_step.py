@@ -1,9 +1,9 @@
-"""What it costs to train the teacher in the student's steps, on the click log.
+"""The cost of training the teacher in the student's steps, on the click log.
 
-Claims: a synchronous step costs at most 1.1 x (student step + teacher step); data that
-`fit` reads from arrays of a million rows keep up with the steps: to read them takes
-less than 10 % of the time. All sides run in one process, interleaved; medians of the
-rounds' ratios are printed, and what the paper measured beside them.
+Claims: a synchronous step costs at most 1.1 x (student step + teacher step). If `fit`
+reads arrays of a million rows, reading takes less than 10 % of the time. All sides run
+interleaved in one process. The medians of the rounds' ratios are printed, with the
+paper's measurements.
 
     python benchmarks/privileged_step.py [--rounds 30] [--steps 10]
 """

@@ -1,11 +1,11 @@
-"""Test accuracy of one small student: alone, under `keras.distillation`, under us.
+"""The test accuracy of a small student: alone, by `keras.distillation`, and by ours.
 
-Both distillers run with the defaults that they ship: `keras.distillation` with
-temperature 3, its string loss `"kl_divergence"` and weight 0.5; this package with
-`ForwardKL()`, at temperature 1, and alpha 0.5. Same teacher, images, batches, steps,
-optimiser and, per seed, initial weights. Fashion-MNIST; prints what it measures.
-`--search` instead searches for a setting that is better than the student alone, on
-10,000 images held out of the training images.
+Both distillers run with their defaults: `keras.distillation` with temperature 3, its
+string loss `"kl_divergence"` and weight 0.5; this package with `ForwardKL()`, at
+temperature 1, and alpha 0.5. The data are Fashion-MNIST. Teacher, images, batches,
+steps, optimiser and, for each seed, initial weights are the same. `--search` instead
+searches for a setting that is better than the student alone, on 10,000 images held out
+of the training images.
 
     python benchmarks/quality_vs_keras.py [--data-dir DIR] [--seeds 5] [--epochs 8]
         [--search] [--directory DIR]

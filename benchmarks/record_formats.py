@@ -1,12 +1,12 @@
-"""Files of recordings against a record for each row: bytes, writing, reading.
+"""The bytes, writing and reading of recordings, compared to files of one row a record.
 
-The same rows are written as this package writes them, in TFRecords that hold a block of
-rows; as TFRecords of one row; and as ArrayRecords of one row, in groups of one as
-random reads need it, with its default compression and without. Each is read in order
-and at random in batches of 500, into arrays of the rows. Rows hold the outputs of a
-teacher, whose logits are drawn at random, and a hash. Our files are flushed to the disk
-and their SHA-256 is computed while they are written; the others have neither. Rates are
-by the processor's time in all threads, which a busy machine changes little.
+The same rows are written as this package writes them, in TFRecords of a block of rows;
+as TFRecords of one row; and as ArrayRecords of one row, in groups of one as random
+reads need it, with the default compression and without. All files are read in order and
+at random in batches of 500, into arrays of the rows. A row is the output of a teacher,
+with random logits, and a hash. Our files are flushed to the disk and their SHA-256 is
+computed while they are written. The others have neither. Rates are computed from the
+processor's time in all threads, which a busy machine changes little.
 
     python benchmarks/record_formats.py [--rows 20000] [--rounds 3]
 """

@@ -1,17 +1,16 @@
-"""What training from a recording costs beside training without a teacher.
+"""The cost of training from a recording, compared to training without a teacher.
 
 Claim: an epoch of a `Distiller` over `targets.join` takes at most 1.05 x a plain
 `student.fit` on the same data, whatever the teacher costs. Reading and the second loss
-cost about as much in each step, so that the ratio depends on the student's own step:
-it is printed for students of three sizes. Against
-`keras.distillation`, which asks the teacher in each step, the ratio is printed for
-teachers of about 2, 10 and 50 x the student's step, with what is possible at most:
-1 + (teacher's forward pass / student's step). All sides run in one process, an epoch
-each in turn; the medians of the rounds' ratios are printed. The files are read from the
-page cache.
+cost about the same with every student, so the ratio depends on the student's own step.
+It is printed for students of three sizes. The ratio to `keras.distillation`, which
+calls the teacher in each step, is printed for teachers of about 2, 10 and 50 x the
+student's step, with the largest possible ratio: 1 + (teacher's forward pass / student's
+step). All sides run in one process, in turn for an epoch each. The medians of the
+rounds' ratios are printed. The files are read from the page cache.
 
-The autotuner of `tf.data` is off on all sides: the end of an epoch waits for its next
-look, which comes after 1.27, 2.55 or 5.11 s, and that hides what is measured here.
+The autotuner of `tf.data` is off on all sides. With it, the end of an epoch waits for
+the autotuner's next run, after 1.27, 2.55 or 5.11 s, which hides the measured times.
 
     python benchmarks/recorded_epoch.py [--rounds 5]
 """

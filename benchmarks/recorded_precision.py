@@ -1,10 +1,10 @@
-"""What recorded forms of a teacher's outputs cost in loss and gradient.
+"""The errors of loss and gradient from recorded forms of a teacher's outputs.
 
-Real logits: a conv net that is trained on Fashion-MNIST teaches a perceptron in the
-middle of its training. For each form, the loss and the gradient in the student's
-weights are compared with those of the whole logits in float32, batch by batch of the
-test images. The last form, a top k that both models renormalise, is one that the
-package refuses.
+The logits are real: a conv net that is trained on Fashion-MNIST teaches a perceptron in
+the middle of its training. For each form, the loss and its gradient with respect to the
+student's weights are compared with those of the whole logits in float32, batch by batch
+of the test images. The package refuses the last form, a top k that both models
+renormalise.
 
     python benchmarks/recorded_precision.py [--data-dir DIR] [--epochs 2]
 """

@@ -1,15 +1,16 @@
-"""What a recording takes: disk, time, memory; and how fast its rows are read.
+"""The disk space, time and memory of a recording, and the speed of reading its rows.
 
 Claims: the files take at most 1.05 x the stored numbers and hashes, and top-16 of 1,000
-classes at most 1/15 of dense float32; `record` takes at most 1.1 x the teacher's own
-`predict`; recording and joining 10 million small examples takes no more memory than
-100,000; at least 100,000 records a second are read at random from the page cache.
+classes at most 1/15 of dense float32. `record` takes at most 1.1 x the time of the
+teacher's own `predict`. Recording and joining 10 million small examples takes no more
+memory than 100,000. At least 100,000 records a second are read at random from the page
+cache.
 
     python benchmarks/recording.py [--rows 10000000] [--rounds 5]
 
-`memory` beyond what the process had at its start is that of the process itself
-(`RssAnon`), at its highest. Pages of mapped files (`RssFile`) are printed too: the
-system takes them back when it needs them.
+`memory` is the peak of the process's own memory (`RssAnon`), beyond that at its start.
+Pages of mapped files (`RssFile`) are printed too. The system frees them when it needs
+memory.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""What a step of `fit` costs whose teacher is on a server, with 4 batches in flight.
+"""The cost of a step of `fit` with a teacher on a server, with 4 batches in flight.
 
-The claim: at most 1.15 x max(student's step, teacher's time / 4) on loopback. The first
-server waits instead of computing, as a teacher on another machine does for this one.
-The second is MLServer, which competes with the student for the same cores, so that its
-bound is the sum of both.
+Claim: a step costs at most 1.15 x max(student's step, teacher's time / 4) on loopback.
+The first server waits instead of computing, so it uses no cores here, like a teacher on
+another machine. The second is MLServer, which competes with the student for the same
+cores, so its bound is the sum of both.
 
-The client's own work isn't in the bound: it counts where steps are short. `--scale 2`
-doubles the student's widths.
+The bound doesn't include the client's own work, which matters if steps are short.
+`--scale 2` doubles the student's widths.
 
     python benchmarks/remote_teacher.py [--steps 200] [--rounds 5] [--scale 1]
 """

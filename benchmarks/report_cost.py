@@ -1,10 +1,11 @@
-"""What a comparison adds to the predictions and latency runs that it consists of.
+"""The cost of a comparison beyond the predictions and latency runs in it.
 
 Claim: `report.compare` and its page, of three models and 10,000 images, take at most
-1.2 x the time of their three calls of `predict` and their latency runs; the page has
-less than 2 MB. Parts and whole are timed in the same comparison: the same call of
-`predict` takes 2.5 to 4 s on a shared machine, more than what is measured. The control
-is `predict` by itself, on fresh copies of the models, as it traces in its first call.
+1.2 x the time of their three calls of `predict` and their latency runs. The page has
+less than 2 MB. Parts and whole are timed in the same comparison, because the same call
+of `predict` takes 2.5 to 4 s on a shared machine, and this range exceeds the measured
+cost. The control is `predict` by itself, on fresh copies of the models, because it
+traces in its first call.
 
     python benchmarks/report_cost.py [--rounds 5] [--rows 10000]
 """

@@ -1,16 +1,16 @@
-"""Methods of distillation on one pair of residual networks, beside published figures.
+"""Methods of distillation on a pair of residual networks, with published figures.
 
-Teacher ResNet-20, student ResNet-8 of half the width (He et al. 2016, section 4.2), on
-part of Fashion-MNIST, with small shifts and flips. One teacher; every method starts
-from the same weights and sees the same batches at a seed. Hyperparameters were chosen
-beforehand, none was tuned here: they are those of the published figures on CIFAR-100
+The teacher is a ResNet-20, the student a ResNet-8 of half the width (He et al. 2016,
+section 4.2). The data are a part of Fashion-MNIST, with small shifts and flips. All
+methods have one teacher, and the same initial weights and batches for the same seed. No
+hyperparameter was tuned here. They are those of the published figures on CIFAR-100
 (Tian et al. 2020; Zhao et al. 2022; Sun et al. 2024) and of the papers. Decoupled KD
-goes without a warm-up, and FitNets and attention transfer have KD beside them.
+has no warm-up. FitNets and attention transfer are combined with KD.
 
     python benchmarks/resnet_reference.py [--train-examples 10000] [--epochs 12]
         [--seeds 3] [--methods KD DIST] [--output FILE] [--data-dir DIR] [--smoke]
 
-Every result is appended to the output file, from which a run that was stopped goes on.
+Every result is appended to the output file, from which a stopped run resumes.
 """
 
 import argparse

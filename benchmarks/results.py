@@ -1,4 +1,4 @@
-"""Results that a long benchmark keeps, so that a run that was stopped goes on."""
+"""Results that a long benchmark keeps in a file, from which a stopped run resumes."""
 
 import json
 import pathlib

@@ -1,14 +1,14 @@
-"""What several devices cost and gain: measured with two, computed for more.
+"""The cost and gain of several devices, measured with two and computed for more.
 
-A student learns from a teacher, with one batch size for all: in one process, on two
-devices of one process (`tf.distribute.MirroredStrategy`), and on two workers
-(`MultiWorkerMirroredStrategy`). Each way has the same two threads in all. The first
-table has the time of a step, and its ratio to one process's, of runs in turn.
+A student learns from a teacher in three ways with the same batch size: in one process,
+on two devices of one process (`tf.distribute.MirroredStrategy`), and on two workers
+(`MultiWorkerMirroredStrategy`). Each way has two threads in total, and the ways run in
+turn. The first table has the time of a step, and its ratio to that of one process.
 
-Two more tables are computed. Each worker takes a batch of its own; then gradients are
-added up by a ring. With `t` for the step of one worker, `g` for the bytes of the
-student's gradients (the teacher has none), `w` for bytes per second between two workers
-and `l` for the seconds that a message takes at least, a step of `n` workers takes
+Two more tables are computed. Each worker has a batch of its own, and then a ring adds
+up the gradients. Let `t` be the time of one worker's step, `g` the bytes of the
+student's gradients (the teacher has none), `w` the bytes per second between two workers
+and `l` the least seconds that a message takes. A step of `n` workers takes
 
     t + 2 (n - 1) / n * g / w + 2 (n - 1) * l
 

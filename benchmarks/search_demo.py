@@ -1,9 +1,10 @@
-"""Does `tuning.search` find the gain that `keras-distill demo` shows?
+"""A test whether `tuning.search` finds the gain that `keras-distill demo` shows.
 
-Claim: the search ends at "helps". The digits, networks, views and steps are the demo's,
-of its first seed. Half of each batch are views of the 100 labelled images; the other
-half are views of all training images, without labels, which the teacher alone teaches
-on. So the student alone (alpha 0) reads 32 labelled views a step, under each setting.
+Claim: the verdict of the search is "helps". The digits, networks, views and steps are
+those of the demo's first seed. Half of each batch are views of the 100 labelled images.
+The other half are views of all training images, without labels, from which the student
+learns through the teacher only. So the student alone (alpha 0) reads 32 labelled views
+a step, as with each other setting.
 
     python benchmarks/search_demo.py [--seed 0] [--directory DIR]
 """

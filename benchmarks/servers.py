@@ -1,4 +1,4 @@
-"""A server of the Open Inference Protocol (gRPC) that benchmarks give a teacher."""
+"""A server of the Open Inference Protocol (gRPC) for teachers in benchmarks."""
 
 import concurrent.futures
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """The picture at the top of README: size against accuracy in the demo.
 
-It draws what `benchmarks/measured/demo.json` has of `keras-distill demo`, which is what
-README's table has.
+It draws the results of `keras-distill demo` in `benchmarks/measured/demo.json`, which
+are also in README's table.
 
     python benchmarks/size_and_accuracy.py [docs/size_and_accuracy.png]
 """

@@ -1,15 +1,16 @@
-"""What a `Distiller` step costs beside what it must cost.
+"""The cost of a `Distiller` step, compared to the cost of its parts.
 
-Claim: a step costs at most 1.05 x (plain student step + teacher forward) and at most
-a step of `keras.distillation.Distiller`, with and without XLA; `evaluate` on ten
-thousand rows at most 1.05 x the student's own. A call has a cost that doesn't depend
-on the rows, so a short one is timed too. All sides run in one process, interleaved;
-the medians' ratios are printed. With KERAS_BACKEND=jax, the same on JAX.
+Claim: a step costs at most 1.05 x (plain student step + teacher forward), and at most
+as much as a step of `keras.distillation.Distiller`, with and without XLA. `evaluate` on
+ten thousand rows costs at most 1.05 x the student's own `evaluate`. A part of its cost
+doesn't depend on the rows, so a call on few rows is timed too. All sides run
+interleaved in one process. The ratios of the medians are printed. KERAS_BACKEND=jax
+measures the same on JAX.
 
-The same model compiled twice differs by 1 % and more in the time of a step, so each
-side is built several times, and `keras.distillation` twice each time: the ratio of its
-two is what the ratio of ours to it can be read to. What is timed is the step of a
-training that goes on: the looks at the values of the first batches have ended.
+If the same model is compiled twice, the times of its steps differ by 1 % and more. So
+each side is built several times, and `keras.distillation` twice each time. The ratio of
+these two shows the precision of the ratio of ours to it. The timed steps are later ones
+of a training, after the checks of the first batches have ended.
 
     python benchmarks/step_overhead.py [--builds 4] [--rounds 10] [--steps 20]
 """

@@ -1,13 +1,13 @@
-"""Test accuracy of students cut from their teacher, against the same ones at random.
+"""The test accuracy of students cut from their teacher, and of the same at random.
 
 A residual net on Fashion-MNIST (16, 32 and 64 filters, two blocks a stage) teaches
 students of half its widths, and students without one block a stage. Each architecture
-begins with the teacher's weights, or as its initialisers make it. All learn from the
-teacher's recorded outputs alone (temperature 4, no labels), on the same images in equal
-steps. The learning rate of each way of starting is searched apart for each length of
-training up to `--searched` epochs (longer ones take the last), on images that are
-neither trained nor tested on. The control of importance keeps the filters of the least
-norm.
+begins with the teacher's weights, or with random ones from its initialisers. All
+students learn from the teacher's recorded outputs alone (temperature 4, no labels), on
+the same images in the same number of steps. The learning rate is searched separately
+for each way of starting and for each length of training up to `--searched` epochs.
+Longer trainings use the last rates. The search uses images that are neither in the
+training nor in the test. The control of importance keeps the filters of the least norm.
 
     python benchmarks/student_from_teacher.py [--data-dir DIR] [--smoke]
 """

@@ -1,8 +1,8 @@
-"""Where the demo's gain comes from: the images that the student is taught on.
+"""The origin of the demo's gain: the images on which the teacher teaches the student.
 
-Claim of the README: distilled on the labelled images alone, the demo's student is no
-better than the student alone; on labelled and unlabelled images it is. Same data,
-models, steps and seeds as `keras-distill demo`.
+Claim of the README: if it is distilled on the labelled images alone, the demo's student
+is no better than the student alone. If it is distilled on labelled and unlabelled
+images, it is better. Data, models, steps and seeds are those of `keras-distill demo`.
 
     python benchmarks/transfer_set.py [--seeds 5]
 """

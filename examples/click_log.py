@@ -1,17 +1,17 @@
-"""Click logs for the examples: generated ones, MovieLens as one, and KuaiRand.
+"""Click logs for the examples: generated logs, MovieLens ratings, and KuaiRand.
 
-The generated log follows a stated model, so that the truth is known. Users and items
-have tastes `u, v` that decide clicks and others, `a, b`, that decide how long a user
+The generated log follows a stated model, so the true probabilities are known. Tastes
+`u, v` of users and items decide clicks. Other tastes `a, b` decide how long a user
 stays:
 
-    shown   10 items a visit; position 1 is seen for sure, position k less: k**-0.5
+    shown   10 items a visit; the user sees position k with probability k**-0.5
     click   if seen, with probability sigmoid(2 u.v + popularity - 1.5)
     dwell   log-seconds on the page of a clicked item:
             N(3 + 0.6 (patience + quality + a.b), 1)
-    buys    given a click, with probability sigmoid(dwell - 6.5): dwell mediates
-            all that user and item have to do with it
+    buys    given a click, with probability sigmoid(dwell - 6.5): user and item
+            influence purchases only through dwell
 
-Position and dwell stand in the log only: nothing knows them when items are scored.
+Position and dwell are in the log only. They aren't known when items are scored.
 """
 
 import csv
@@ -73,10 +73,10 @@ def generate(impressions: int, seed: int) -> Log:
 
 
 def movielens(name: str = "100k", data_dir: str | Path | None = None) -> Log:
-    """Read MovieLens ratings as a log, downloading them where they're missing.
+    """Read MovieLens ratings as a log, downloading them if they're missing.
 
-    A rating of 4 or 5 is the click, a 5 the purchase, and the time until the user's
-    next rating the dwell, which isn't known when a film is recommended.
+    A rating of 4 or 5 is a click, and a rating of 5 is a purchase. The dwell is the
+    time until the user's next rating, which isn't known when a film is recommended.
     """
     ratings = tfds.load(f"movielens/{name}-ratings", split="train", data_dir=data_dir)
 
@@ -118,21 +118,21 @@ def kuairand(
 ) -> Log:
     """Read KuaiRand's impressions of short videos (Gao et al. 2022) as a log.
 
-    `is_click` is the click, `long_view` given a click the purchase. Known before an
-    impression are `user`, `item`, `hour`, the videos that the user clicked last, and
-    as `category` the bucket of the video's length, 1 where it isn't known. A teacher
-    reads what the user did afterwards. The column `label` is read by nothing: the
-    selection of the rows reveals it.
+    `is_click` is the click. `long_view` given a click is the purchase. A student reads
+    what is known before an impression: `user`, `item`, `hour`, the videos that the user
+    clicked last, and `category`, the bucket of the video's length, which is 1 for
+    unknown lengths. A teacher also reads what the user did afterwards. No model reads
+    the column `label`, because the selection of the rows reveals it.
 
     Args:
         directory: The folder of `processed_standard_kcore_15.tsv.gz`.
         test_from: The first day (yyyymmdd) to test on. Ids and buckets are those of
             earlier rows. Defaults to 20220418.
-        leak: Whether a teacher also reads `play_time_ms`, which all but defines a
-            click: a control for leaks.
-        withheld: The share of the training rows, at random, whose `item` is the unknown
-            one. Most videos of later days are new. Without such rows, a model knows
-            unknown videos only from those that were shown once.
+        leak: Whether a teacher also reads `play_time_ms`, which almost defines a click.
+            It is a control for leaks.
+        withheld: The share of random training rows whose `item` becomes the unknown
+            one. Most videos of later days are new. Without such rows, a model learns
+            about unknown videos only from those that were shown once.
     """
     rows = _read(Path(directory) / KUAIRAND)
     training = rows["date"] < test_from
@@ -146,7 +146,7 @@ def kuairand(
         "item": np.where(hidden_item, UNKNOWN, item),
         "category": np.where(length > 0, 2 + np.searchsorted(edges, length), UNKNOWN),
         "hour": rows["hourmin"] // 100 + 1,
-        # Videos that were shown at once have one time.
+        # Videos that were shown together have the same time.
         "history": history(user, item, click, rows["time_ms"]),
         **{key: rows[key].astype("float32") for key in AFTERWARDS},
     }
@@ -195,8 +195,8 @@ def history(
         user: The user of each row, in the order of time.
         item: The item of each row.
         click: Whether it was clicked.
-        moment: When the row was shown. A click doesn't show in rows of its own moment.
-            By default each row has a moment of its own.
+        moment: The time at which each row was shown. The history of a row has no clicks
+            of the same time. By default, all times differ.
     """
     recent: dict[int, list[int]] = {}
     at_once: dict[int, tuple[int, list[int]]] = {}  # the moment, and its clicks

@@ -1,4 +1,4 @@
-"""Loading that the examples share: images by name, from disk or from the network."""
+"""A loader of images for the examples, from disk or from the network."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def default_data_dir() -> Path | None:
-    """Say where prepared data lies: in `KERAS_DISTILL_DATA`, else beside the project.
+    """Return the folder of data in `KERAS_DISTILL_DATA`, or else beside the project.
 
     Returns:
         A TensorFlow Datasets folder, or None for TensorFlow Datasets' own default.
@@ -23,7 +23,7 @@ def default_data_dir() -> Path | None:
 
 
 def load_images(name: str, data_dir: str | Path | None = None) -> tuple[Arrays, Arrays]:
-    """Load a TensorFlow Datasets image set whole, downloading it where it's missing.
+    """Load a whole TensorFlow Datasets image set, downloading it if it's missing.
 
     Args:
         name: A set of images and labels, such as `"mnist"` or `"fashion_mnist"`.
@@ -34,7 +34,7 @@ def load_images(name: str, data_dir: str | Path | None = None) -> tuple[Arrays, 
         in 0..1, of shape `(count, height, width, channels)`; labels are int32.
 
     Raises:
-        ConnectionError: If the set is neither on disk nor within reach.
+        ConnectionError: If the set isn't on disk and can't be downloaded.
     """
     builder = tfds.builder(name, data_dir=data_dir or default_data_dir())
     if not builder.is_prepared():

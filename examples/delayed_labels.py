@@ -1,16 +1,18 @@
-"""Labels of the last days haven't arrived; what happened on those days has.
+"""Labels of the last days haven't arrived, but other events of these days have.
 
-A model is trained today, and the last third of its days has no labels yet: flights that
-have left but not arrived, clicks that aren't counted. Their rows have the columns that
-the teacher reads. So a teacher that learned from the days before outputs soft targets
-for them, and the student learns from all rows.
+A model is trained today. The last third of its days has no labels yet: flights have
+left but not arrived, or clicks aren't counted yet. The columns that the teacher reads
+have arrived. So the teacher learns from the earlier days and returns soft targets for
+the last days, and the student learns from all rows.
 
-The controls are the same pipeline with a teacher that reads what the student reads, and
-with one that reads the columns of other rows. The oracle has all labels. Its lead over
-the student alone, which has the labelled rows only, is what there is to recover.
+There are two controls: the same training with a teacher that reads only what the
+student reads, and with a teacher that reads the columns of other rows. The oracle is a
+student with all labels. Its lead in AUC over the student alone, which has the labelled
+rows only, is the gain from all labels. "Share of lead" is the part of it that a student
+reaches.
 
-On KuaiRand, the student reads the videos that a user clicked last on all days: an app
-knows them at once, and its training data get them as labels later.
+On KuaiRand, the student reads the videos that a user clicked last, on all days: an app
+knows these clicks at once, but its training data get them as labels later.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from logs import Log
 
 import keras_distill as kd
 
-# Found on the last days of the training time, by benchmarks/privileged_logs.py.
+# The best settings on the last training days, found by benchmarks/privileged_logs.py.
 RECIPES = {
     "flights": Recipe(1e-3, epochs=2, dropout=0.0, alpha=0.3, batch=2048),
     "kuairand": Recipe(3e-3, epochs=4, dropout=0.2, alpha=0.3),
@@ -71,15 +73,15 @@ def train_taught(
     loss: keras.losses.Loss | None = None,
     lists: np.ndarray | None = None,
 ) -> keras.Model:
-    """Return a student that learned from labels where there are any, and a teacher.
+    """Return a student that learned from a teacher, and from labels if a row has one.
 
     Args:
         log: All rows.
         task: The label.
-        labelled: Which rows have it.
+        labelled: Which rows have the label.
         variant: What the teacher reads, and how it teaches, as in `VARIANTS`.
         recipe: How both models are trained.
-        seed: Of weights, batches and shuffled columns.
+        seed: The seed of weights, batches and shuffled columns.
         loss: The distillation loss. Defaults to `BinarySoftTargets`.
         lists: The number of each row's list, for a loss whose `group` is "list".
     """

@@ -1,11 +1,12 @@
-"""Four models teach one of their own size what they know together.
+"""Four models, their ensemble, and one model of the same size that learns from it.
 
-Fashion-MNIST, 10,000 training images. Four models that differ in their first weights
-and the order of their data make an ensemble that is better than each and four times as
-dear to serve. A fifth of the same size learns from it: by plain distillation, from
-teachers whose word counts less where they are wrong, with the teachers' part falling
-to nothing (annealing). Beside it a line of generations, each taught by the one before,
-which needs no ensemble. Same architecture, epochs, data and optimiser throughout.
+The data are 10,000 training images of Fashion-MNIST. The four models differ in their
+initial weights and the order of their data. Their ensemble is better than each of them,
+but costs four times as much to serve. The student learns from it in three ways: by
+plain distillation, from teachers that count less where they are wrong, and with a
+teachers' weight that falls to 0 (annealing). The last rows are generations, each taught
+by the one before, which need no ensemble. Architecture, epochs, data and optimiser are
+the same for all. The last column is the gain over the mean of the four single models.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import keras_distill as kd
 
 TEACHERS, GENERATIONS = 4, 2
 BATCH, RATE = 128, 2e-3
-TEMPERATURE, ALPHA = 2.0, 0.5  # the better of two pairs on images held out of training
+TEMPERATURE, ALPHA = 2.0, 0.5  # the better of two pairs, on held-out training images
 ROWS = (
     "single model, mean of four",
     "ensemble of the four",
@@ -36,7 +37,7 @@ ROWS = (
 
 
 def build() -> keras.Model:
-    """Build a conv net of 102,130 parameters; teachers and students alike."""
+    """Build a conv net of 102,130 parameters, for teachers and students."""
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
@@ -63,7 +64,7 @@ def fit(model: keras.Model, data: tf.data.Dataset, epochs: int, **options: Any) 
 
 
 def distilled(teacher: Any, train: Callable[..., None], alpha: Any) -> keras.Model:
-    """Return a new student that a teacher has taught."""
+    """Return a new student that learned from a teacher."""
     distiller = kd.Distiller(build(), teacher)
     loss = kd.losses.ForwardKL(TEMPERATURE)
     train(distiller, distillation_loss=loss, alpha=alpha)
@@ -94,7 +95,7 @@ def run(train: Arrays, test: Arrays, seed: int, epochs: int) -> list[float]:
         loss = kd.losses.ForwardKL(TEMPERATURE)
         train_one(distiller, distillation_loss=loss, alpha=ALPHA, callbacks=callbacks)
 
-    with tempfile.TemporaryDirectory() as directory:  # keep it, and a kill costs little
+    with tempfile.TemporaryDirectory() as directory:  # keep yours: killed runs resume
         generations = kd.online.born_again(
             build, teachers[0], GENERATIONS, fit=fit_generation, directory=directory
         )

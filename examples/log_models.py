@@ -1,4 +1,4 @@
-"""Networks over the columns of a log, and how they are trained and measured."""
+"""Networks over the columns of a log, with functions to train and measure them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ CROSS_ENTROPY = keras.losses.BinaryCrossentropy(from_logits=True)
 
 
 class Recipe(NamedTuple):
-    """How a model is trained: the rate of Adam falls linearly to 0."""
+    """How a model is trained. The learning rate of Adam falls linearly to 0."""
 
     rate: float
     epochs: int
@@ -26,7 +26,7 @@ class Recipe(NamedTuple):
 
 
 def build(log: Log, reads: Sequence[str], recipe: Recipe) -> keras.Model:
-    """Build a network over the columns `reads`: ids as embeddings, numbers as such."""
+    """Build a network over the columns `reads`: embeddings of ids, plain numbers."""
     inputs, parts, tables = {}, [], {}
     for name in reads:
         column = log.x[name]
@@ -78,7 +78,7 @@ def fit(
     rate = keras.optimizers.schedules.PolynomialDecay(
         recipe.rate, steps * recipe.epochs, 0.0
     )
-    # For nets as small as these, XLA compiles longer than they train.
+    # XLA would compile for longer than these small networks train.
     terms |= {"jit_compile": False, "steps_per_execution": min(20, steps)}
     trainer.compile(keras.optimizers.Adam(rate), CROSS_ENTROPY, **terms)
     data = logs.batches(x, y, recipe.batch, seed, lists=lists)

@@ -1,4 +1,4 @@
-"""A log for the examples: columns in the order of time, with those of the teacher."""
+"""A log for the examples: rows in the order of time, with columns for the teacher."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-UNKNOWN = 1  # the id of a value that training rows don't have twice
+UNKNOWN = 1  # the id of a value that fewer than two training rows have
 
 
 class Log(NamedTuple):
-    """Rows in the order of time; ids begin with 1, 0 is padding.
+    """Rows in the order of time. Ids begin with 1, and 0 is padding.
 
     Args:
         x: Columns of shape (rows, n). Ids are int32, numbers float32. Click logs have
@@ -72,16 +72,17 @@ def batches(
 ) -> tf.data.Dataset:
     """Return rows as batches (x, y), which are shuffled anew in each epoch.
 
-    Whole batches are read, by the numbers of their rows: `shuffle` of single rows takes
+    A batch is read at once, by the indices of its rows. `shuffle` of single rows takes
     five times as long, and a `gather` for each column twice as long.
 
     Args:
         x: Arrays of shape (rows, ...), in any structure.
         y: Labels of shape (rows, ...).
         batch_size: The mean number of rows in a batch is this or somewhat less.
-        seed: The seed of the order, beside TensorFlow's global one.
-        lists: The number of each row's list, 0 and up, of shape (rows,). Then lists are
-            shuffled, and each is in one batch; none may be longer than a batch.
+        seed: The seed of the order, in addition to TensorFlow's global seed.
+        lists: The number of each row's list, from 0, of shape (rows,). If it is given,
+            whole lists are shuffled, and each list is in one batch. No list may be
+            longer than a batch.
     """
     columns = tf.nest.flatten((x, y))
     rows = len(columns[0])
@@ -139,7 +140,7 @@ class _Table:
 
 
 def ids(values: np.ndarray, training: np.ndarray) -> np.ndarray:
-    """Return ids of values: 2 and more for those that training rows hold twice."""
+    """Return ids of values: 2 or more for values in at least two training rows."""
     names, counts = np.unique(values[training], return_counts=True)
     names = names[counts >= 2]
     place = np.minimum(np.searchsorted(names, values), len(names) - 1)
@@ -151,7 +152,7 @@ def make(
     y: Mapping[str, np.ndarray],
     privileged: Mapping[str, tuple[str, ...]],
 ) -> Log:
-    """Make a log of columns: integers are ids, all others numbers."""
+    """Make a log from columns. Integers are ids, and all others are numbers."""
 
     def column(values: np.ndarray) -> np.ndarray:
         dtype = "int32" if np.issubdtype(values.dtype, np.integer) else "float32"

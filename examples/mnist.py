@@ -1,11 +1,11 @@
 """Two MNIST students of one architecture: one learns from labels, one from a teacher.
 
-The experiment of section 3 of Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in
-a Neural Network", https://arxiv.org/abs/1503.02531. The teacher is wide, and dropout
-and shifted images regularise it; the student is smaller and not regularised at all.
-What the teacher learned from shifted images reaches the student through its logits for
-unshifted ones. The paper counts 67 test errors for the teacher, 146 for the student
-alone and 74 for the distilled one.
+This is the experiment of section 3 of Hinton, Vinyals, Dean 2015, "Distilling the
+Knowledge in a Neural Network", https://arxiv.org/abs/1503.02531. The teacher is wide,
+and dropout and shifted images regularise it. The student is smaller and isn't
+regularised. It never reads shifted images, but learns about shifts from the teacher's
+logits for unshifted ones. The table has the numbers of test errors. The paper has 67
+for the teacher, 146 for the student alone and 74 for the distilled student.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import keras_distill as kd
 
 SHIFT = 2
 TEMPERATURE = 20.0
-ALPHA = 1.0  # soft targets alone
+ALPHA = 1.0  # soft targets only, no labels
 MODELS = ("teacher", "student alone", "distilled")
 
 
@@ -52,7 +52,7 @@ def jitter(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     count, side = tf.shape(images)[0], 28 + 2 * SHIFT
     around = [[0, 0], [SHIFT, SHIFT], [SHIFT, SHIFT], [0, 0]]
     flat = tf.reshape(tf.pad(images, around), (count, side * side))
-    # The pixels of an unshifted image, from whichever corner it's read.
+    # The indices of an image's pixels, counted from its own corner.
     pixels = tf.reshape(side * tf.range(28)[:, None] + tf.range(28), (1, 784))
     corners = tf.random.uniform((count, 2), 0, 2 * SHIFT + 1, tf.int32)
     pixels += side * corners[:, :1] + corners[:, 1:]
@@ -71,7 +71,7 @@ def fit(
 
 
 def count_errors(model: keras.Model, x: np.ndarray, y: np.ndarray) -> int:
-    """Count the images that a model takes for another digit."""
+    """Count the images that a model classifies as another digit."""
     logits = model.predict(x, batch_size=1000, verbose=0)
     return int((logits.argmax(axis=-1) != y).sum())
 

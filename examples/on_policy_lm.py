@@ -1,20 +1,20 @@
 """A small model learns to sort digits: from whose texts, and by which divergence?
 
-Models of characters read "40721398>" and write "01234789.", where "." ends. A teacher
-and a small student learn it from such texts. From there, the student goes on in each of
-these ways, in as many updates, on the same prompts in the same order:
+Models of characters read "40721398>" and write "01234789.", where "." is the end. A
+teacher and a small student learn this from such texts ("start"). Then the student is
+trained in each of these ways, with the same number of updates and order of prompts:
 
-- the texts, by their characters alone ("labels") or by the teacher's predictions of
+- on the given texts, by their characters ("labels") or by the teacher's predictions of
   them ("off-policy");
-- texts that the teacher writes ("sequence-level", Kim, Rush 2016);
-- its own ("on-policy", Agarwal et al. 2024, https://arxiv.org/abs/2306.13649), or its
-  own as its teacher corrects them ("speculative", Xu et al. 2024,
+- on texts that the teacher writes ("sequence-level", Kim, Rush 2016);
+- on its own texts ("on-policy", Agarwal et al. 2024, https://arxiv.org/abs/2306.13649),
+  or on its own texts with corrections by the teacher ("speculative", Xu et al. 2024,
   https://arxiv.org/abs/2410.11325);
-- its own, under a teacher of its own size that reads the answer, too. The control reads
-  the answer to another prompt, from that teacher's training on.
+- on its own texts, with a teacher of its size that also reads the answer. The teacher
+  of the control reads the answer to another prompt, in its own training too.
 
-"greedy" is the share of right answers to test prompts where the student writes its
-likeliest characters, "sampled" where it samples. The reverse KL is that of answers,
+"greedy" is the share of right answers to test prompts if the student writes its
+likeliest characters, "sampled" is the share if it samples. The reverse KL of answers is
 `E_q[log q - log p]` over these samples, in nats. p is the large teacher in each row.
 """
 
@@ -30,7 +30,7 @@ import keras_distill as kd
 
 TEACHER, STUDENT = (48, 2), (8, 1)  # width, blocks
 TEACHER_UPDATES, START_UPDATES = 600, 200
-TEACHER_RATE, RATE = 3e-3, 1e-2  # that of students was chosen by "labels"
+TEACHER_RATE, RATE = 3e-3, 1e-2  # that of students is the best one for "labels"
 LOSSES = {
     "forward KL": kd.losses.ForwardKL(),
     "reverse KL": kd.losses.ReverseKL(),
@@ -88,7 +88,7 @@ def run(
 
 
 def summed_up(runs: list[Rows]) -> dict[str, np.ndarray]:
-    """Return what was measured of each way, and differences, by seed."""
+    """Return the scores of each way, and differences between ways, by seed."""
     rows = {way: np.array([row[way] for row in runs]) for way in runs[0]}
     pairs = [(f"on-policy, {loss}", f"off-policy, {loss}") for loss in LOSSES]
     for way, other in [*pairs, ("reads the answer, JSD", "control, JSD")]:

@@ -1,17 +1,21 @@
-"""Clicks and purchases: a teacher that reads what the log knows, a student that serves.
+"""Clicks and purchases: a teacher reads privileged columns of a log, a student serves.
 
-The student scores an item for a user from ids and the user's last clicks, which the
-item attends to (as in Zhou et al. 2018, "Deep Interest Network"). The teacher trains in
-the same steps and on the same embeddings, the users' apart, and reads more: in the
-generated log the position of each impression, which explains clicks, and the dwell time
-of each click, which explains purchases. Purchases are rare; what the teacher says of a
-clicked row is what the label says, with much of the luck taken out.
+The student scores an item for a user from ids and the user's last clicks, by attention
+of the item to the clicks (as in Zhou et al. 2018, "Deep Interest Network"). The teacher
+trains in the same steps, and shares all embeddings but the users'. It also reads
+columns of the log. In the generated log, these are the position of each impression,
+which explains clicks, and the dwell time of each click, which explains purchases.
+Purchases are rare. The teacher's output for a clicked row is similar to the label, but
+with less noise.
 
-Dwell goes to the purchase head alone. It is there only where a click was: a click head
-that read it would all but see its label, and teach nothing. In KuaiRand, a log of short
-videos, both heads read what the user did afterwards: follow, comment, forward.
+Only the purchase head reads the dwell time. Rows without a click have none, so it
+almost contains the label of the click head, and such a head would teach nothing. In
+KuaiRand, a log of short videos, both heads read what the user did afterwards: follow,
+comment, forward.
 
-The control is the same pipeline with a teacher that reads what the student reads.
+The control is the same training with a teacher that reads only what the student reads
+("student, self"). The table has scores on test rows. Its ONNX file and its teacher are
+those of the privileged student.
 """
 
 import argparse
@@ -31,7 +35,7 @@ import keras_distill as kd
 
 TASKS = ("click", "buy")
 Reads = Mapping[str, tuple[str, ...]]  # what a teacher reads for each task
-Pace = tuple[int, int, float]  # rows a step, epochs, Adam's rate, which falls to 0
+Pace = tuple[int, int, float]  # rows a step, epochs, Adam's first rate; it falls to 0
 PACE, KUAIRAND = (2048, 2, 1e-2), (1024, 4, 3e-3)  # KuaiRand has few rows
 
 
@@ -81,8 +85,8 @@ def train(
         log: The impressions to train on.
         variant: "alone"; "self", the control, whose teacher reads what the student
             reads; or "privileged".
-        seed: Of weights and batches.
-        pace: Rows a step, epochs, Adam's first rate. Default: for a million rows.
+        seed: The seed of weights and batches.
+        pace: Rows a step, epochs, Adam's first rate. The default is for a million rows.
     """
     keras.utils.set_random_seed(seed)
     student, teacher = build(log, {} if variant == "self" else log.privileged)
@@ -90,7 +94,7 @@ def train(
     steps = epochs * -(-log.size // batch)
     rate = keras.optimizers.schedules.PolynomialDecay(first_rate, steps, 0.0)
     loss = dict.fromkeys(TASKS, keras.losses.BinaryCrossentropy(from_logits=True))
-    # where there was no click there is no purchase to predict: such rows weigh 0
+    # rows without a click have no purchase to predict, so their weight is 0
     weight = {"click": np.ones_like(log.y["click"]), "buy": log.y["click"]}
     x, trainer = log.x, student
     if variant == "alone":
@@ -141,7 +145,7 @@ def measure(logits: dict[str, np.ndarray], log: Log) -> dict[str, float]:
 
 
 def main() -> None:
-    """Train the student alone, under the control and under the teacher; export it."""
+    """Train the student alone, as the control, and with the teacher; export it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--impressions", type=int, default=1_000_000)
     parser.add_argument("--movielens", metavar="SIZE", help="100k, 1m, 20m, 25m")

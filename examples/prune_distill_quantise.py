@@ -1,13 +1,13 @@
-"""Cut a student from its teacher, distil it, train it through its quantiser, ship it.
+"""Cut a student from its teacher, distil it, train it with rounding, and export it.
 
-A residual network on Fashion-MNIST teaches a student of half its widths and without a
-third of its blocks. The student begins with what is left of the teacher's weights,
-learns from the teacher alone, then through the rounding of its weights, and becomes a
+The teacher is a residual network on Fashion-MNIST. The student has half its widths and
+lacks a third of its blocks. It begins with the remaining weights of the teacher, and
+learns from the teacher only. Then it is trained with rounded weights, and exported as a
 LiteRT file of integers.
 
-The controls are the same architecture with fresh weights, on the labels and distilled,
-in as many steps; and the same student rounded without training. Accuracies, sizes and
-times are those of the LiteRT files.
+The controls are the same architecture with new weights, trained on the labels or
+distilled in the same number of steps; and the same student, rounded without training.
+Accuracies, sizes and times are those of the LiteRT files.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def fit(model: keras.Model, data: tuple, rate: float, epochs: int, **loss: Any) 
 
 
 def run(x: np.ndarray, y: np.ndarray, seed: int, epochs: int) -> dict[str, keras.Model]:
-    """Return the models of a seed by name; those that are rounded in files by `int`."""
+    """Return the models of a seed by name. Files of names with `int` are rounded."""
     keras.utils.set_random_seed(seed)
     labels = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     soft = kd.losses.ForwardKL(temperature=4.0)
@@ -94,7 +94,7 @@ def run(x: np.ndarray, y: np.ndarray, seed: int, epochs: int) -> dict[str, keras
 
 
 def shipped(model: keras.Model, name: str, x: np.ndarray, test: tuple) -> list[float]:
-    """Return a LiteRT file's accuracy in percent, kB and milliseconds an image."""
+    """Return a LiteRT file's accuracy in percent, kB and milliseconds per image."""
     metric = keras.metrics.SparseCategoricalAccuracy()
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "phone")
@@ -104,7 +104,7 @@ def shipped(model: keras.Model, name: str, x: np.ndarray, test: tuple) -> list[f
             ["litert"],
             example_batch=x[:32],
             quantize="int8" if name.startswith("int") else None,
-            evaluation=Evaluation(test, metric, max_drop=1.0),  # measured, not judged
+            evaluation=Evaluation(test, metric, max_drop=1.0),  # any drop is allowed
         )
         side, file = list(described["artefacts"].items())[-1]
         rows = measure(folder, batch_sizes=[1], threads=1)

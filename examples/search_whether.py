@@ -1,8 +1,8 @@
-"""Does distillation help a small digit classifier with few labels? Search and see.
+"""A search that shows whether distillation helps a digit classifier with few labels.
 
-A convolutional teacher learned from 10,000 labelled digits. The student has few of
-them. The control is alpha 0: the student alone, with the same weights and batches. The
-answer is judged on digits that the search did not choose by.
+A convolutional teacher learns from 10,000 labelled digits. The student has 1,000 of
+them. The control is alpha 0: the student alone, with the same initial weights and
+batches. The answer is measured on digits that weren't used to choose the setting.
 """
 
 import argparse

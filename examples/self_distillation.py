@@ -1,12 +1,12 @@
-"""One small model, no larger one: what it can learn from others of its own kind.
+"""Distillation without a larger model: from models of the student's own kind.
 
-On a part of Fashion-MNIST, the same architecture is trained alone; in generations, each
-taught by the one before (Furlanello et al. 2018, "Born-Again Neural Networks",
-https://arxiv.org/abs/1805.04770), the first by the model that was trained alone; and as
-two peers that teach each other from the start (Zhang et al. 2018, "Deep Mutual
-Learning", https://arxiv.org/abs/1706.00384). The ensemble of generations costs as many
-models when it serves, so it stands beside an ensemble of as many models that were
-trained alone.
+On a part of Fashion-MNIST, one architecture is trained alone; in generations, each
+taught by the one before and the first by a model that was trained alone (Furlanello et
+al. 2018, "Born-Again Neural Networks", https://arxiv.org/abs/1805.04770); and as two
+peers that teach each other from the start (Zhang et al. 2018, "Deep Mutual Learning",
+https://arxiv.org/abs/1706.00384). An ensemble of generations serves several models, so
+compare it with the ensemble of as many models that were trained alone. The last columns
+are the gains over the model alone, one for each seed.
 """
 
 import argparse
@@ -45,12 +45,12 @@ def build_model() -> keras.Model:
 
 
 class Trainer:
-    """Compiles and fits whatever it is given, in the same way on the same batches.
+    """Compiles and fits all models in the same way on the same batches.
 
     Args:
         train: Images and labels.
-        epochs: How many.
-        seed: What the batches are shuffled by.
+        epochs: The number of epochs.
+        seed: The seed by which the batches are shuffled.
     """
 
     def __init__(self, train: Arrays, epochs: int, seed: int) -> None:
@@ -77,13 +77,13 @@ class Trainer:
         )
 
     def teach(self, model: keras.Model, callbacks: Any = ()) -> None:
-        """Fit what learns from others too: a distiller or peers."""
+        """Fit a model that also learns from others: a distiller or peers."""
         loss = kd.losses.ForwardKL(temperature=2.0)
         self.fit(model, callbacks, distillation_loss=loss, alpha=ALPHA)
 
 
 def accuracy(model: keras.Model, test: Arrays) -> float:
-    """Return the share of test images that a model is right about, in percent."""
+    """Return the share of test images that a model classifies correctly, in percent."""
     logits = model.predict(test[0], batch_size=1000, verbose=0)
     return float(100.0 * (logits.argmax(axis=-1) == test[1]).mean())
 
@@ -95,7 +95,7 @@ def run(train: Arrays, test: Arrays, epochs: int, seed: int) -> dict[str, float]
     alone = [build_model() for _ in range(GENERATIONS)]
     for model in alone:
         trainer.fit(model)
-    with tempfile.TemporaryDirectory() as directory:  # a longer run keeps it
+    with tempfile.TemporaryDirectory() as directory:  # keep it for longer runs
         born = kd.online.born_again(
             build_model, alone[0], GENERATIONS, fit=trainer.teach, directory=directory
         )

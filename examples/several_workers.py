@@ -1,13 +1,14 @@
 """Several workers, each with a device of its own, distil one student.
 
-Run alone first, it trains the teacher on Fashion-MNIST and keeps it; then on workers:
+Run this program in one process first: it trains the teacher on Fashion-MNIST and saves
+it. Then run it on workers:
 
     python examples/several_workers.py
     keras-distill launch --workers 2 -- python examples/several_workers.py
 
 All workers run this program. Each reads its part of every batch. The result is that of
-one process with the same batches, so the learning rate stays. A run that was stopped,
-or one of whose workers was killed, resumes after its last complete epoch.
+one process with the same batches, so the learning rate stays the same. If a run is
+stopped, or one of its workers is killed, it resumes after its last complete epoch.
 `examples/cluster` has manifests for Kubernetes and SLURM.
 """
 
@@ -24,7 +25,7 @@ def make_strategy() -> tf.distribute.Strategy:
     if "TF_CONFIG" in os.environ:
         return tf.distribute.MultiWorkerMirroredStrategy()
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        # It counts the tasks of a node by its GPUs, so on CPUs they need a number.
+        # The resolver counts a node's tasks by its GPUs, so CPUs need such numbers too.
         on_cpus = {"gpus_per_node": 64, "gpus_per_task": 1, "auto_set_gpu": False}
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
             **({} if shutil.which("nvidia-smi") else on_cpus)
@@ -33,7 +34,7 @@ def make_strategy() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-# Before anything else runs on TensorFlow.
+# This must come before anything else runs on TensorFlow.
 STRATEGY = make_strategy()
 
 import keras  # noqa: E402
@@ -86,7 +87,7 @@ def distil(directory: Path, train: Arrays, test: Arrays, epochs: int) -> float:
     distiller.fit(
         batches,
         epochs=epochs,
-        shuffle=False,  # The data set shuffles itself, alike on all workers.
+        shuffle=False,  # The data set shuffles itself, equally on all workers.
         verbose=2,
         callbacks=[kd.online.Backup(directory / "backup")],
     )

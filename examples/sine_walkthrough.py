@@ -1,17 +1,17 @@
-"""The smallest case in which distillation can be understood: a coin biased by a sine.
+"""The smallest example of distillation: a coin whose bias is a sine.
 
 `P(y = 1) = 0.4 sin(x) + 0.5`, with `x ~ 10 N(0, 1)`. The teacher is a logistic model of
-`sin(x)`, a feature that the student won't have: it's a logistic model of a cubic in x.
+`sin(x)`. The student doesn't read this feature. It is a logistic model of a cubic in x.
 
-A label is a coin flip, at best 90% sure, and a cubic has room to chase flips: fitted
-to ten of them it's certain of what it can't know, and log-loss charges dearly for wrong
-certainty. The teacher has one slope and the right feature, so that few points bring it
-near the true P. Its logits ask the student for P where the labels ask for the flip: the
-same x, the same optimiser, the same steps, with most of the noise gone.
+A label is a coin flip, predictable with 90% at best. A cubic can overfit the flips:
+after a fit to ten of them, its wrong predictions are too certain, which raises the
+log-loss much. The teacher has one slope and the right feature, so few points bring it
+near the true P. Its logits teach P to the student; labels would teach the flips. The x,
+the optimiser and the steps are the same, but most of the noise is gone.
 
-No target can give a cubic the sine: the best that it can do for new x is about log 2, a
-fair coin. So what distillation gives here is less overfitting and nothing else, which
-is why the gain is largest at n = 10 and shrinks as labels average out by themselves.
+No target can teach the sine to a cubic. For new x, its best log-loss is about log 2,
+that of a fair coin. So distillation only reduces overfitting here. The gain is largest
+at n = 10, and falls with n, because the noise of more labels averages out.
 """
 
 import argparse
@@ -31,7 +31,7 @@ MODELS = {"student": "tab:red", "teacher": "tab:gray", "distilled": "tab:blue"}
 
 
 def draw(rng: np.random.Generator, count: int) -> tuple[Inputs, np.ndarray]:
-    """Draw both models' inputs, the cubic's columns orthonormal, and the labels."""
+    """Draw the labels and both models' inputs. The cubic's columns are orthonormal."""
     z = rng.standard_normal(count)
     cubic = np.stack([z, (z**2 - 1) / 2**0.5, (z**3 - 3 * z) / 6**0.5], axis=1)
     sine = np.sin(10.0 * z)[:, None]
@@ -46,7 +46,7 @@ def logistic(name: str, size: int) -> keras.Model:
 
 def compile_alike(trainer: keras.Model, **losses: object) -> None:
     """Compile a model or a Distiller with the optimiser that all of them get."""
-    # Without momentum it keeps no state: zero weights are all of a fresh start.
+    # SGD without momentum has no state, so zero weights are enough for a fresh start.
     optimizer = keras.optimizers.SGD(0.1)
     trainer.compile(optimizer=optimizer, steps_per_execution=100, **losses)
 
@@ -99,7 +99,7 @@ def run(sizes: Sequence[int], trials: int, steps: int, seed: int) -> np.ndarray:
 
 
 def print_table(sizes: Sequence[int], losses: np.ndarray) -> None:
-    """Print mean log-losses, and what distillation takes off the test loss."""
+    """Print mean log-losses, and by how much distillation lowers the test loss."""
     print("mean log-loss     train                        test")
     print("   n" + 2 * "  student teacher distilled" + "   gain (standard error)")
     gain = losses[1, 0] - losses[1, 2]
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("sine_walkthrough.png"))
     arguments = parser.parse_args()
-    # the sine decides all; the library warns of such teachers
+    # the teacher reads only the sine; the library warns of such teachers
     warnings.filterwarnings("ignore", "The teacher reads privileged features alone")
     sizes = (10, 25) if arguments.smoke else range(10, 50, 5)
     losses = run(sizes, 3 if arguments.smoke else 15, 500, arguments.seed)

@@ -1,4 +1,4 @@
-"""Sorting digits as a task of text, and small models of characters that learn it."""
+"""The task of sorting digits as text, and small models of characters that learn it."""
 
 import keras
 import numpy as np
@@ -58,7 +58,7 @@ def learn(model: keras.Model, rate: float, texts: Texts) -> keras.Model:
 
 
 def measure(student: keras.Model, teacher: keras.Model, test: Texts) -> list[float]:
-    """Return both shares of right answers, in %, and the reverse KL of answers."""
+    """Return the % of right answers, greedy and sampled, and their reverse KL."""
     rights, begin = [], DIGITS + 1
     for temperature in (0.0, 1.0):
         written = generate(

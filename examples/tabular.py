@@ -1,6 +1,6 @@
 """Two public tables with columns that exist in training only, for the examples.
 
-UCI has both, TensorFlow Datasets neither.
+Both tables are from UCI. TensorFlow Datasets doesn't have them.
 """
 
 import csv
@@ -105,14 +105,15 @@ def _downloaded(task: Task, folder: Path) -> Path:
 
 
 def split(task: Task, table: Arrays, seed: int) -> tuple[Arrays, np.ndarray, Arrays]:
-    """Deal the rows out at random: labelled ones, unlabelled ones, those to test.
+    """Split the rows at random into labelled, unlabelled and test rows.
 
-    Numbers are scaled and strings made one-hot by what the rows to train on hold.
+    The rows to train on determine the scales of numbers and the one-hot encoding of
+    strings.
 
     Returns:
         The inputs `x`, `privileged` and `labelled` of the rows to train on, labelled
-        ones first; `y` of shape `(rows, 1)`, "yes" being 1, and 0 where there is no
-        label; of the rows to test `x`, `privileged` and `y`.
+        rows first; their labels `y` of shape `(rows, 1)`, with 1 for "yes" and 0 for
+        rows without a label; and `x`, `privileged` and `y` of the test rows.
     """
     order = np.random.default_rng(seed).permutation(len(table[task.target]))
     rows = task.labelled + task.unlabelled
@@ -141,10 +142,10 @@ def split(task: Task, table: Arrays, seed: int) -> tuple[Arrays, np.ndarray, Arr
 def deal(
     task: Task, table: Arrays, seed: int, sizes: Sequence[int]
 ) -> list[tuple[Arrays, np.ndarray]]:
-    """Deal the rows out at random, in parts of these sizes, with columns as they are.
+    """Split the rows at random into parts of these sizes, with unchanged columns.
 
     Returns:
-        For each part the columns but the privileged ones, by name, and whether the
+        For each part, the columns by name, without the privileged ones, and whether the
         target is "yes", all of shape `(rows, 1)`. Text is of Python's `str`.
     """
     order = np.random.default_rng(seed).permutation(len(table[task.target]))
@@ -161,10 +162,10 @@ def deal(
 
 
 def network(x: Arrays, seed: int) -> keras.Model:
-    """Build a network that takes columns as `deal` returns them.
+    """Build a network that reads columns as `deal` returns them.
 
-    Its preprocessing is inside: `x` has the words and the scales. Numbers also come as
-    logarithms.
+    The network includes the preprocessing, with the words and the scales of `x`. It
+    also reads the logarithms of numbers.
     """
     keras.utils.set_random_seed(seed)
     inputs, seen = {}, []

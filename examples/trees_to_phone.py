@@ -1,14 +1,14 @@
 """Boosted trees teach a small network that a phone can run, on a real table.
 
-Will a bank's customer agree? The trees are scikit-learn's, on all columns of UCI Bank
-Marketing that serving has: `duration` is known after the call only. The student takes
-the same raw columns, text included, and becomes a LiteRT file. It learns from the
-trees' log-odds and from no label, on the rows that they were fitted on, and on rows
-that MUNGE makes of these.
+The models predict whether a bank's customer agrees. The trees are scikit-learn's, on
+all columns of UCI Bank Marketing that are known when the model serves. `duration` is
+known only after the call. The student reads the same raw columns, including text, and
+is exported as a LiteRT file. It learns from the trees' log-odds and from no label, on
+the rows that the trees were fitted on, and on rows that MUNGE makes from these.
 
-The controls are the same network on the labels, and one that learns from that one. All
-networks of a seed begin with the same weights and make the same steps; of each, the
-step is kept that was best on the labels of the rows for validation.
+There are two controls: the same network trained on the labels, and a network that
+learns from that one. All networks of a seed begin with the same weights and make the
+same number of steps. Each keeps the weights that were best on the validation labels.
 """
 
 import argparse
@@ -53,12 +53,12 @@ def grow(x: Arrays, y: np.ndarray, seed: int) -> Pipeline:
 
 
 def log_odds(trees: Pipeline, x: Arrays) -> np.ndarray:
-    """Return the trees' outputs for columns, text as `str` among them."""
+    """Return the trees' outputs for columns of numbers or of `str`."""
     return trees.decision_function(np.hstack([it.astype(object) for it in x.values()]))
 
 
 def train(trainer: Any, data: Any, valid: Any, steps: int) -> None:
-    """Take the same steps whatever teaches, and keep the best weights."""
+    """Train for the same number of steps in each case, and keep the best weights."""
     best = keras.callbacks.EarlyStopping("val_loss", patience=CHECKS, mode="min")
     best.restore_best_weights = True
     trainer.fit(
@@ -119,7 +119,7 @@ def measured(model: Any, x: Arrays, y: np.ndarray) -> tuple[float, float]:
 
 
 def shipped(model: Any, x: Arrays) -> tuple[float, float]:
-    """Return kB, and the median milliseconds for one row; of a network as LiteRT."""
+    """Return kB and the median milliseconds for one row; networks are LiteRT files."""
     if isinstance(model, Pipeline):
         times, row = [time.perf_counter()], {name: it[:1] for name, it in x.items()}
         for _ in range(50):

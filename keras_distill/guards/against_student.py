@@ -1,9 +1,10 @@
 """The comparison of a teacher's label loss with that of a student that has trained.
 
-A teacher may be better than chance and still be worse than its student will soon be:
-features of random filters tell many images apart. Its loss alone doesn't show that, as
-the loss of an accurate teacher that is far too sure is large too. So the teacher must
-also be worse at telling pairs of rows apart, which doesn't depend on the scale.
+A teacher may be better than chance and yet worse than its student soon is: features of
+random filters distinguish many images. The teacher's loss alone doesn't show that,
+because an accurate teacher whose logits are far too large has a large loss, too. So the
+warning also needs pairs of rows in which the student fits the labels and the teacher
+doesn't. This doesn't depend on the scale of the logits.
 """
 
 import math
@@ -15,18 +16,19 @@ import numpy as np
 from keras_distill.cautions import TeacherWarning
 from keras_distill.guards.pairs import LEAST, OF_BOTH, OF_TEACHER
 
-# The number of rows in pairs from which on the comparison warns. A student soon knows
-# fewer by heart.
+# The comparison warns only with this number of rows in pairs or more. A student soon
+# memorises fewer rows.
 _ROWS = 256
-# The part of pairs that the student must tell apart and the teacher not. A student that
-# knows some rows by heart is better on them than a sound teacher that never saw them.
+# The student must win more pairs than the teacher, by more than this part of all pairs.
+# A student that has memorised some rows is better on them than a good teacher that
+# never saw them.
 _CLEARLY = 0.05
-# The number of standard errors that the same part must exceed. The comparison is made
-# for each output, and more than once.
+# The difference must also exceed so many standard errors, because the comparison is
+# made for each output, and more than once.
 _ERRORS = 3.0
 # A student began as a copy of its teacher if the mean squared difference of their
-# margins was less than this part of the teacher's mean squared margin. Two models of
-# which each was made by itself differ by more than the whole.
+# margins was less than this part of the teacher's mean squared margin. The difference
+# of two independent models is more than the whole.
 _ALIKE = 0.5
 
 
@@ -46,7 +48,7 @@ class AgainstStudent:
     def begin(self, found: np.ndarray) -> None:
         """Note whether the student begins as a copy of its teacher, or as a part of it.
 
-        Such a student soon has a lower loss than a sound teacher.
+        Such a student soon has a lower loss than its teacher, even a good one.
 
         Args:
             found: The sums over the first batches, as `pairs.sums` returns them.
@@ -56,7 +58,7 @@ class AgainstStudent:
             self._began_alike = difference < _ALIKE * margin
 
     def check(self, found: np.ndarray) -> bool:
-        """Warn if the teacher is no better than the student; return whether.
+        """Warn if the teacher is no better than the student; return whether it warned.
 
         Args:
             found: The sums over batches on which the student has trained before.

@@ -1,10 +1,10 @@
 """The comparison of a teacher's label loss with chance.
 
-A teacher that knows the labels has a lower label loss on a row than the mean of its
-outputs for the row and for another one has; or at least its output for a row fits the
-row's own label better than its output for the other row does. Neither depends on what
-all outputs have in common, for example on other shares of the classes in the teacher's
-training data.
+Rows are compared in pairs with different labels. If a teacher has learned the labels,
+its output for a row has a lower label loss than the mean of its outputs for both rows.
+Or at least its output for a row fits that row's label better than its output for the
+other row does. Neither test depends on what all outputs have in common, for example on
+other shares of the classes in the teacher's training data.
 """
 
 import math
@@ -17,14 +17,15 @@ from keras_distill.guards import pairs
 from keras_distill.guards.kinds import Kind
 from keras_distill.guards.pairs import ENOUGH, LEAST
 
-# The gain of the label loss, as a part of that of the mean output, below which a
-# teacher knows nothing. The second is for teachers whose loss is no better than that
-# of an output that is the same for all rows.
+# A teacher has learned nothing if its gain is below this part of the label loss of the
+# mean output. The second number is for teachers whose loss is no better than that of an
+# output that is the same for all rows.
 _NO_GAIN, _LITTLE_GAIN = 0.005, 0.025
-# A teacher knows the labels if its outputs fit them in more than this part of pairs.
+# A teacher has learned the labels if its outputs fit them in more than this part of the
+# pairs.
 _TELLS = 0.66
-# The mean loss, in nats, of the rows that a teacher is wrong about, above which its
-# logits are too large: it may be given pixels that aren't scaled.
+# Logits are too large if the mean loss of the rows that a teacher gets wrong is above
+# this number of nats. The teacher may read pixels that aren't scaled.
 _FAR_OFF = 50.0
 _TOO_SURE = "it is far too sure where it is wrong, as of inputs that weren't scaled"
 
@@ -34,11 +35,10 @@ class Comparison:
 
     Args:
         found: The sums over all batches so far, as `pairs.sums` returns them.
-        kind: The kind of values that the label loss takes; None if unknown.
+        kind: The kind of values that the label loss expects; None if unknown.
         output: The name of the output in messages; empty for the only one.
-        of_logits: Whether the teacher's output is logits. The loss of probabilities
-            has no upper limit: a teacher may give a class the probability 0, so a large
-            loss doesn't show that logits are too large.
+        of_logits: Whether the teacher's output is logits. With probabilities, a large
+            loss isn't a mistake: a teacher may give a class the probability 0.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Comparison:
         ) = map(float, found[: pairs.OF_TEACHER])
 
     def check(self) -> bool:
-        """Warn if the teacher is no better than chance; return whether."""
+        """Warn if the teacher is no better than chance; return whether it warned."""
         if self.pairs < LEAST or not math.isfinite(self._loss):
             return False
         knows = self._knows()
@@ -95,20 +95,20 @@ class Comparison:
     def _knows(self) -> bool:
         gain, chance = self._gain / self.pairs, self._mean_loss / self.pairs
         variance = max(0.0, self._gain_squared / self.pairs - gain**2)
-        # The sums are looked at many times, so few pairs need a wider margin. Each
+        # The sums are checked several times, so the margin is wider for few pairs. Each
         # pair counts twice, once for each of its rows.
         margin = 1.5 if self.pairs >= ENOUGH / 2 else 2.5
         error = margin * math.sqrt(2.0 * variance / self.pairs)
         least_gain = (_LITTLE_GAIN if self._is_worse else _NO_GAIN) * abs(chance)
         won = self._won / self.pairs
         tells = won + 0.5 / math.sqrt(self.pairs) > _TELLS
-        # In a time series, rows that follow each other differ only by noise. There a
-        # good teacher shows no gain, but a small loss.
+        # In a time series, successive rows differ only by noise. There, a good teacher
+        # has no gain, but a small loss.
         close = self._kind is None and self._loss < 0.1 * self._none_loss
         return gain + error > least_gain or tells or close
 
     def _is_far_off(self) -> bool:
-        # The mean loss weighted by the loss itself: that of the wrong rows.
+        # The mean loss, weighted by the loss itself. Wrong rows dominate it.
         of_errors = self._squares / max(self._loss, 1e-9)
         return self._of_logits and self._is_worse and of_errors > _FAR_OFF
 

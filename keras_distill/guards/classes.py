@@ -1,4 +1,4 @@
-"""Outputs that are scores of classes, as the losses that take them show."""
+"""The outputs that are scores of classes, which is known from their losses."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from keras_distill.types import Nested, Path
 
 
 class Scores(NamedTuple):
-    """An output of classes, or of units that are independent.
+    """An output of classes, or of independent units.
 
     Args:
         path: The path of the output.
         teacher: The kind of the teacher's values.
-        student: The kind of the student's.
+        student: The kind of the student's values.
     """
 
     path: Path
@@ -58,5 +58,5 @@ def outputs_of_classes(
 
 
 def _is_rate(kind: Kind) -> bool:
-    """Return whether values are rates, each for itself, and so no probabilities."""
+    """Return whether values are independent rates, which aren't probabilities."""
     return kind.per_unit and kind.values == "positive"

@@ -1,4 +1,4 @@
-"""Sums over a model's outputs that tell logits from probabilities."""
+"""Sums over a model's outputs that distinguish logits from probabilities."""
 
 import math
 import warnings
@@ -13,19 +13,19 @@ from keras_distill.types import Tensor
 # How far a value may be below 0 or above 1, and a row's sum from 1, and still count as
 # a probability. Outputs in bfloat16 are off by as much.
 _BELOW, _ABOVE, _OFF = 1e-3, 1e-2, 1e-2
-# Values in [0, 1] count as probabilities if logits of the same mean and variance would
-# all lie there with less than this probability.
+# Values in [0, 1] count as probabilities if normal logits of the same mean and variance
+# would all lie in [0, 1] with less than this probability.
 _IMPROBABLE = 1e-3
 # Values count as equal if their variance is below this part of their squared mean.
 _ALIKE = 1e-4
-# A few rows of logits may each sum to 1 by chance, so that many rows are needed.
+# A few rows of logits may each sum to 1 by chance, so at least these rows are needed.
 _FEW = 8
 
 
 def sums(output: Tensor, axis: int) -> Tensor:
-    """Return the sums over one batch that `Evidence` is made of, a vector of 7.
+    """Return the sums over one batch that `Evidence` reads, a vector of 7.
 
-    Every operation here is traced in each training, so there are few.
+    Each training traces every operation in this function, so there are few of them.
     """
     values = ops.cast(output, "float32")
     if axis != -1 and len(values.shape) > 1:
@@ -61,7 +61,7 @@ class Evidence:
         self._rows, self._rows_of_1 = float(found[5]), float(found[6])
 
     def check(self, loss: Any, kind: Kind) -> bool:
-        """Warn if the values aren't of the kind that a loss takes; return whether."""
+        """Warn if the values aren't of the kind of a loss; return whether it warned."""
         if not self._values or not math.isfinite(self._squares):
             return False
         if kind.values == "logits":
@@ -88,7 +88,7 @@ class Evidence:
             return False
         mean = self._sum / self._values
         variance = self._squares / self._values - mean**2
-        # A head that starts from zeros returns equal values, which may be either.
+        # A head with zero weights returns equal values, which may be of either kind.
         if variance <= _ALIKE * mean**2:
             return False
         if not kind.per_unit:
@@ -110,7 +110,7 @@ def _count(truths: Tensor) -> Tensor:
 def _warn_of_probabilities(loss: Any, kind: Kind, whose: str) -> None:
     ours = tempered(loss)
     if ours is not None:
-        # The loss warns only once. It knows no names of peers.
+        # This loss warns by itself, only once, and without the names of peers.
         ours.warn_of_probabilities("teacher" if whose == "teacher" else "student")
         return
     warnings.warn(

@@ -1,4 +1,4 @@
-"""Outputs of a model that are logits, as its graph shows."""
+"""The outputs of a model that are logits according to its graph."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ tree = keras.tree
 
 
 def linear_outputs(model: Any) -> Nested:
-    """Return which outputs come from a dense or convolutional layer as they are.
+    """Return which outputs are those of a dense or convolutional layer, not activated.
 
-    Such outputs are logits, whatever values they have: those of a student that has
+    Such outputs are logits, whatever their values: the logits of a student that has
     learned nothing may all lie between 0 and 1.
 
     Args:
-        model: A model; or anything else, of which nothing is known.
+        model: A model, or any other object.
 
     Returns:
-        A structure of bools like the model's outputs. None for models that are neither
-        Functional nor Sequential, and those that aren't built.
+        Bools in the structure of the model's outputs. None for objects that are neither
+        Functional nor Sequential models, and for models that aren't built.
     """
     if not (_is_a_graph(model) and model.built):
         return None
-    # The `output` of a Sequential model is that of its call within another model.
+    # If another model contains a Sequential model, its `output` is that of this call.
     is_sequential = isinstance(model, keras.Sequential)
     output = model.outputs[0] if is_sequential else model.output
     return tree.map_structure(_is_linear, output)

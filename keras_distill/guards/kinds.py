@@ -1,4 +1,4 @@
-"""The kinds of values that losses take: logits, probabilities or positive numbers."""
+"""The kinds of values that losses expect: logits, probabilities or positive numbers."""
 
 import functools
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ _OF_ROWS = ("categorical_crossentropy", "categorical_focal_crossentropy")
 _OF_CLASS_IDS = ("sparse_categorical_crossentropy",)
 _OF_PROBABILITIES = ("kl_divergence", "categorical_generalized_cross_entropy")
 _OF_UNITS = ("binary_crossentropy", "binary_focal_crossentropy", "dice", "tversky")
-# On TensorFlow, Keras itself warns if these take a softmax or sigmoid for logits.
+# On TensorFlow, Keras itself warns if these read a softmax or sigmoid as logits.
 _WARNING = (
     "categorical_crossentropy",
     "sparse_categorical_crossentropy",
@@ -41,7 +41,7 @@ _OF_BATCHES = ("circle", "dice", "tversky")
 # These divide the output by its sum first, so that values may exceed 1.
 _NORMALIZING = ("categorical_crossentropy", "categorical_focal_crossentropy")
 
-# Remedies, which end the warnings.
+# Advice at the end of the warnings.
 _FORWARD_KL = (
     "Pass `distillation_loss=keras_distill.losses.ForwardKL()`, which takes logits."
 )
@@ -62,13 +62,13 @@ _ENDS = "End the model in a {}, or choose a loss of logits."
 
 
 class Kind(NamedTuple):
-    """The kind of values that a loss takes.
+    """The kind of values that a loss expects.
 
     Args:
         values: `"logits"`, `"probabilities"`, or `"positive"`: a rate, or scores that
             the loss divides by their sum.
-        per_unit: Whether the units are independent, as those of a sigmoid are;
-            otherwise they are the classes of one softmax.
+        per_unit: Whether the units are independent, as with a sigmoid. Otherwise they
+            are the classes of one softmax.
         axis: The class axis.
         hint: What the user can do if the output is of another kind.
     """
@@ -80,10 +80,10 @@ class Kind(NamedTuple):
 
 
 def of_teacher(loss: Any, units: int | None = None) -> Kind | None:
-    """Return the kind of teacher outputs that a distillation loss takes.
+    """Return the kind of teacher outputs that a distillation loss expects.
 
     Args:
-        loss: The loss, as `keras.Model.compile` takes it.
+        loss: The loss, as in `keras.Model.compile`.
         units: The number of units of the output; None if it isn't known.
 
     Returns:
@@ -101,7 +101,7 @@ def of_teacher(loss: Any, units: int | None = None) -> Kind | None:
 
 
 def of_student(loss: Any, units: int | None = None) -> Kind | None:
-    """Return the kind of student outputs that a distillation loss takes."""
+    """Return the kind of student outputs that a distillation loss expects."""
     ours = _of_ours(loss, "student")
     if ours is not None:
         return ours
@@ -112,7 +112,7 @@ def of_student(loss: Any, units: int | None = None) -> Kind | None:
 
 
 def of_labels(loss: Any, units: int | None = None) -> Kind | None:
-    """Return the kind of outputs that a label loss takes."""
+    """Return the kind of outputs that a label loss expects."""
     name, arguments = _function(loss, units)
     axis, per_unit = arguments.get("axis", -1), name in _OF_UNITS
     activation = "sigmoid" if per_unit else "softmax"
@@ -131,11 +131,13 @@ def of_labels(loss: Any, units: int | None = None) -> Kind | None:
 
 
 def of_combination(combine: str, activation: str) -> list[tuple[Any, Kind]]:
-    """Return what the mean of several models' outputs takes each output for.
+    """Return the kind of output that a mean over several models expects, as takers.
+
+    The list of takers, as in `Look`, is empty if outputs may be of any kind.
 
     Args:
         combine: `"logits"` for the mean of the outputs, which may be of any kind, or
-            `"probabilities"` for that of their activations.
+            `"probabilities"` for the mean of the activated outputs.
         activation: `"softmax"` or `"sigmoid"`: turns outputs into probabilities.
     """
     if combine != "probabilities":
@@ -146,9 +148,9 @@ def of_combination(combine: str, activation: str) -> list[tuple[Any, Kind]]:
 
 
 def is_known(loss: Any) -> bool:
-    """Return whether both outputs of a distillation loss have the same meaning.
+    """Return whether a distillation loss surely compares outputs of the same meaning.
 
-    That is known of the losses of this package and of Keras.
+    That is known for the losses of this package and of Keras.
     """
     inner = innermost(loss)
     if reads_packed(inner):
@@ -161,7 +163,7 @@ def is_known(loss: Any) -> bool:
 def may_be_called_again(loss: Any) -> bool:
     """Return whether a loss may be called again: it has no state, and values by row.
 
-    That is known of Keras' own losses. Others may count their calls, draw random
+    That is known for Keras' own losses only. Others may count their calls, draw random
     numbers, or check their arguments.
     """
     name, _ = _function(loss)
@@ -169,9 +171,10 @@ def may_be_called_again(loss: Any) -> bool:
 
 
 def warns_itself(loss: Any, output: Any) -> bool:
-    """Return whether Keras itself warns that a loss takes a softmax for logits.
+    """Return whether Keras itself warns that a loss reads a softmax as logits.
 
-    On TensorFlow it does if it recognises the softmax, which it then leaves out.
+    On TensorFlow, Keras warns if it recognises the softmax. It then computes the loss
+    without the softmax.
     """
     if not backend.is_tensorflow():
         return False
@@ -184,9 +187,9 @@ def warns_itself(loss: Any, output: Any) -> bool:
 
 
 def _of_ours(loss: Any, whose: str) -> Kind | None:
-    """Return the kind that a loss of this package takes; None for other losses."""
+    """Return the kind that a loss of this package expects; None for other losses."""
     if whose == "teacher" and reads_packed(loss):
-        return None  # Ids and numbers of them are neither logits nor probabilities.
+        return None  # A packed output is neither logits nor probabilities.
     inner = innermost(loss)
     if isinstance(inner, SampledSoftTargets) and _is_as_made(inner, "keras_distill"):
         return Kind("logits", False, -1, _OF_SAMPLES)
@@ -208,7 +211,7 @@ def _of_ours(loss: Any, whose: str) -> Kind | None:
 
 
 def tempered(loss: Any) -> TemperedLoss | None:
-    """Return the loss of this package that takes the outputs; None for others."""
+    """Return the loss of this package that is called on outputs; None for others."""
     loss = innermost(loss)
     is_ours = isinstance(loss, TemperedLoss) and _is_as_made(loss, "keras_distill")
     return loss if is_ours else None
@@ -234,7 +237,7 @@ def name_of(loss: Any) -> str:
 def _function(loss: Any, units: int | None = None) -> tuple[str, dict[str, Any]]:
     """Return the name of the Keras function that a loss calls, and its arguments.
 
-    The name is empty if the loss isn't one of Keras.
+    The name is empty if the loss isn't a loss of Keras.
     """
     if isinstance(loss, str):
         loss = as_loss(loss)
@@ -248,7 +251,7 @@ def _function(loss: Any, units: int | None = None) -> tuple[str, dict[str, Any]]
         arguments = {**loss.keywords, **arguments}
         loss = loss.func
     if loss is crossentropy:
-        # Labels may be ids of classes too. Both functions take the same values.
+        # Labels may also be ids of classes. Both functions expect the same outputs.
         name = "binary_crossentropy" if units == 1 else "categorical_crossentropy"
         return name, arguments
     return (loss.__name__ if _is_of(loss, _KERAS) else ""), arguments
@@ -257,7 +260,7 @@ def _function(loss: Any, units: int | None = None) -> tuple[str, dict[str, Any]]
 def _is_as_made(loss: Any, package: str) -> bool:
     """Return whether a loss uses only a package's own methods.
 
-    A subclass with methods of its own may convert outputs first, and so take another
+    A subclass with methods of its own may convert outputs first, and so expect another
     kind than its base class.
     """
     methods = (getattr(type(loss), name, None) for name in _TAKING)

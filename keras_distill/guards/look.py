@@ -1,4 +1,4 @@
-"""A look at the values of some batches: summed in the step, read after it."""
+"""A look at the values of some batches, which are summed in the step and read after."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -25,27 +25,26 @@ from keras_distill.types import Nested, Tensor
 # The size of one subject's sums, and the largest number of subjects.
 _SUMS, _SUBJECTS = OF_TEACHER + OF_BOTH, 32
 # The number of rows that is enough to decide, and the number after which the look ends
-# though labels haven't varied, as in sorted data.
+# even if all labels were equal, as in sorted data.
 _ROWS, _LAST_ROWS = 1024, 65_536
 # The index of the number of rows in both kinds of sums.
 _ROWS_AT = 5
-# A student has trained for long enough to be compared with its teacher after an epoch,
-# or after so many steps. It is compared again at the begin of the epoch after, and of
-# none after the third: by then it may know many rows by heart.
+# A student is compared with its teacher after `_STEPS` steps, and at the beginning of
+# each epoch from the second to epoch `_EPOCHS`. Later, it may have memorised many rows.
 _STEPS, _EPOCHS = 1024, 3
 
 
 class Look:
-    """Warns of outputs that losses can't take, and of teachers that know nothing.
+    """Warns of outputs of the wrong kind for a loss, and of teachers that fit no label.
 
     The step adds each batch to sums, so that it can be compiled and run on several
-    devices. Between steps, after the steps 1, 2, 4, 8, ..., the sums are read and the
-    warnings given, until all checks have enough rows. Then the look is closed, and the
-    step sums nothing. Once the student has trained, the look opens again, for as many
-    rows of one epoch, and compares the teacher with the student.
+    devices. After steps 1, 2, 4, 8, ..., the look reads the sums and warns, until all
+    checks have enough rows. Then the look is closed, and the step computes no sums.
+    Once the student has trained, the look opens again, for the same number of rows in
+    one epoch, and compares the teacher with the student.
 
-    A look changes nothing of the training. It calls no losses but those of Keras, and
-    what it can't compute it leaves out.
+    A look doesn't change the training. It calls only losses of Keras, and leaves out
+    what it can't compute.
 
     It is a plain object: a model that has it as an attribute doesn't track or save it.
 
@@ -56,14 +55,16 @@ class Look:
         output_names: The names of the student's outputs in order; None if unknown.
         judges_teacher: Whether the teacher is compared with chance, and later with the
             student.
-        peer: The name of a peer that is the student here. Its teachers are peers, which
-            have looks of their own.
-        takers: What takes the student's outputs besides the losses, and the kind of
-            values that it takes.
-        linear: As for `Subjects`.
-        sync: Called before the sums are read, e.g. `model.jax_state_sync`: while `fit`
-            runs on JAX, variables have no values of their own. Defaults to nothing.
-        afterwards: Called once, after the first step, when all models are built.
+        peer: The name of the peer that is the student here. Its teachers are peers with
+            looks of their own.
+        takers: Objects other than losses that read the student's outputs, each with the
+            kind of values that it expects.
+        linear: As in `Subjects`.
+        sync: A function that is called before the sums are read, such as
+            `model.jax_state_sync`: while `fit` runs on JAX, variables have no values.
+            Defaults to a function that does nothing.
+        afterwards: A function that is called once, after the first step, when all
+            models are built.
     """
 
     def __init__(
@@ -92,14 +93,14 @@ class Look:
         self._sync, self._afterwards = sync, afterwards
         self._sums, self._closed = _variables()
         self._is_closed, self._is_over = False, False
-        # Whether all that is checked in the first batches is known.
+        # Whether the checks of the first batches are finished.
         self._first_is_over = False
-        # The executions of the step in all, and since the look has opened; epochs, and
-        # the sums when the look opened to compare the teacher with the student.
+        # The numbers of all executions of the step, of those since the look opened, and
+        # of epochs. `_before` is the sums when the comparison with the student began.
         self._executions, self._since, self._epochs = 0, 0, 0
         self._before: np.ndarray | None = None
-        # The checks with the index of their sums. They are noted while the step is
-        # traced, when the structure of the outputs is known.
+        # The checks with the index of their sums. The trace of the step adds them, when
+        # the structure of the outputs is known.
         self._checks: dict[Any, tuple[int, Check]] = {}
         self._against: dict[Any, tuple[int, AgainstStudent]] = {}
         self._warned: set[Any] = set()
@@ -120,15 +121,14 @@ class Look:
 
         Args:
             batch: The batch, with the student's outputs.
-            targets: The teacher's outputs; None if it has none for this batch, which
-                is then left out.
+            targets: The teacher's outputs. None leaves the batch out.
         """
         if self._is_over or targets is None:
             return
         raw = batch.output
-        # The step computes this inside of its loss, of which it isn't a part.
+        # The sums are computed within the loss of the step, but have no gradients.
         batch = batch._replace(output=keras.tree.map_structure(ops.stop_gradient, raw))
-        # Values alone may be of any number of rows.
+        # Without the comparison with chance, numbers of rows may differ.
         agree = tried(rows_agree, batch, targets) if self._judges_teacher else True
         if agree is None:
             return
@@ -137,11 +137,11 @@ class Look:
             lambda: self._table(self._subjects.of(batch, targets, raw)),
             lambda: ops.zeros((_SUBJECTS, _SUMS), "float32"),
         )
-        # Outside of the condition: on JAX, none of its branches can write a variable.
+        # This is outside of the condition: on JAX, its branches can't write variables.
         self._sums.assign_add(added)
 
     def before_epoch(self) -> None:
-        """Compare the teacher with the student from here on, if it has trained."""
+        """Begin to compare the teacher with the student, if the student has trained."""
         self._epochs += 1
         if self._before is not None:
             self._read(ends=True)
@@ -149,7 +149,7 @@ class Look:
             self._open_again()
 
     def after_step(self) -> None:
-        """Look at the sums, if this is execution 1, 2, 4, 8, ... since it opened."""
+        """Read the sums if this is execution 1, 2, 4, 8, ... since the look opened."""
         if self._is_over:
             return
         self._executions += 1
@@ -160,15 +160,15 @@ class Look:
             self._open_again()
 
     def conclude(self) -> None:
-        """Warn of the mistakes that the sums show, as no more steps may come."""
+        """Warn of the mistakes that the sums show, at the end of `fit`."""
         self._read(ends=True)
 
     def _read(self, *, ends: bool = False) -> None:
-        """Warn of the mistakes that the sums show, and close if all is known.
+        """Warn of the mistakes that the sums show, and close if no check needs more.
 
         Args:
-            ends: Whether the epoch has ended. Its rows come again in the next one, so
-                these would tell nothing else.
+            ends: Whether the epoch has ended. The next epoch has the same rows, so it
+                would add nothing to the sums.
         """
         if self._afterwards is not None:
             self._afterwards()
@@ -188,14 +188,14 @@ class Look:
             self._close()
 
     def _look_first(self, found: np.ndarray) -> bool:
-        """Check the sums of the first batches; return whether all is known."""
+        """Check the sums of the first batches; return whether no check needs more."""
         for row, against in self._against.values():
             against.begin(found[row])
         waiting = False
         for row, check in self._checks.values():
             if check.judges_teacher:
                 waiting |= bool(found[row][0] < ENOUGH)
-                # A loss of values of the wrong kind says nothing about the teacher.
+                # A loss of values of the wrong kind doesn't show how good a teacher is.
                 if self._warned:
                     continue
             if check.mistake not in self._warned and check.warns(found[row]):
@@ -208,7 +208,7 @@ class Look:
     def _look_again(self, found: np.ndarray) -> None:
         """Compare the teacher with the student, from the sums since the look reopened.
 
-        Each output is judged by itself.
+        Each output is compared separately.
         """
         for row, against in self._unanswered:
             if against.check(found[row]):
@@ -216,8 +216,8 @@ class Look:
 
     @property
     def _unanswered(self) -> list[tuple[int, AgainstStudent]]:
-        """The comparisons of the outputs whose teacher no warning has named."""
-        # A loss of values of the wrong kind says nothing about the teacher.
+        """The comparisons for the outputs without a warning about the teacher."""
+        # A loss of values of the wrong kind doesn't show how good a teacher is.
         if self._warned - self._against.keys():
             return []
         return [
@@ -256,8 +256,8 @@ class Look:
 
 def _variables() -> tuple[keras.Variable, keras.Variable]:
     """Return the sums, and whether the look is closed, as variables of the step."""
-    # Each device sums its own rows, as in a metric. Autocast would round the sums in
-    # the scope of a float16 layer.
+    # Each device sums its own rows, as in a metric. Autocast in the scope of a float16
+    # layer would round the sums.
     sums = keras.Variable(
         "zeros",
         shape=(_SUBJECTS, _SUMS),

@@ -1,4 +1,4 @@
-"""Checks that the student and the teacher are two models, and in the right order."""
+"""Checks that the student and the teacher are two models, given in the right order."""
 
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Sums of label losses over pairs of rows that have different labels.
 
-Each row of a batch is compared with another row that has a different label: the n-th
-with the n-th from the end. A batch with a single label has no such pairs.
+Row n of a batch is paired with row n from the end. Pairs with equal labels don't count,
+so a batch with a single label has no pairs.
 """
 
 from typing import Any, NamedTuple
@@ -12,12 +12,13 @@ from keras_distill.guards.kinds import Kind
 from keras_distill.per_output import of_rank
 from keras_distill.types import Tensor
 
-# The number of rows in pairs from which on a comparison warns, and from which on more
-# rows aren't needed.
+# The number of rows in pairs that a comparison needs to warn, and the number with which
+# it needs no more rows.
 LEAST, ENOUGH = 64, 1024
 # The numbers of sums that describe the teacher, and both models.
 OF_TEACHER, OF_BOTH = 9, 8
-# A loss this close to that of an output that is equal for all classes is the same.
+# If a loss differs by no more than this from that of an output that is equal for all
+# classes, the two count as the same.
 _SAME = 1e-6
 
 
@@ -34,7 +35,7 @@ class _Losses(NamedTuple):
 
     @property
     def wins(self) -> Tensor:
-        """1 where the row's own output fits its label better; 0.5 where both do."""
+        """1 if the row's own output fits its label better; 0.5 if both fit equally."""
         own, others = self
         won = ops.cast(own < others, own.dtype)
         return won + 0.5 * ops.cast(own == others, own.dtype)
@@ -50,13 +51,13 @@ def sums(
 ) -> Tensor | None:
     """Return the sums over one batch, a vector.
 
-    The first `OF_TEACHER` sums are those of `chance.Comparison`, the `OF_BOTH` after
-    them those of `AgainstStudent`. Every operation here is traced in each training, so
-    there are few.
+    `chance.Comparison` reads the first `OF_TEACHER` sums, `AgainstStudent` the
+    `OF_BOTH` sums after them. Each training traces every operation in this function, so
+    there are few of them.
 
     Args:
-        loss: The label loss; one of Keras' own, whose calls change no state.
-        kind: The kind of values that it takes; None if unknown.
+        loss: The label loss. It must be a Keras loss, whose calls change no state.
+        kind: The kind of values that it expects; None if unknown.
         labels: The labels of one output.
         teacher: The teacher's output.
         student: The student's output.
@@ -85,7 +86,7 @@ def sums(
     both = _Losses(own, others), _Losses(*of_student)
     found = [
         *_of_teacher(both[0], mean, uninformed, paired, valid),
-        # A teacher that has no output for some rows may return zeros there.
+        # A teacher may return zeros for rows that it has no output for.
         *_of_both(*both, paired * _in_pairs(_unlike(own, uninformed))),
     ]
     return ops.sum(ops.cast(ops.stack(found), "float32"), axis=-1)
@@ -94,7 +95,7 @@ def sums(
 def _of_teacher(
     teacher: _Losses, mean: Tensor, uninformed: Tensor, paired: Tensor, valid: Tensor
 ) -> list[Tensor]:
-    """Return what is summed for the comparison with chance, a value for each row."""
+    """Return the values of each row that are summed for the comparison with chance."""
     own, gain = teacher.own, mean - teacher.own
     has_pair, (gain, won, of_mean) = _by_row(paired, [gain, teacher.wins, mean])
     has_label, of_rows = _by_row(valid, [own, uninformed, own**2])
@@ -102,7 +103,7 @@ def _of_teacher(
 
 
 def _of_both(teacher: _Losses, student: _Losses, paired: Tensor) -> list[Tensor]:
-    """Return what is summed for the comparison with the student."""
+    """Return the values of each row that are summed for that with the student."""
     margins = [each.others - each.own for each in (teacher, student)]
     has_pair, values = _by_row(
         paired, [teacher.own, student.own, teacher.wins, student.wins, *margins]

@@ -1,4 +1,4 @@
-"""Warnings of schedules that never start in the steps that a training has."""
+"""Warnings about schedules that don't start within the steps of a training."""
 
 import warnings
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ _LATER = tuple(10**power for power in range(9))
 
 
 def warn_of_idle(values: Mapping[str, Value], begin: int, end: int) -> bool:
-    """Warn of schedules that have no effect in a range of steps; return whether.
+    """Warn of schedules without effect in a range of steps; return whether it warned.
 
     Args:
-        values: Weights and temperatures by the names that they are logged by.
+        values: Weights and temperatures, by their names in the logs.
         begin: The optimiser's first step.
-        end: The step after its last.
+        end: The step after the optimiser's last.
     """
     warned = False
     for name, value in values.items():

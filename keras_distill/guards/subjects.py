@@ -1,4 +1,4 @@
-"""The sums over one batch that a look adds up, and the checks that read them."""
+"""The sums over one batch that a look accumulates, and the checks that read them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from keras_distill.types import Nested, Path, Tensor
 
 tree = keras.tree
 
-# A loss, or something else that takes an output, and the kind of values that it takes.
+# A loss, or another object that reads an output, and the kind of values it expects.
 Taker = tuple[Any, Kind]
 
 
@@ -29,8 +29,8 @@ class Check(NamedTuple):
     Args:
         warns: Warns if the sums show a mistake; returns whether they do.
         mistake: Identifies the mistake: several checks may find the same one.
-        judges_teacher: Whether it compares the teacher with chance, so that it needs
-            rows of several labels.
+        judges_teacher: Whether the check compares the teacher with chance. It then
+            needs rows with different labels.
     """
 
     warns: Callable[[np.ndarray], bool]
@@ -41,8 +41,8 @@ class Check(NamedTuple):
 class Summed(NamedTuple):
     """The sums of one subject, a vector, and its checks by a key that is unique.
 
-    `against` compares the teacher with a student that has trained; None if `sums` are
-    of values.
+    `against` compares the teacher with a student that has trained. It is None if the
+    sums are those that distinguish logits from probabilities.
     """
 
     sums: Tensor
@@ -51,7 +51,7 @@ class Summed(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The losses of a training, as `Distiller.compile` takes them."""
+    """The losses of a training, as in `Distiller.compile`."""
 
     distillation: Any
     label: Any = None
@@ -67,7 +67,7 @@ class Subjects:
         judges_teacher: Whether the teacher is compared with chance.
         peer: The name of the peer that is the student here; None for a student with a
             teacher. A peer's teachers are peers too, so only its own output is read.
-        takers: What takes the student's outputs besides the losses.
+        takers: Objects other than losses that read the student's outputs.
         linear: The outputs of `"student"` and `"teacher"` that are known to be logits,
             as `linear_outputs` returns them.
     """
@@ -86,7 +86,7 @@ class Subjects:
         self._linear = linear
         self._judges_teacher = judges_teacher
         self._peer, self._takers = peer, takers
-        # What they know of the first batches must outlive another trace of the step.
+        # They keep the result of the first batches even if the step is traced again.
         self._against: dict[Path, AgainstStudent] = {}
 
     def of(self, batch: Batch, targets: Nested, raw: Nested) -> list[Summed]:
@@ -95,8 +95,8 @@ class Subjects:
         Args:
             batch: The batch, with outputs through which no gradient passes.
             targets: The teacher's outputs.
-            raw: The student's outputs as they were computed. Only these have the masks
-                of Keras, and show by which operation they were computed.
+            raw: The student's outputs as they were computed. Only these have Keras'
+                masks and the operation that computed them.
         """
         losses = [
             losses_by_path(loss, batch.output, self._names) for loss in self._losses
@@ -124,7 +124,7 @@ class Subjects:
         targets: Nested,
         raw: Nested,
     ) -> list[Summed]:
-        """Return the sums that tell logits from probabilities."""
+        """Return the sums that distinguish logits from probabilities."""
         found = []
         for (whose, path, axis), takers in self._takers_of(losses, batch, raw).items():
             if per_output.found(path, self._linear.get(whose)):
@@ -143,9 +143,9 @@ class Subjects:
             units = _units(student, axis)
             checks = {}
             for number, (loss, kind) in enumerate(takers):
-                # Logits of both models that a loss takes for probabilities are one
-                # mistake of the loss. Probabilities that losses take for logits are
-                # one mistake of the model, whichever losses take them.
+                # If a loss expects probabilities and both models return logits, that is
+                # one mistake of the loss. If losses expect logits and a model returns
+                # probabilities, that is one mistake of the model for all losses.
                 mistake = ("probabilities", kinds.name_of(loss), path)
                 if kind.values == "logits":
                     mistake = ("logits", whose, path)
@@ -157,7 +157,7 @@ class Subjects:
     def _takers_of(
         self, losses: Sequence[Mapping[Path, Any]], batch: Batch, raw: Nested
     ) -> dict[tuple[str, Path, int], list[Taker]]:
-        """Return what takes each output, by the model, the path and the class axis."""
+        """Return the takers of each output, by the model, its path and class axis."""
         distillation, label, of_teacher = losses
         found: dict[tuple[str, Path, int], list[Taker]] = {}
         for whose, of_outputs, kind_of in (
@@ -173,8 +173,8 @@ class Subjects:
                 kind = tried(kind_of, loss, _units(output, -1))
                 if kind is None or output is None:
                     continue
-                # A second warning, after that of Keras, would only be noise. The
-                # distillation loss warns of a teacher of probabilities.
+                # If Keras warns, a second warning adds nothing. If the teacher returns
+                # probabilities, the check of the distillation loss warns.
                 if kind.values == "logits" and (
                     of_outputs is of_teacher
                     or (of_outputs is label and _keras_warns(loss, output, path, batch))
@@ -190,8 +190,8 @@ class Subjects:
 def rows_agree(batch: Batch, targets: Nested) -> Tensor:
     """Return whether outputs and labels have the same number of rows.
 
-    Tensors of which TensorFlow doesn't know the rank are left out: they aren't compared
-    with chance.
+    Tensors whose rank TensorFlow doesn't know are left out: they aren't compared with
+    chance.
     """
     leaves = [
         per_output.found(tuple(path), structure)
@@ -243,10 +243,10 @@ def _units(output: Any, axis: int) -> int | None:
 
 
 def _keras_warns(loss: Any, output: Tensor, path: Path, batch: Batch) -> bool:
-    """Return whether Keras itself warns of a student's softmax, which it sees.
+    """Return whether Keras itself warns of a student's softmax.
 
-    It doesn't see the softmax of an output in which some rows have no label, as such
-    an output is copied before the loss.
+    Keras doesn't find the softmax of an output in which some rows have no label,
+    because such an output is copied before the loss.
     """
     return path not in (batch.labelled or {}) and kinds.warns_itself(loss, output)
 
@@ -300,7 +300,7 @@ def _sums_of_chance(
 def _is_like(teacher: Tensor, student: Tensor) -> bool:
     """Return whether a teacher's output surely has the shape of its student's.
 
-    A number of rows that isn't known while the step is traced is compared in the step.
+    If the trace of the step doesn't know the number of rows, the step compares it.
     """
     rows, *axes = teacher.shape
     alike = axes == list(student.shape[1:]) and None not in axes
@@ -308,7 +308,7 @@ def _is_like(teacher: Tensor, student: Tensor) -> bool:
 
 
 def _both(one: Any, other: Any) -> Any:
-    """Return where two masks are True; None stands for a mask that is True."""
+    """Return where two masks are True. None is a mask that is True everywhere."""
     if one is None or other is None:
         return one if other is None else ops.cast(other, "bool")
     one, other = ops.convert_to_tensor(one), ops.cast(other, "bool")

@@ -1,4 +1,4 @@
-"""A log of the label loss that a fixed teacher's outputs have."""
+"""A log of the label loss of a fixed teacher's outputs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,14 +17,14 @@ tree = keras.tree
 
 
 class TeacherLabelLoss:
-    """Logs the label loss that a teacher's outputs have, as `teacher_loss`.
+    """Logs the label loss of a teacher's outputs, as `teacher_loss`.
 
     It is a plain object, so a model that holds it neither tracks nor saves it. A step
     writes the variables of `metric`.
 
     Args:
         losses: The student's label losses, as in `keras.Model.compile`.
-        loss_weights: As there.
+        loss_weights: As in `keras.Model.compile`.
         label_mask: Which rows have a label.
 
     Raises:
@@ -49,11 +49,11 @@ class TeacherLabelLoss:
 
         Args:
             batch: The record of the step, with the student's outputs.
-            targets: The teacher's outputs; None where it has none for this batch.
-            names: The names of the student's outputs in order, where it has any.
+            targets: The teacher's outputs; None if it has none for this batch.
+            names: The names of the student's outputs in order, if they have names.
 
         Raises:
-            ValueError: If a loss keeps a state that another call would change.
+            ValueError: If a loss has state that another call would change.
         """
         if targets is None or batch.labels is None:
             return
@@ -70,7 +70,7 @@ class TeacherLabelLoss:
             names=names,
         )
         of_outputs = PerOutputLoss(losses, output_names=names, of_labels=True)
-        # Keras gives a label loss nothing else of the batch.
+        # Keras passes nothing else of the batch to a label loss.
         compared = Batch(output=given.predictions, sample_weight=given.sample_weight)
         if not self._is_checked:
             self._is_checked = True

@@ -1,4 +1,4 @@
-"""Checks of validation data before the first epoch: evaluation comes only after it."""
+"""Checks of validation data before the first epoch, as evaluation comes after it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def check_validation_data(
         student: The model that is evaluated.
         data: `validation_data` as in `keras.Model.fit`.
         labels: The labels to train with; None if they aren't known.
-        unlabelled: Whether evaluation can do without labels.
+        unlabelled: Whether evaluation works without labels.
     """
     unpacked = _unpacked(data)
     if unpacked is None:
@@ -49,14 +49,14 @@ def check_validation_data(
 def unlabelled_inputs(data: Any) -> Nested:
     """Return the inputs of validation data without labels, or their specs.
 
-    None if there are labels, or if it isn't known without reading the data.
+    Return None if there are labels, or if only reading the data would show that.
     """
     unpacked = _unpacked(data)
     return None if unpacked is None or unpacked[1] is not None else unpacked[0]
 
 
 def labels_of(x: Any, y: Nested) -> Nested:
-    """Return the labels that `fit` is given, or their specs; None if not known."""
+    """Return the labels that `fit` receives, or their specs; None if not known."""
     if y is not None:
         return y
     is_dataset = backend.dataset_spec(x) is not None
@@ -65,7 +65,7 @@ def labels_of(x: Any, y: Nested) -> Nested:
 
 
 def _unpacked(data: Any) -> tuple[Nested, Nested] | None:
-    """Return inputs and labels, or their specs; None if they aren't known unread."""
+    """Return inputs and labels, or their specs; None if only reading shows them."""
     spec = backend.dataset_spec(data)
     if spec is not None:
         data = spec
@@ -79,8 +79,8 @@ def _unpacked(data: Any) -> tuple[Nested, Nested] | None:
 def _pairs(y: Nested, labels: Nested, names: Any) -> list[tuple[Any, Any]]:
     """Return pairs of validation labels and training labels of the same output.
 
-    What can't be matched is left to Keras, which takes more, e.g. lists that leave out
-    outputs.
+    Labels that can't be matched are left to Keras, which accepts more forms, e.g. lists
+    that leave out outputs.
     """
     if not tree.is_nested(y) and not tree.is_nested(labels):
         return [(y, labels)]

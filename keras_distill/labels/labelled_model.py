@@ -18,9 +18,10 @@ from keras_distill.types import Nested, Tensor
 
 
 class LabelledModel(keras.Model):
-    """A model around another, whose label losses and metrics leave out unlabelled rows.
+    """A model that trains another one; its losses and metrics skip unlabelled rows.
 
-    Methods of training that the class of the other model overrides are called.
+    If the other model's class overrides a method of training, such as `compute_loss`,
+    that method is called.
     """
 
     @property
@@ -33,7 +34,7 @@ class LabelledModel(keras.Model):
 
     @property
     def _logged_names(self) -> Collection[str]:
-        """The names that this model logs, which no metric of the other may have."""
+        """The names that this model logs. No metric of the other model may have one."""
         return ()
 
     def _read(self, x: Nested) -> Nested:
@@ -46,7 +47,7 @@ class LabelledModel(keras.Model):
         super().compile(*args, **kwargs)
         object.__setattr__(self, "_recorded", RecordedLosses(self._compile_loss))
         if backend.is_tensorflow():
-            # Only TensorFlow minds variables that the trace of a step creates.
+            # On TensorFlow, the trace of a step must not create variables.
             from keras_distill import building
 
             building.build_outside(self)
@@ -61,8 +62,9 @@ class LabelledModel(keras.Model):
     ) -> Tensor:
         """Return Keras' loss of the labelled rows, or that of the model's own method.
 
-        Where XLA compiles the step, labels outside [0, 1] of a binary cross-entropy
-        count as 0 in training, and evaluation returns NaN.
+        If XLA or JAX compiles the step and a label of a binary cross-entropy is outside
+        of [0, 1], the batch's labels of that output count as 0 in training, and
+        evaluation returns NaN.
         """
         return self.own_loss(x, y, y_pred, sample_weight, training).total
 
@@ -76,9 +78,9 @@ class LabelledModel(keras.Model):
     ) -> OwnLoss:
         """Return the loss of `compute_loss` with its parts.
 
-        A batch without labels has regularisers and `add_loss` terms only. What a
-        class's own `compute_loss` returns is taken for a label loss as a whole, because
-        nothing tells its parts.
+        The loss of a batch without labels is that of regularisers and `add_loss` terms.
+        The result of a class's own `compute_loss` counts as a label loss as a whole,
+        because its parts aren't known.
         """
         y, sample_weight = self._by_output(y, sample_weight, y_pred)
         model = self._trained_model
@@ -100,7 +102,7 @@ class LabelledModel(keras.Model):
         if raises(xla=self.jit_compile):
             return OwnLoss(loss, labels, by_output)
         if not training:
-            # No one looks at the flag in evaluation.
+            # Evaluation doesn't read the flag.
             loss = ops.where(all_valid, loss, float("nan"))
         return OwnLoss(loss, labels, by_output, all_valid)
 
@@ -121,7 +123,7 @@ class LabelledModel(keras.Model):
     ) -> tuple[Nested, Tensor]:
         """Return the labels with unlabelled rows filled, and whether all are valid."""
         if y is None:
-            # The loss of a model's own may need no labels.
+            # A model's own loss may need no labels.
             return None, ops.convert_to_tensor(True)
         return checked_probabilities(
             self.loss,
@@ -137,8 +139,8 @@ class LabelledModel(keras.Model):
         """Return the record of a step.
 
         Args:
-            x: The inputs, with all keys where they are a dict.
-            y: The labels by output; None without.
+            x: The inputs, with all keys if they are a dict.
+            y: The labels by output; None without labels.
             y_pred: The other model's outputs.
             sample_weight: The sample weights by output.
             step: The number of the optimiser's updates so far.
@@ -146,7 +148,7 @@ class LabelledModel(keras.Model):
         mask = self._label_mask
         labels = mask.mask_labels(x, y)
         if backend.compiles(self) and self._has_label_loss:
-            # Without labels that can't be any. A step that can raise has raised.
+            # Replaces invalid labels. A step that isn't compiled has raised an error.
             labels, _ = self._checked_labels(x, y, sample_weight)
         return Batch(
             inputs=x,
@@ -208,15 +210,15 @@ class LabelledModel(keras.Model):
     def _with_own(
         self, logs: dict[str, Tensor], own: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Return logs with those of a method of the model's own.
+        """Return logs, updated with those of the model's own method.
 
-        `loss` stays the total.
+        `loss` remains the total.
         """
         own_training.check_names(own, self._logged_names)
         return {**logs, **own, "loss": logs["loss"]}
 
     def reset_metrics(self) -> None:
-        """Reset the metrics. The model's own method decides on its own metrics."""
+        """Reset the metrics. The other model's own method resets its metrics."""
         model = self._trained_model
         if not own_training.overrides(model, "reset_metrics"):
             super().reset_metrics()
@@ -230,7 +232,7 @@ class LabelledModel(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Keras' metrics; the compiled ones only once they have seen labels."""
+        """The metrics of Keras; compiled ones are left out until labels built them."""
         # A compiled metric that isn't built has no result.
         metrics = [m for m in super().metrics if getattr(m, "built", True)]
         names = {metric.name for metric in metrics}

@@ -1,4 +1,4 @@
-"""The arguments with which a label loss leaves out the rows without a label."""
+"""The arguments of label losses that leave out the rows without a label."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,17 +15,17 @@ from keras_distill.types import Nested, Path, Tensor
 
 tree = keras.tree
 
-# What Keras gives to loss functions and names.
+# The reduction that Keras uses for losses that are functions or names.
 _DEFAULT_REDUCTION = "sum_over_batch_size"
 
 
 class LossInputs(NamedTuple):
-    """What a label loss is called with, in the structure of the outputs.
+    """The arguments of label losses, in the structure of the outputs.
 
     Args:
         labels: The labels.
         predictions: The outputs.
-        sample_weight: The sample weights; None without.
+        sample_weight: The sample weights; None without weights.
     """
 
     labels: Nested
@@ -45,8 +45,8 @@ def loss_inputs(
 ) -> LossInputs:
     """Return the arguments of label losses, with the masks as sample weights.
 
-    A mask of Keras' own on an output, as the layer `Masking` leaves it, is combined
-    with the label mask. The output is then returned without it.
+    If an output has a Keras mask, e.g. from the layer `Masking`, this mask is combined
+    with the label mask. The output is then returned without a mask.
 
     Args:
         masks: The label masks by the path of their output.
@@ -54,7 +54,7 @@ def loss_inputs(
         predictions: The outputs.
         sample_weight: One tensor for all outputs, or a structure like theirs.
         losses: As `loss` in `keras.Model.compile`.
-        names: The names of the outputs in order, where the model has any.
+        names: The names of the outputs in order, if the model has names.
         row_values: Checks that the losses have a value for each row.
 
     Raises:
@@ -65,7 +65,7 @@ def loss_inputs(
         path = tuple(path)
         of_output = structures.losses_at(path, losses, predictions, names=names)
         label = per_output.found(path, labels)
-        # Keras reads no weights of an output without a loss, so there may be none.
+        # An output without a loss needs no weights, because Keras doesn't read them.
         weight_at = per_output.weight_at if of_output else _weight_found
         weight = weight_at(path, sample_weight)
         if path in masks:
@@ -99,8 +99,8 @@ def _output_and_mask(output: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     if of_keras is not None:
         of_keras = ops.cast(of_rank(of_keras, mask), "bool")
         mask = ops.logical_and(mask, of_keras)
-    # The copy has no mask. It is made in any case: Keras then doesn't look for the
-    # activation behind an output, whether or not there was a mask.
+    # The copy has no mask. Outputs without a mask are copied too, so that Keras never
+    # looks for the activation that computed an output.
     return ops.copy(output), mask
 
 
@@ -125,7 +125,7 @@ def _weights(
             counted = ops.logical_and(mask, own)
             weight = masked_weights(counted, sample_weight, reduction, dtype)
             if reduction in MEANS:
-                # Keras itself multiplies by `values / valid values` of the own mask.
+                # Keras multiplies by `values / valid values` of the loss's own mask.
                 weight = weight * ops.mean(ops.cast(own, dtype))
         weights[reduction, dtype, own is None or id(loss)] = weight
     if len(weights) > 1:
@@ -148,7 +148,7 @@ def reduction_and_dtype(loss: Any) -> tuple[str | None, str]:
 
 
 def _weight_found(path: Path, sample_weight: Nested) -> Tensor | None:
-    """Return the sample weights of an output, None where the structure has none."""
+    """Return the sample weights of an output; None if the structure has none."""
     if not tree.is_nested(sample_weight):
         return sample_weight
     return per_output.found(path, sample_weight)
@@ -157,7 +157,7 @@ def _weight_found(path: Path, sample_weight: Nested) -> Tensor | None:
 def _replaced(
     labels: Nested, predictions: Nested, of_outputs: Sequence[Tensor]
 ) -> Nested:
-    """Return labels with those of the outputs in their places."""
+    """Return labels in which those of outputs are replaced."""
     paths = [tuple(path) for path, _ in tree.flatten_with_path(predictions)]
     by_path = dict(zip(paths, of_outputs, strict=True))
     replaced = [

@@ -19,14 +19,13 @@ tree = keras.tree
 class LabelMask:
     """Leaves rows without a label out of the label losses and their metrics.
 
-    A label loss is averaged over the rows that have a label. It is 0 where no row has
-    one.
+    A label loss is averaged over the rows that have a label. It is 0 if no row has one.
 
     Args:
-        keys: The key of the inputs that holds the mask: True or nonzero where a row has
-            a label. Or a dict of such keys by output, with None for outputs in which
-            all rows have a label. None where all rows of all outputs have one.
-        output_names: The names of the outputs in order, where the model has any.
+        keys: The key of the mask in the inputs. The mask is True or nonzero where a row
+            has a label. Or a dict of such keys by output, with None for outputs in
+            which all rows have a label. None if all rows of all outputs have one.
+        output_names: The names of the outputs in order, if the model has names.
 
     Raises:
         TypeError: If a key isn't a string.
@@ -69,7 +68,7 @@ class LabelMask:
             predictions: The outputs.
             sample_weight: One tensor for all outputs, or a structure like theirs.
             losses: As `loss` in `keras.Model.compile`.
-            names: The names of the outputs in order, where the model has any.
+            names: The names of the outputs in order, if the model has names.
 
         Raises:
             ValueError: If a loss doesn't have a value for each value of its mask.
@@ -89,10 +88,10 @@ class LabelMask:
         )
 
     def mask_labels(self, x: Nested, labels: Nested) -> Nested:
-        """Return labels with the label of another row where a row has none.
+        """Return labels in which rows without a label have the label of another row.
 
-        Everything computed from them is then finite and can be weighted by 0. Where no
-        row has a label, all labels are 0.
+        All values computed from these labels are then finite, so a weight of 0 removes
+        them. If no row has a label, all labels are 0.
         """
         if labels is None:
             return None
@@ -103,7 +102,7 @@ class LabelMask:
             label = ops.convert_to_tensor(label)
             dtype = keras.backend.standardize_dtype(label.dtype)
             if len(label.shape) == 1 and keras.backend.is_float_dtype(dtype):
-                # Keras would not bring it to the rank of outputs of shape (batch, 1).
+                # Keras would not add the axis for outputs of shape (batch, 1).
                 label = ops.expand_dims(label, -1)
             return _filled(label, of_rank(mask, label))
 
@@ -112,7 +111,7 @@ class LabelMask:
     def mask_weights(
         self, x: Nested, labels: Nested, sample_weight: Nested, predictions: Nested
     ) -> Nested:
-        """Return the sample weights of metrics: 0 where there is no label."""
+        """Return the sample weights of metrics, which are 0 where there is no label."""
         if not self._found(x):
             return sample_weight
 
@@ -139,8 +138,8 @@ class LabelMask:
     def by_path(self, x: Nested, structure: Nested) -> dict[Path, Tensor]:
         """Return the boolean masks of a batch by the paths of their outputs.
 
-        All rows count as labelled in a batch without the mask's key, which evaluation
-        may have.
+        In a batch without the mask's key, which evaluation may have, all rows count as
+        labelled.
         """
         masks: dict[Path, Tensor] = {}
         keys = self._by_path(structure) if self._found(x) else {}
@@ -188,8 +187,8 @@ class LabelMask:
     ) -> Nested:
         """Return a structure with `function(tensor, mask)` of each of its tensors.
 
-        The mask is None for outputs in which all rows have a label. A batch without
-        masks leaves the structure as it is.
+        The mask is None for outputs in which all rows have a label. For a batch without
+        masks, the structure is returned unchanged.
         """
         if not self._found(x):
             return structure
@@ -202,9 +201,9 @@ class LabelMask:
 
 
 def _filled(label: Tensor, mask: Tensor) -> Tensor:
-    """Return a label with its first labelled row in the place of unlabelled ones."""
+    """Return a label in which the first labelled row replaces unlabelled rows."""
     mask = ops.broadcast_to(mask, ops.shape(label))
-    # A row of zeros at the end is taken where no row has a label.
+    # A row of zeros is added at the end. It is the first one if no row has a label.
     below = [[0, 1], *([[0, 0]] * (len(label.shape) - 1))]
     order = ops.pad(2 * ops.cast(mask, "int32"), below, constant_values=1)
     first = ops.expand_dims(ops.argmax(order, axis=0), 0)
@@ -213,7 +212,7 @@ def _filled(label: Tensor, mask: Tensor) -> Tensor:
 
 
 def _of_rows(weight: Tensor | None, prediction: Tensor | None) -> Tensor | None:
-    """Return weights of rows in the one shape that all metrics of Keras take."""
+    """Return weights of rows in the one shape that all metrics of Keras accept."""
     # `F1Score` and `R2Score` refuse weights of shape (batch, 1).
     if weight is None or prediction is None or len(prediction.shape) > 2:
         return weight
@@ -222,7 +221,7 @@ def _of_rows(weight: Tensor | None, prediction: Tensor | None) -> Tensor | None:
 
 
 def _value_at(x: Nested, key: str | None) -> Any:
-    """Return the value of a key in a dict, or in the dicts in it; None without."""
+    """Return the value of a key in a dict, or in the dicts in it; None if not found."""
     if not isinstance(x, Mapping):
         return None
     if key in x:

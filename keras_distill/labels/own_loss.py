@@ -13,11 +13,11 @@ class OwnLoss(NamedTuple):
     """The loss that a model would be trained with alone.
 
     Args:
-        total: The label loss, regularisers and `add_loss` terms.
-        labels: The label loss in it; None where there are no labels.
-        by_output: The label loss of each output, weighted, by the output's path.
-        are_valid: Whether all labels can be labels, a boolean scalar; None where the
-            step itself raises an error.
+        total: The sum of the label loss, regularisers and `add_loss` terms.
+        labels: The label loss in `total`; None if there are no labels.
+        by_output: The weighted label loss of each output, by the output's path.
+        are_valid: Whether all labels are valid, a boolean scalar. None if the step
+            itself raises an error for invalid labels.
     """
 
     total: Tensor
@@ -31,7 +31,7 @@ def log_loss(model: keras.Model, loss: Tensor, x: Nested) -> None:
 
     Args:
         model: The compiled model whose loss it is.
-        loss: The loss as it trains: divided by the number of devices.
+        loss: The loss that is minimised. Keras divides it by the number of devices.
         x: The batch's inputs.
     """
     log_batch_mean(model._loss_tracker, loss, x)

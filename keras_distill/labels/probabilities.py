@@ -31,9 +31,9 @@ def checked_probabilities(
 ) -> tuple[Nested, Tensor]:
     """Check that the labels of binary cross-entropies lie in [0, 1].
 
-    A label outside raises an error where a step of TensorFlow runs without XLA. What
-    XLA compiles can't raise: zeros then replace the labels, so that the weights stay
-    finite until the caller looks at the flag that is returned.
+    A label outside of [0, 1] raises an error if TensorFlow runs the step without XLA. A
+    step that XLA or JAX compiles can't raise errors. There, zeros replace the labels,
+    so that the weights stay finite until the caller reads the returned flag.
 
     Rows of weight 0 may have any label but NaN, because 0 * NaN is NaN.
 
@@ -41,14 +41,14 @@ def checked_probabilities(
         loss: The label loss, or a structure of losses like the outputs.
         labels: The labels.
         sample_weight: As in `keras.Model.fit`.
-        output_names: The names of the outputs in order, where the model has any.
+        output_names: The names of the outputs in order, if the model has names.
         xla: Whether XLA compiles the step.
 
     Returns:
         The labels, and whether all of them are valid, a boolean scalar.
 
     Raises:
-        tf.errors.InvalidArgumentError: If a label lies outside, or is NaN.
+        tf.errors.InvalidArgumentError: If a label is outside of [0, 1], or is NaN.
     """
     losses = _by_path_of_labels(loss, labels, output_names)
     weights = {tuple(p): weight for p, weight in tree.flatten_with_path(sample_weight)}
@@ -65,7 +65,7 @@ def checked_probabilities(
         of_binary = _is_binary_crossentropy(losses.get(path, losses.get(())))
         if of_binary and keras.backend.standardize_dtype(label.dtype) != "bool":
             counting = _counting(label, weights.get(path, weights.get(())))
-            # A range from the smallest to the largest would pass over NaN under XLA.
+            # Under XLA, a check of the smallest and largest label would miss NaN.
             within = ops.logical_and(counting >= 0, counting <= 1)
             valid = ops.all(within)
             if raises(xla=xla):
@@ -79,14 +79,14 @@ def checked_probabilities(
 
 
 def raises(*, xla: bool) -> bool:
-    """Return whether bad labels raise an error, and aren't only flagged."""
+    """Return whether bad labels raise an error; otherwise they are only flagged."""
     return backend.is_tensorflow() and not xla
 
 
 def _by_path_of_labels(
     loss: Any, labels: Nested, names: Sequence[str] | None
 ) -> dict[Path, Any]:
-    """Return losses by the path of their labels, as Keras matches the two."""
+    """Return losses by the path of their labels, matched as Keras does it."""
     flat = tree.flatten(loss)
     if not tree.is_nested(labels) and len(flat) == 1:
         return {(): flat[0]}
@@ -119,10 +119,10 @@ def _is_binary_crossentropy(loss: Any) -> bool:
 
 
 def _counting(label: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the labels, with 0 in place of those of rows that weigh 0."""
+    """Return the labels, with 0 for rows whose weight is 0."""
     if weight is None:
         return label
     counts = ops.not_equal(of_rank(weight, label), 0)
-    # NaN counts in any row: it alone doesn't equal itself.
+    # NaN counts in any row. Only NaN doesn't equal itself.
     counts = ops.logical_or(counts, ops.not_equal(label, label))
     return ops.where(counts, label, ops.zeros_like(label))

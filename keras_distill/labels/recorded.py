@@ -18,13 +18,13 @@ _RECORD = "_keras_distill_record"
 class RecordedLosses:
     """Records the label losses that Keras computes and adds up.
 
-    So none of them has to be computed again: another call would change what a loss
-    keeps, such as a variable or a seed.
+    So no loss has to be called again. Another call would change the state of a loss,
+    such as a variable or a seed.
 
-    A `CompileLoss` has one record. Another `RecordedLosses` of it reads the same.
+    A `CompileLoss` has one record. All `RecordedLosses` of it read the same record.
 
     Args:
-        compile_loss: The `CompileLoss` that `keras.Model.compile` makes of `loss` and
+        compile_loss: The `CompileLoss` that `keras.Model.compile` makes from `loss` and
             `loss_weights`. None without a label loss: nothing is then recorded.
     """
 
@@ -45,21 +45,21 @@ class RecordedLosses:
     def taken(
         self, outputs: Nested, names: Sequence[str] | None
     ) -> tuple[Tensor | None, dict[Path, Tensor]]:
-        """Return the losses of the last computation in this thread, and forget them.
+        """Return the losses of the last computation in this thread, and clear them.
 
         Args:
             outputs: The model's outputs.
-            names: The names of the outputs in order, where the model has any.
+            names: The names of the outputs in order, if the model has names.
 
         Returns:
-            The label loss, as Keras adds it to the regularisers: the weighted sum over
-            the outputs. None where no label loss was computed since the last call.
-            And the weighted loss of each output by the output's path.
+            The label loss, a weighted sum over the outputs, without regularisers. It is
+            None if no label loss was computed since the last call. And a dict of the
+            weighted loss of each output by the output's path.
         """
         total, by_path = self._record.total, self._record.by_path
         self._record.clear()
         paths = [tuple(path) for path, _ in tree.flatten_with_path(outputs)]
-        # Keras may make a dict by name of a single output or of a list of outputs.
+        # Keras may convert a single output or a list of outputs to a dict by name.
         named = {(key,): path for key, path in zip(names or (), paths, strict=False)}
         return total, {
             path if path in paths else named[path]: value
@@ -74,17 +74,17 @@ class _Record(threading.local):
         self.clear()
 
     def __reduce__(self) -> tuple[type["_Record"], tuple[()]]:
-        # A copy, for a copied loss, begins empty.
+        # The record of a copied loss begins empty.
         return type(self), ()
 
     def clear(self) -> None:
-        """Forget all losses."""
+        """Clear all losses."""
         self.total: Tensor | None = None
         self.by_path: dict[Path, Tensor] = {}
         self.takes_first = False
 
     def add(self, path: Path, value: Tensor) -> None:
-        """Record a loss of one output, which may have several."""
+        """Record a loss of one output, which may have several losses."""
         if path not in self.by_path:
             self.by_path[path] = value
         elif not self.takes_first:

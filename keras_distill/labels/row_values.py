@@ -1,4 +1,4 @@
-"""The values of a label loss: under a mask, there must be one for each row."""
+"""A check that a label loss has a value for each row of its mask."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ class RowValues:
     whole batch would count the rows without a label too.
 
     Each loss is traced once for each output. It isn't run, because another call would
-    change what it keeps, such as a seed.
+    change its state, such as a seed.
     """
 
     def __init__(self) -> None:
@@ -34,8 +34,8 @@ class RowValues:
 
         Args:
             loss: A label loss, as in `keras.Model.compile`.
-            label: The labels of the output; None without.
-            output: The output, as the loss is given it.
+            label: The labels of the output; None without labels.
+            output: The output, as it is passed to the loss.
             mask: The mask, of the shape that the values must have.
             path: The path of the output.
         """
@@ -58,10 +58,10 @@ class RowValues:
     def own_mask(
         self, loss: Any, label: Tensor | None, output: Tensor, path: Path
     ) -> Tensor | None:
-        """Return the mask that a checked loss itself puts on its values, None without.
+        """Return the mask that a checked loss itself sets on its values; None without.
 
-        `SparseCategoricalCrossentropy` has one for its `ignore_class`. The loss is
-        called for it another time.
+        `SparseCategoricalCrossentropy` sets one for its `ignore_class`. To get the
+        mask, the loss is called another time.
         """
         values = self._traced.get((path, id(loss)))
         if values is None or not values.are_masked:
@@ -72,7 +72,7 @@ class RowValues:
 
 
 class _Values(NamedTuple):
-    """The shape of a loss's values, and whether the loss puts a mask on them."""
+    """The shape of a loss's values, and whether the loss sets a mask on them."""
 
     shape: tuple[int | None, ...]
     are_masked: bool
@@ -99,7 +99,7 @@ def _are_of(rows: Sequence[Any], values: Sequence[Any]) -> bool:
 
 
 def _traced(loss: Any, label: Tensor, output: Tensor) -> _Values | None:
-    """Return what tracing shows of a loss's values, None where it shows nothing."""
+    """Return the shape of a loss's values, from a trace; None if it isn't known."""
     call = _call_of(loss)
     if call is None:
         return None
@@ -112,13 +112,13 @@ def _traced(loss: Any, label: Tensor, output: Tensor) -> _Values | None:
         ]
         shape = operation.compute_output_spec(*specs).shape
     except Exception:
-        # A loss that can't be called raises where it is computed.
+        # A loss that can't be called raises its error in the step.
         return None
     return _Values(tuple(shape), operation.are_masked)
 
 
 def _call_of(loss: Any) -> _Call | None:
-    """Return the computation of a loss's values, None where it has none of its own."""
+    """Return the function that computes a loss's values; None if it isn't known."""
     if isinstance(loss, str) and loss.lower() in ("crossentropy", "ce"):
         # Keras chooses by shape, among losses that have a value for each row.
         return None

@@ -17,12 +17,12 @@ def labels_by_output(
     """Return labels in the structure of the outputs, None for outputs without labels.
 
     Keras matches a dict of labels by name, and a list of labels with the losses that
-    aren't None. Labels of any other structure are returned as they are.
+    aren't None. Labels of any other structure are returned unchanged.
 
     Args:
         labels: The labels.
         predictions: The outputs.
-        names: The names of the outputs in order, where the model has any.
+        names: The names of the outputs in order, if the model has names.
         losses: As `loss` in `keras.Model.compile`.
     """
     count = len(tree.flatten(predictions))
@@ -53,13 +53,13 @@ def labels_by_output(
 def losses_at(
     path: Path, losses: Any, predictions: Nested, *, names: Sequence[str] | None
 ) -> list[Any]:
-    """Return the label losses of one output, an empty list where it has none.
+    """Return the label losses of one output; an empty list if it has none.
 
     Args:
         path: The output's path.
         losses: As `loss` in `keras.Model.compile`.
         predictions: The outputs.
-        names: The names of the outputs in order, where the model has any.
+        names: The names of the outputs in order, if the model has names.
     """
     if not path:
         # Of several losses of a single output, Keras returns the value of the first.
@@ -82,7 +82,7 @@ def weights_by_output(
     """Return sample weights in the structure of the outputs.
 
     Raises:
-        ValueError: If weights are given by names that no output has.
+        ValueError: If a dict of weights has a key that isn't the name of an output.
     """
     if not isinstance(sample_weight, Mapping):
         return per_output.as_structured(sample_weight, predictions, names)
@@ -104,8 +104,8 @@ def check_weights_are_read(y: Nested, sample_weight: Nested, received: str) -> N
 
     Args:
         y: The labels, as in `keras.Model.fit`.
-        sample_weight: As there.
-        received: The words for what was given in the error message.
+        sample_weight: As in `keras.Model.fit`.
+        received: A description of the arguments, for the error message.
     """
     if y is None and sample_weight is not None:
         raise ValueError(

@@ -10,7 +10,7 @@ from keras_distill.types import Nested, Path, Tensor
 
 tree = keras.tree
 
-# Keras losses that are means of one value for each unit, by the names of both forms.
+# The Keras losses that are means of one value for each unit, as classes and functions.
 _OF_UNITS = (
     "BinaryCrossentropy",
     "BinaryFocalCrossentropy",
@@ -66,7 +66,7 @@ def check_losses(losses: Sequence[Any], path: Path) -> None:
 
 
 def with_unit_axis(structure: Nested, paths: Collection[Path]) -> Nested:
-    """Return labels or outputs with a last axis of size 1 where masked by unit.
+    """Add a last axis of size 1 to labels or outputs that are masked by unit.
 
     A metric averages over the last axis, so it then has a value for each unit.
     """

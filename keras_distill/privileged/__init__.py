@@ -1,4 +1,4 @@
-"""An audit of privileged features: whether distilling from them pays on a log."""
+"""An audit of privileged features: whether distillation from them helps on a log."""
 
 from keras_distill.privileged.auditing import audit
 from keras_distill.privileged.result import Audit

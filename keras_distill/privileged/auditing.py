@@ -1,4 +1,4 @@
-"""The audit: folds in the order of time, the same fits in each, and their intervals."""
+"""The audit of privileged features, by the same fits in folds in the order of time."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -52,31 +52,33 @@ def audit(
     seed: int = 0,
     verbose: int = 1,
 ) -> Audit:
-    """Find out whether distilling from privileged features pays on a log.
+    """Find out whether distillation from privileged features helps on a log.
 
-    Three students of the same budget, initial weights and batches are compared on rows
-    that are later than all they were trained on. One learns alone. One learns from a
-    teacher that reads the privileged features. One is the control: its teacher is
-    trained on, and teaches with, privileged features of another row. The control shows
-    what a student gains from any teacher.
+    The audit trains three students for the same number of epochs, with the same initial
+    weights and batches. It compares them on rows that are later than all rows in
+    training. One student learns alone. One learns from a teacher that reads the
+    privileged features. The third is the control: its teacher is trained, and teaches,
+    with the privileged features of another row. The control shows what a student gains
+    from any teacher. The verdict is one of these:
 
-    - `"leaks"`: the teacher all but reads the label. It explains more than 0.8 of the
-      label loss that remains without the privileged features. By the law of total
-      variance, a teacher that explains the share `e` of the labels' noise leaves the
-      same share `e` of it in what the student learns from. With 0.8, that is worth at
-      most a quarter more rows. And a feature that knows so much is rarely older than
-      the label.
-    - `"pays"`: otherwise, if the 95 % intervals of the gain over the student alone and
-      of the gain over the control are both above 0.
-    - `"doesn't"`: otherwise.
+    - `"leaks"`: the teacher's inputs almost contain the label. The teacher explains
+      more than 0.8 of the label loss that remains without the privileged features. By
+      the law of total variance, if a teacher explains the share `e` of the labels'
+      noise, its outputs still have the share `e` of that noise for the student. With
+      0.8, they are worth at most a quarter more rows. And a feature that predicts the
+      label so well is rarely recorded before the label.
+    - `"pays"`: no leak, and the 95 % intervals of the student's gain over the student
+      alone and of its gain over the control are both above 0.
+    - `"doesn't"`: all other cases.
 
-    The later half of the rows is cut into `folds` parts in the order of time. Each is
-    tested on by models that were trained on all rows before it. The cost in fits:
-    `5 * folds * seeds`, two of the five of teachers. With the defaults, 75.
+    The later half of the rows is cut into `folds` parts in the order of time. Each part
+    tests models that were trained on all rows before it. The audit makes
+    `5 * folds * seeds` fits, 75 with the defaults. Two of five fits are of teachers.
 
-    The audit finds a leak of most labels, and not one of a few of them. A leak that two
-    columns share shows in the teacher's loss, and in neither column's own. A teacher
-    that is trained too briefly to read the label shows no leak.
+    The audit finds a leak of most labels, but not a leak of a few of them. If two
+    columns contain the same leak, the teacher's loss shows it, but the result of
+    neither column does. A teacher that was trained too briefly to use the leak doesn't
+    show it.
 
     Args:
         build_student: A function that returns a fresh, uncompiled student.
@@ -85,37 +87,38 @@ def audit(
         data: `(x, y)` or `(x, y, sample_weight)` of arrays, of shape `(rows, ...)`. `x`
             is a dict. Labels and sample weights may be dicts by output.
         privileged_features: Names of the columns of `x` that only the teacher reads.
-        compile: A function that returns a dict of arguments of `Distiller.compile`,
-            with a fresh optimiser in each call: `optimizer`, `loss`,
-            `distillation_loss`, `alpha` and others. The teacher is trained first, on
-            the same rows with the same arguments, with `loss` alone.
-        epochs: As in `fit`, of students and teachers. Defaults to 1.
+        compile: A function that returns a dict of arguments of `Distiller.compile`:
+            `optimizer`, `loss`, `distillation_loss`, `alpha` and others. Each call must
+            return a fresh optimiser. The teacher is trained first, on the same rows and
+            with the same arguments, but on `loss` only.
+        epochs: As in `fit`, for students and for teachers. Defaults to 1.
         batch_size: As in `fit`.
-        time: The time of each row, of shape `(rows,)`. Rows of the same time, as of one
-            day, stay on one side of a cut. Defaults to the order of the rows.
+        time: The time of each row, of shape `(rows,)`. A cut doesn't separate rows of
+            the same time, e.g. of one day. Defaults to the order of the rows.
         groups: The group of each row, of shape `(rows,)`, such as its user or day. Rows
-            of one group aren't independent, so the intervals are over groups. Defaults
-            to ten blocks of successive rows in each fold.
+            of one group aren't independent, so intervals are computed over groups.
+            Defaults to ten blocks of successive rows in each fold.
         folds: The number of folds. Defaults to 3.
-        seeds: The number of seeds in each fold, 2 or more. Few make intervals wide.
-            Defaults to 5.
-        max_rows: Use only so many of the most recent rows. Defaults to all.
+        seeds: The number of seeds in each fold, 2 or more. Fewer seeds make wider
+            intervals. Defaults to 5.
+        max_rows: The number of the most recent rows to use. Defaults to all rows.
         score: A function of labels, predictions and sample weights, in the structure of
-            the outputs, that returns a loss of each row: 0 for a perfect prediction.
-            Defaults to the label loss, summed over outputs.
+            the outputs, that returns a loss for each row. The loss of a perfect
+            prediction is 0. Defaults to the label loss, summed over outputs.
         seed: The seed of the fits. Each fit sets the global seed. Defaults to 0.
         verbose: 1 prints a line for each fold and seed, 0 none. Defaults to 1.
 
     Returns:
-        The verdict, with the intervals and the columns that matter.
+        The verdict, with the intervals of the gains and of each column's effect.
 
     Raises:
         ImportError: If SciPy isn't installed.
-        TypeError: If a function isn't one, or returns something else.
+        TypeError: If an argument that must be a function isn't one, or returns an
+            object of another type.
         ValueError: If labels, columns or rows are missing, or values are NaN; if a
             privileged feature or a label doesn't vary; if the student reads a
-            privileged feature, or the teacher doesn't; if a number is out of its range;
-            if a score isn't a finite, positive loss of each row.
+            privileged feature, or the teacher doesn't read one; if a number is out of
+            its range; if a score isn't a finite, positive loss for each row.
 
     Example:
         >>> import numpy as np
@@ -148,7 +151,7 @@ def audit(
     given = dict(locals())
     checks.check_functions({name: given[name] for name in _FUNCTIONS})
     checks.check_numbers({name: given[name] for name in _NUMBERS}, seeds)
-    quantile(0.975, seeds - 1)  # SciPy isn't found missing after all the fits.
+    quantile(0.975, seeds - 1)  # Raises an error without SciPy, before the fits.
     rows, cuts, of_test = _cut(given)
     fits = Fits(
         build_student=build_student,
@@ -181,7 +184,7 @@ def _cut(given: Mapping[str, Any]) -> tuple[Rows, list[Fold], Array]:
 
 
 def _score(given: Mapping[str, Any], rows: Rows) -> Score:
-    """Return the score, once a few rows show that models and score fit the data."""
+    """Return the score, after a check on a few rows that models and score fit them."""
     settings, few = given["compile"](), take(rows, slice(8))
     checks.check_compile(settings)
     hidden = given["privileged_features"]

@@ -1,4 +1,4 @@
-"""Checks of the arguments of an audit, all of them before the first fit."""
+"""Checks of the arguments of an audit, which all run before the first fit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,8 +11,8 @@ from keras_distill.privileged.folds import Array, Fold
 from keras_distill.tuning.checks import check_counts, check_labelled
 from keras_distill.tuning.fits import Rows
 
-# Arguments of `Distiller.compile` of which the audit takes care itself, or which ask
-# for rows that it has no place for.
+# Arguments of `Distiller.compile` that the audit doesn't accept: it trains the teacher
+# itself, and all its rows have labels.
 _REFUSED = ("label_mask", "teacher_loss", "teacher_metrics", "teacher_optimizer")
 
 
@@ -39,9 +39,9 @@ def arrays(data: Any, privileged_features: Sequence[str]) -> Rows:
     """Return the rows as NumPy arrays.
 
     Raises:
-        TypeError: If `privileged_features` is a text.
-        ValueError: If labels or a privileged feature are missing, or arrays have other
-            numbers of rows.
+        TypeError: If `privileged_features` is a string.
+        ValueError: If labels or a privileged feature are missing, or if arrays have
+            different numbers of rows.
     """
     check_labelled("data", data, "arrays with a label for each row")
     if not isinstance(data[0], Mapping):
@@ -75,7 +75,7 @@ def arrays(data: Any, privileged_features: Sequence[str]) -> Rows:
 
 
 def one_per_row(name: str, values: Any, rows: int) -> Array | None:
-    """Return `time` or `groups` as an array of a value for each row, None for None."""
+    """Return `time` or `groups` as an array of one value per row; None for None."""
     if values is None:
         return None
     array = np.asarray(values)
@@ -92,7 +92,7 @@ def one_per_row(name: str, values: Any, rows: int) -> Array | None:
 def check_values(
     rows: Rows, privileged_features: Sequence[str], folds: Sequence[Fold]
 ) -> None:
-    """Raise ValueError for values that are missing, or of which there is one only."""
+    """Raise ValueError for missing values, or columns or labels that don't vary."""
     x, y = rows[:2]
     for part, name in zip(rows, ("x", "y", "sample_weight"), strict=False):
         for path, array in keras.tree.flatten_with_path(part):
@@ -112,7 +112,7 @@ def check_values(
 
 
 def check_groups(groups: Array) -> None:
-    """Raise ValueError if the test rows are of one group."""
+    """Raise ValueError if all test rows are of the same group."""
     if groups.max() < 1:
         raise ValueError(
             "`groups` must have two values or more among the test rows, which are the "
@@ -126,7 +126,7 @@ def check_models(
     x: Mapping[str, Array],
     privileged_features: Sequence[str],
 ) -> Any:
-    """Raise an error if a model doesn't read what it should; return the student."""
+    """Return a student, or raise an error if a model doesn't read the right columns."""
     student, teacher = build_student(), build_teacher()
     for name, model in (("build_student", student), ("build_teacher", teacher)):
         if not isinstance(model, keras.Model):

@@ -1,4 +1,4 @@
-"""Fits of an audit: a student alone, under the control, and under its teacher."""
+"""Fits of an audit: the student alone, the control, and the student with a teacher."""
 
 import dataclasses
 import time
@@ -22,7 +22,7 @@ MODELS = ALONE, CONTROL, PRIVILEGED, CONTROL_TEACHER, TEACHER
 _NAMES = "x", "y", "sample_weight"
 _ROWS_PER_CALL = 4096
 
-# The loss of each row by model, and by `without` of each privileged feature.
+# The loss of each row, by the name of a model or by `without(feature)`.
 Values = dict[str, Array]
 
 
@@ -32,7 +32,7 @@ def without(feature: str) -> str:
 
 
 def shuffled(rows: Rows, columns: Sequence[str], seed: int) -> Rows:
-    """Return rows in which columns are those of another row, the same one for all."""
+    """Return rows in which all `columns` have the values of the same other row."""
     x = rows[0]
     other = np.random.default_rng(seed).permutation(len(x[columns[0]]))
     return ({**x, **{name: x[name][other] for name in columns}}, *rows[1:])
@@ -63,7 +63,7 @@ class Fits:
     count: int = 0
 
     def values(self, train: Rows, test: Rows, seed: int) -> Values:
-        """Return the losses of the test rows, of models trained on the other rows.
+        """Train all models on `train`, and return their losses on the rows of `test`.
 
         All students begin with the same weights and read the same batches.
         """
@@ -71,7 +71,7 @@ class Fits:
         cut, cut_test = (shuffled(rows, features, seed) for rows in (train, test))
         control, teacher = (self._teacher(rows, seed) for rows in (cut, train))
         with warnings.catch_warnings():
-            # The control may teach nothing, as where it reads no other column.
+            # The control's teacher learns nothing if it reads no other columns.
             warnings.simplefilter("ignore", TeacherWarning)
             under_control = self._student(cut, seed, control)
         found = {
@@ -110,9 +110,10 @@ class Fits:
         teacher: Any = None,
         privileged_features: Sequence[str] = (),
     ) -> Distiller:
-        """Train a model on its labels, and on a teacher's outputs where there is one.
+        """Train a model on labels, and on the outputs of a teacher if it has one.
 
-        Seeded twice: a teacher must not change the student's weights or batches.
+        The seed is set twice, so that a teacher changes neither the student's initial
+        weights nor its batches.
         """
         keras.utils.set_random_seed(seed)
         model = Distiller(
@@ -134,9 +135,9 @@ class Fits:
 def all_values(
     fits: Fits, rows: Rows, folds: Sequence[Fold], seeds: int, seed: int
 ) -> Values:
-    """Return losses of shape `(seeds, test rows)`, fold after fold.
+    """Return losses of shape `(seeds, test rows)`, with the folds in order.
 
-    Each fold has seeds of its own.
+    No two folds have a seed in common.
     """
     of_seeds = []
     for index in range(seeds):

@@ -1,4 +1,4 @@
-"""Folds in the order of time, and means of row values with the groups of the rows."""
+"""Folds of rows in the order of time, and values of groups of rows."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ Array = npt.NDArray[Any]
 
 
 class Fold(NamedTuple):
-    """Rows to train on, and later ones to test on: indices in the order of time."""
+    """Indices of rows to train on, and of later rows to test on, in order of time."""
 
     train: Array
     test: Array
@@ -21,7 +21,7 @@ def order(time: Array | None, rows: int, max_rows: int | None) -> Array:
     """Return the indices of the most recent rows, in the order of time.
 
     Args:
-        time: The time of each row, of shape `(rows,)`. None: rows are in order.
+        time: The time of each row, of shape `(rows,)`. None if the rows are in order.
         rows: The number of rows.
         max_rows: How many rows to keep. None keeps all.
     """
@@ -32,11 +32,11 @@ def order(time: Array | None, rows: int, max_rows: int | None) -> Array:
 def chained(time: Array | None, rows: int, folds: int) -> list[Fold]:
     """Return forward-chaining folds of rows that are in the order of time.
 
-    The later half of the rows is cut into `folds` parts. Each is tested on once, by
-    models that were trained on all rows before it. Rows of the same time stay together.
+    The later half of the rows is cut into `folds` parts. Each part is the test set of
+    one fold, which trains on all rows before it. Rows of the same time stay together.
 
     Args:
-        time: The time of each row, in ascending order. None: no two rows have the same.
+        time: The time of each row, in ascending order. None if all times differ.
         rows: The number of rows.
         folds: The number of folds.
 
@@ -65,17 +65,18 @@ def chained(time: Array | None, rows: int, folds: int) -> list[Fold]:
 
 
 def _between_times(time: Array, edges: Array) -> Array:
-    """Return the cuts nearest to some that have no time on both sides."""
+    """Return the cuts nearest to `edges` that don't separate rows of the same time."""
     before = np.searchsorted(time, time[edges], side="left")
     after = np.searchsorted(time, time[edges], side="right")
     return np.where(edges - before <= after - edges, before, after)
 
 
 def groups_of(groups: Array | None, folds: list[Fold]) -> Array:
-    """Return the number of the group of each test row, fold after fold.
+    """Return the number of the group of each test row, with the folds in order.
 
     Args:
-        groups: The group of each row. None: ten blocks of successive rows in each fold.
+        groups: The group of each row. None makes ten blocks of successive rows in each
+            fold.
         folds: The folds.
     """
     if groups is not None:
@@ -91,10 +92,11 @@ def groups_of(groups: Array | None, folds: list[Fold]) -> Array:
 
 
 def by_group(values: Array, groups: Array) -> Array:
-    """Return values of groups of rows, whose mean is the mean of all rows.
+    """Return a value for each group of rows. Their mean is the mean of all rows.
 
-    `mean + (sum of the group - mean * rows of the group) * groups / rows`. So a group
-    weighs as its rows do, and the variance over groups is that of a ratio of sums.
+    A value is `mean + (sum of the group - mean * rows of the group) * groups / rows`.
+    So the weight of a group is its number of rows, and the variance over groups is that
+    of a ratio of sums.
 
     Args:
         values: Of shape `(seeds, rows)`.

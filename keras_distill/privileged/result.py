@@ -1,4 +1,4 @@
-"""The result of an audit: the verdict, with all that it rests on."""
+"""The result of an audit: the verdict, and the numbers that it follows from."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from typing import Any
 from keras_distill.privileged.fits import ALONE, CONTROL_TEACHER, MODELS, TEACHER
 from keras_distill.tuning.interval import Gain
 
-# The share of the loss that remains without the privileged features, of which a teacher
-# with them may explain no more. See `audit`.
+# The verdict is "leaks" if the teacher explains more than this share of the loss that
+# remains without the privileged features. See `audit`.
 LEAK = 0.8
 
 
@@ -17,17 +17,17 @@ LEAK = 0.8
 class Audit:
     """The result of `keras_distill.privileged.audit`. Print it for a summary.
 
-    Gains are differences of the mean label loss on test rows, positive where the first
-    model is better.
+    A gain is the difference of two models' mean label losses on the test rows. It is
+    positive if the model that is named first is better.
 
     Args:
-        gain: The gain of the student under its teacher over the student alone.
-        over_control: Its gain over the control, the student under a teacher whose
-            privileged features are those of another row.
+        gain: The gain of the student with a teacher over the student alone.
+        over_control: The gain of the same student over the control, a student whose
+            teacher reads the privileged features of another row.
         control_gain: The gain of the control over the student alone.
         teacher_gain: The gain of the teacher over the student alone.
-        columns: For each privileged feature, how much the teacher's loss rises where
-            the feature is shuffled in the test rows.
+        columns: The rise of the teacher's loss when a feature is shuffled in the test
+            rows, by the name of each privileged feature.
         losses: The mean label loss of each model.
         rows: The number of test rows.
         groups: The number of groups or blocks that the test rows are in.
@@ -59,17 +59,17 @@ class Audit:
 
     @property
     def explained(self) -> float:
-        """The share that the teacher explains of the loss that remains without it.
+        """The share of the loss without privileged features that the teacher explains.
 
-        `1 - loss of the teacher / loss of the student alone`, or of the control's
-        teacher where that is lower.
+        It is `1 - loss of the teacher / loss of the student alone`. If the loss of the
+        control's teacher is lower than that of the student alone, it is used instead.
         """
         remaining = min(self.losses[ALONE], self.losses[CONTROL_TEACHER])
         return 1.0 - self.losses[TEACHER] / remaining if remaining else 0.0
 
     @property
     def verdict(self) -> str:
-        """`"pays"`, `"doesn't"` or `"leaks"`."""
+        """The verdict: `"pays"`, `"doesn't"` or `"leaks"`, as defined in `audit`."""
         if self.explained > LEAK:
             return "leaks"
         gains = self.gain.verdict, self.over_control.verdict
@@ -77,14 +77,14 @@ class Audit:
 
     @property
     def leading(self) -> list[str]:
-        """The columns that matter most, at least half as much as the first of them."""
+        """The column of the largest rise in loss, and those of half as much or more."""
         rises = {name: rise.mean for name, rise in self.columns.items()}
         first, *others = sorted(rises, key=lambda name: -rises[name])
         return [first, *(name for name in others if rises[name] >= rises[first] / 2)]
 
     @property
     def advice(self) -> str:
-        """What to do next."""
+        """A text that advises what to do next."""
         if self.verdict == "leaks":
             return (
                 f"Leave out {', '.join(self.leading)}: the teacher all but reads the "
@@ -103,7 +103,7 @@ class Audit:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as dicts, lists, text and numbers, as for a JSON file."""
+        """Return the result as dicts, lists, strings and numbers, e.g. for JSON."""
         derived = {name: getattr(self, name) for name in ("verdict", "explained")}
         return derived | dataclasses.asdict(self) | {"advice": self.advice}
 
@@ -130,7 +130,7 @@ class Audit:
 
     @property
     def _decimals(self) -> int:
-        """Decimals for five digits of the loss of the student alone."""
+        """The decimals that show the loss of the student alone with five digits."""
         loss = self.losses[ALONE]
         return max(0, 4 - floor(log10(loss))) if loss > 0 else 4
 

@@ -1,4 +1,4 @@
-"""The label loss of each row, which an audit compares models by."""
+"""The label loss of each row, by which an audit compares models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,13 +21,13 @@ def label_loss(
 ) -> Score:
     """Return a function that computes the label loss of each row.
 
-    It is the sum over outputs of the loss that Keras averages over rows, times sample
-    weights and `loss_weights`.
+    The label loss of a row is a sum over outputs. Each term is the loss of the row
+    before Keras averages over rows, times the sample weight and the loss weight.
 
     Args:
         given: The arguments of `Distiller.compile`.
         outputs: Outputs of the student.
-        names: Their names in order, where the student declares them.
+        names: The names of the outputs in order, if the student has names.
 
     Raises:
         ValueError: If the losses don't fit the outputs.
@@ -59,8 +59,8 @@ def checked(score: Score, y: Nested, prediction: Nested, weight: Nested) -> Arra
     """Return the score of each row as float64.
 
     Raises:
-        ValueError: If the score doesn't have a value for each row, if one isn't finite,
-            or if their mean isn't positive.
+        ValueError: If the score doesn't have a value for each row, if a value isn't
+            finite, or if the mean of the values is negative.
     """
     values = np.asarray(ops.convert_to_numpy(score(y, prediction, weight)), "float64")
     rows = len(keras.tree.flatten(prediction)[0])

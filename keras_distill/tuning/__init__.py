@@ -1,4 +1,4 @@
-"""A search for the settings of distillation, in which not distilling is one of them."""
+"""A search for the settings of distillation that also tries the student alone."""
 
 from keras_distill.tuning.answer import Answer
 from keras_distill.tuning.interval import Gain, gain

@@ -14,14 +14,14 @@ class Answer:
     """The result of `keras_distill.tuning.search`. Print it for a summary.
 
     Args:
-        best: The best setting with alpha above 0 on the rows of the search.
-        gain: The gain of `best` over the student alone, on rows and seeds that the
-            search did not choose by.
-        objective: The name of what was measured.
+        best: The setting with alpha above 0 that has the best score in the search.
+        gain: The gain of `best` over the student alone, on rows and seeds that weren't
+            used to choose `best`.
+        objective: The name of the value that was measured.
         direction: `"max"` or `"min"`.
-        scores: The mean score of each setting that the search tried; NaN where a fit
+        scores: The mean score of each setting that the search tried; NaN if a fit
             diverged.
-        fits: The number of fits that the search and the confirmation needed.
+        fits: The number of fits in the search and the confirmation.
         distillation_loss: The loss of `best`.
 
     Example:
@@ -44,7 +44,7 @@ class Answer:
 
     @property
     def verdict(self) -> str:
-        """`"helps"`, `"no gain shown"` or `"hurts"`."""
+        """The verdict of `gain`: `"helps"`, `"no gain shown"` or `"hurts"`."""
         return self.gain.verdict
 
     @property

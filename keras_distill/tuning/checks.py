@@ -15,7 +15,7 @@ def count(rows: Rows) -> int:
 
 
 def split(held_out: Any, seed: int) -> dict[str, Rows]:
-    """Return half of the rows for the search, and the other half to confirm."""
+    """Return one half of the rows for the search, and one for the confirmation."""
     what = "arrays that aren't in `train`, with labels"
     check_labelled("held_out", held_out, what)
     rows = keras.tree.map_structure(np.asarray, tuple(held_out))
@@ -36,7 +36,7 @@ def check_labelled(name: str, data: Any, what: str) -> None:
     Args:
         name: The name of the argument.
         data: Its value.
-        what: What its parts must be.
+        what: What its parts must be, for the error message.
     """
     given = isinstance(data, (tuple, list)) and len(data) in (2, 3)
     if not given or any(part is None for part in data):
@@ -48,7 +48,7 @@ def check_labelled(name: str, data: Any, what: str) -> None:
 
 
 def check_counts(counts: Mapping[str, int | None]) -> None:
-    """Raise ValueError for a number below 1; None is no number."""
+    """Raise ValueError for a number below 1. None isn't checked."""
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be 1 or more. Received: {name}={value}")

@@ -1,4 +1,4 @@
-"""Fits of a search: each is seeded, scored on blocks of rows, and kept in a file."""
+"""The fits of a search, each with a seed, and a file that keeps their scores."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from keras_distill.tuning.settings import Setting, Space
 from keras_distill.types import Nested
 
 Rows = tuple[Any, ...]
-BLOCKS = 10  # of the rows that confirm a gain
+BLOCKS = 10  # into which the rows that confirm a gain are split
 _NAMES = "x", "y", "sample_weight"
 
 
@@ -27,7 +27,7 @@ def take(rows: Rows, index: Any) -> Rows:
 
 
 class Record:
-    """Scores in a file of JSON lines. A line is written whole or is left out."""
+    """Scores in a file of JSON lines. An incomplete last line is dropped."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -86,7 +86,7 @@ class Fits:
         return found
 
     def _fitted(self, setting: Setting, seed: int) -> Any:
-        # Seeded twice: the teacher and the building draw no other batches.
+        # The second seed below gives the same batches with and without a teacher.
         keras.utils.set_random_seed(seed)
         student = self.build_student()
         model = Distiller(student, self.teacher if setting.alpha else no_teacher)
@@ -124,7 +124,7 @@ class Fits:
 
 
 def no_teacher(inputs: Nested) -> None:
-    """Return nothing: the student learns from its labels only."""
+    """Return None, so that the student learns from its labels only."""
 
 
 def _check_compile(given: Any) -> None:

@@ -1,4 +1,4 @@
-"""Intervals of the gain of one setting over another, for repeated looks."""
+"""Intervals of the gain of one setting over another, also for repeated looks at it."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ class Gain:
     """The mean gain over seeds and rows, with its interval.
 
     Args:
-        mean: The mean gain. It is positive where distillation is better.
+        mean: The mean gain. It is positive if distillation is better.
         low: The lower end of the interval.
         high: The upper end of the interval.
         seeds: The number of seeds.
@@ -30,7 +30,7 @@ class Gain:
 
     @property
     def verdict(self) -> str:
-        """`"helps"`, `"no gain shown"` or `"hurts"`."""
+        """`"helps"` for an interval above 0, `"hurts"` below, or `"no gain shown"`."""
         if self.low > 0:
             return "helps"
         return "hurts" if self.high < 0 else "no gain shown"
@@ -39,8 +39,9 @@ class Gain:
 def looks(seeds: int, max_seeds: int) -> list[tuple[int, float]]:
     """Return the numbers of seeds at which to look, each with its share of the error.
 
-    The number doubles from look to look. The shares are in proportion to the numbers of
-    seeds and sum to 1, so that by Bonferroni's inequality all intervals hold at once.
+    At each of these numbers of seeds, the gain and its interval are computed. The
+    number doubles from look to look. The shares are in proportion to the numbers of
+    seeds and sum to 1, so by Bonferroni's inequality all intervals hold at once.
 
     >>> looks(5, 10)
     [(5, 0.3333333333333333), (10, 0.6666666666666666)]
@@ -54,25 +55,27 @@ def looks(seeds: int, max_seeds: int) -> list[tuple[int, float]]:
 def gain(differences: Any, *, error: float = 0.05) -> Gain:
     r"""Return the mean of paired differences, with its interval.
 
+    The interval is
     `mean +- t * sqrt(seeds' variance + rows' variance - variance of both)`, where `t`
     is a quantile of Student's distribution with
     `min(number of seeds, number of blocks) - 1` degrees of freedom. Each variance is
-    that of a mean: over seeds, over blocks of rows, and over all values. The root is at
-    least as large as the larger one of the first two. So the interval holds for
+    that of a mean: over seeds, over blocks of rows, and over all values. The sum under
+    the root is at least the larger one of the first two. So the interval holds for
     other seeds and for other rows of the same kind.
 
     Args:
         differences: Distilled minus alone, of shape `(seeds, blocks)`. Each block is a
-            part of the rows. With one block, the interval is one over seeds only.
-        error: The chance that the interval misses the truth. Defaults to 0.05.
+            part of the rows. With one block, the interval is over seeds only.
+        error: The probability that the true gain is outside of the interval. Defaults
+            to 0.05.
 
     Returns:
         The gain.
 
     Raises:
         ImportError: If SciPy isn't installed.
-        ValueError: If `differences` doesn't have two dimensions and two seeds, or has a
-            value that isn't finite.
+        ValueError: If `differences` doesn't have two dimensions, has fewer than two
+            seeds, or has a value that isn't finite.
 
     Example:
         >>> gain([[0.02], [0.03], [0.025], [0.02]]).verdict

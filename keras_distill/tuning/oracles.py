@@ -1,4 +1,4 @@
-"""KerasTuner's part of a search: its oracles choose what is tried next."""
+"""KerasTuner's part of a search: its oracles choose the next setting to try."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ PROJECT = "keras_tuner"
 
 
 def keras_tuner() -> Any:
-    """Return the package KerasTuner, or raise an error that tells how to install it."""
+    """Return the package KerasTuner; without it, raise an error with install advice."""
     try:
         import keras_tuner as package
     except ImportError as error:
@@ -30,7 +30,7 @@ def keras_tuner() -> Any:
 
 
 def direction_of(objective: str, direction: str | None) -> str:
-    """Return `"max"` or `"min"`, from the name of a metric where none is given."""
+    """Return the direction, which for None is that of the objective in KerasTuner."""
     if direction is None:
         package = keras_tuner()
         try:
@@ -57,8 +57,8 @@ def made(
 ) -> Any:
     """Return the oracle that chooses the settings.
 
-    Without one that is given, all settings are tried in turn if `max_trials` allows it.
-    Otherwise they are drawn at random.
+    If `oracle` is None, all settings are tried in turn if `max_trials` allows it.
+    Otherwise settings are drawn at random.
     """
     package = keras_tuner()
     oracles, size = package.oracles, space.size()
@@ -90,22 +90,22 @@ def tried(
     package = keras_tuner()
 
     class Tuner(package.engine.base_tuner.BaseTuner):  # type: ignore[name-defined]
-        """Fits one setting a trial."""
+        """Fits one setting in each trial."""
 
         def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
             setting = fits.space.setting(trial.hyperparameters)
             try:
                 value = score(fits, setting, seeds)
             except Exception as error:
-                # KerasTuner would go on with other settings after other errors.
+                # After any other error, KerasTuner would try the next setting.
                 raise package.errors.FatalError(str(error)) from error
             return {oracle.objective.name: value}
 
-    # It prints that it goes on with an earlier search.
+    # When KerasTuner resumes an earlier search, it prints a line about it.
     with contextlib.redirect_stdout(io.StringIO()):
         tuner = Tuner(oracle, fits.space.setting, str(directory), PROJECT)
     with warnings.catch_warnings():
-        # KerasTuner takes the best of the one score of a trial, which may be NaN.
+        # KerasTuner computes the best score of a trial, whose only score may be NaN.
         warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
         try:
             tuner.search(verbose=0)
@@ -119,8 +119,8 @@ def tried(
         for trial in oracle.trials.values()
         if trial.status in ("COMPLETED", "FAILED")
     ]
-    # KerasTuner reads trials in another order than it ran them. A tie of the best
-    # must be broken alike in a search that goes on.
+    # KerasTuner doesn't load trials in the order in which it ran them. A resumed search
+    # must choose the same one of several best settings.
     settings.sort(key=lambda item: str(item[0]))
     return {setting: float(value) for setting, value in settings}
 

@@ -1,4 +1,4 @@
-"""The search: settings are tried, and the best one is confirmed against none."""
+"""The search: it tries settings and compares the best one with the student alone."""
 
 import json
 import math
@@ -17,10 +17,10 @@ from keras_distill.tuning.fits import BLOCKS, Fits, Record, Rows, is_finite
 from keras_distill.tuning.interval import Gain, gain, looks
 from keras_distill.tuning.settings import ALONE, Losses, Setting, Space
 
-# The seeds of the confirmation are none of those of the search.
+# This is added to the seed, so that the confirmation has other seeds than the search.
 _FRESH = 10_000
 _FUNCTIONS = "build_student", "teacher", "compile"
-# The arguments that a search in the same directory must have again.
+# A resumed search must have the same values of these arguments.
 _PLAN = (
     "objective",
     "epochs",
@@ -61,60 +61,64 @@ def search(
     overwrite: bool = False,
     verbose: int = 1,
 ) -> Answer:
-    """Find out whether distillation helps here, and with which setting.
+    """Find out whether distillation helps on your data, and with which setting.
 
-    First the search: KerasTuner tries losses, temperatures and alphas. The student
-    alone (alpha 0) is always tried, and first. Each fit is judged on one half of
-    the held-out rows. Then the confirmation: the best setting and the student alone
-    are fit with fresh seeds, and judged on the other half. For one seed both have the
-    same initial weights and the same batches. Seeds are added until the interval of
-    the gain excludes 0, or is narrower than `smallest_gain` on either side, or
-    `max_seeds` is reached. The intervals of all looks hold at once with 95 %.
+    First comes the search. KerasTuner tries losses, temperatures and alphas. The
+    student alone (alpha 0) is always tried, before all others. Each fit is scored on
+    one half of the held-out rows.
 
-    The cost in fits: at most `(max_trials + 1) * fits_per_trial + 2 * max_seeds`, as
-    an oracle may leave out the student alone. With the defaults, 10 for the search and
-    10 or 20 for the confirmation.
+    Then comes the confirmation. The best setting and the student alone are fit with new
+    seeds and scored on the other half. For the same seed, both have the same initial
+    weights and batches. Seeds are added until the interval of the gain doesn't contain
+    0, or half its width is below `smallest_gain`, or `max_seeds` is reached. The
+    interval may be computed several times; all these intervals hold at once with 95 %.
+
+    The number of fits is at most `(max_trials + 1) * fits_per_trial + 2 * max_seeds`.
+    The 1 is for an oracle that doesn't try the student alone. With the defaults, there
+    are 10 fits in the search and 10 or 20 in the confirmation.
 
     Args:
         build_student: A function that returns a fresh, untrained student.
-        teacher: As for `Distiller`. It must not train.
+        teacher: A teacher as for `Distiller`, which must not change in training.
         train: `(x, y)` or `(x, y, sample_weight)` of arrays, or a data set of batches.
             A data set must draw the same batches after the same
             `keras.utils.set_random_seed`.
         held_out: `(x, y)` or `(x, y, sample_weight)` of arrays that aren't in `train`.
         compile: A function that returns a dict of arguments of `Distiller.compile`,
-            with a fresh optimiser in each call. It needs a `loss`, and the metric that
-            is the objective.
-        losses: Names, each with a function of `temperature` that returns a loss, or
-            with a Keras loss that has no temperature. Defaults to
+            with a fresh optimiser in each call. The dict needs a `loss`, and the metric
+            that is the objective.
+        losses: A dict by name. Each value is a function of `temperature` that returns a
+            loss, or a Keras loss without a temperature. Defaults to
             `{"ForwardKL": keras_distill.losses.ForwardKL}`.
         temperatures: The temperatures to try. Defaults to 1, 2 and 4.
-        alphas: The values of alpha to try; 0 is added where it is missing. Defaults to
+        alphas: The values of alpha to try; 0 is added if it is missing. Defaults to
             0, 0.1, 0.5 and 0.9.
-        objective: What `Distiller.evaluate` returns under this name. Defaults to
-            `"accuracy"`.
-        direction: `"max"` or `"min"`. Defaults to what KerasTuner knows of the name.
+        objective: The name of the score, one of the values that `Distiller.evaluate`
+            returns. Defaults to `"accuracy"`.
+        direction: `"max"` or `"min"`. By default, KerasTuner derives it from the name
+            of the objective.
         epochs: As in `fit`. Defaults to 1.
         batch_size: As in `fit`.
         callbacks: A function that returns fresh callbacks for one fit, e.g. early
-            stopping. With it, the rows of the search are the validation data.
+            stopping. If it is given, the rows of the search are the validation data.
         oracle: A function of `objective`, `max_trials` and `seed` that returns an
             oracle, e.g. the class `keras_tuner.oracles.BayesianOptimizationOracle`.
-            Defaults to a grid search, or to a random one where `max_trials` is below
+            Defaults to a grid search, or to a random search if `max_trials` is below
             the number of settings.
-        max_trials: The settings to try at most, the student alone among them. Defaults
-            to all of them.
-        fits_per_trial: The seeds of each trial. Defaults to 1.
-        seeds: The seeds of the first look at the gain. Later looks double them.
-            Defaults to 5.
-        max_seeds: The seeds of the last look. Defaults to 10.
-        smallest_gain: The gain that would matter to you. Defaults to 0: the interval
-            is never narrow enough.
+        max_trials: The largest number of settings to try, including the student alone.
+            Defaults to the number of all settings.
+        fits_per_trial: The number of seeds for each setting in the search. Defaults to
+            1.
+        seeds: The number of seeds after which the gain is first computed. It is doubled
+            for each later computation. Defaults to 5.
+        max_seeds: The largest number of seeds in the confirmation. Defaults to 10.
+        smallest_gain: The smallest gain that matters to you. Defaults to 0, with which
+            no interval is narrow enough to end the confirmation.
         seed: The seed of the split, of the search and of the fits. Each fit sets the
             global seed. Defaults to 0.
-        directory: Where to keep the results, so that a search that was stopped goes
-            on. Defaults to a directory that is removed at the end.
-        overwrite: Whether to drop the results of an earlier search in `directory`.
+        directory: The directory of the results, from which a search that was stopped
+            resumes. Defaults to a directory that is removed at the end.
+        overwrite: Whether to delete the results of an earlier search in `directory`.
             Defaults to False.
         verbose: 1 prints a line for each fit, 0 none. Defaults to 1.
 
@@ -123,7 +127,8 @@ def search(
 
     Raises:
         ImportError: If KerasTuner or SciPy isn't installed.
-        TypeError: If the teacher is None, or a function isn't one.
+        TypeError: If the teacher is None, or if an argument that must be a function
+            isn't one.
         ValueError: If held-out rows or labels are missing or too few; if a setting, the
             objective or a number is wrong; if `directory` holds another search; if no
             score of a setting with alpha above 0 is finite.
@@ -196,7 +201,7 @@ def _confirmed(
     planned: Sequence[tuple[int, float]],
     smallest_gain: float,
 ) -> Gain:
-    """Add seeds until the gain is known well enough."""
+    """Add seeds until the gain is known well enough, and return it."""
     sign = 1 if direction == "max" else -1
     first = fits.seed + _FRESH
     differences: list[Any] = []

@@ -9,7 +9,7 @@ import keras
 
 from keras_distill.losses import ForwardKL
 
-# A function of the temperature, or a loss that has none.
+# By name, functions of the temperature that return a loss, or losses without one.
 Losses = Mapping[str, Callable[..., Any]]
 
 
@@ -18,7 +18,7 @@ class Setting:
     """One way to train the student.
 
     Args:
-        alpha: The weight of the distillation loss. 0 is the student alone.
+        alpha: The weight of the distillation loss; 0 for the student alone.
         loss: The name of the distillation loss. None for the student alone.
         temperature: The temperature of the loss. None if the loss has none.
 
@@ -91,7 +91,7 @@ class Space:
         ]
 
     def size(self) -> int:
-        """Return the number of settings, with the student alone."""
+        """Return the number of settings, including the student alone."""
         warm = len(self.tempered())
         cold = len(self.losses) - warm
         return 1 + (len(self.alphas) - 1) * (warm * len(self.temperatures) + cold)
