@@ -1,7 +1,7 @@
 """Cut a student from its teacher, distil it, train it with rounding, and export it.
 
 The teacher is a residual network on Fashion-MNIST. The student has half its widths and
-lacks a third of its blocks. It begins with the remaining weights of the teacher, and
+half its blocks. It begins with the remaining weights of the teacher, and
 learns from the teacher only. Then it is trained with rounded weights, and exported as a
 LiteRT file of integers.
 
