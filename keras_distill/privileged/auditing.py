@@ -103,8 +103,9 @@ def audit(
             intervals. Defaults to 5.
         max_rows: The number of the most recent rows to use. Defaults to all rows.
         score: A function of labels, predictions and sample weights that returns a loss
-            for each row. Labels and weights have the structure of `data`. The loss of a perfect
-            prediction is 0. Defaults to the label loss, summed over outputs.
+            for each row. Labels and weights have the structure of `data`. The loss
+            of a perfect prediction is 0. Defaults to the label loss, summed over
+            outputs.
         seed: The seed of the fits. Each fit sets the global seed. Defaults to 0.
         verbose: 1 prints a line for each fold and seed, 0 none. Defaults to 1.
 
