@@ -1,4 +1,4 @@
-"""Knowledge distillation for Keras 3: compile, fit, export a small model, prove it."""
+"""Knowledge distillation for Keras 3: train, export and compare small models."""
 
 import importlib
 import sys

@@ -9,7 +9,7 @@ from keras_distill.targets.manifest import Manifest
 
 
 def check_dataset(dataset: Any) -> None:
-    """Raise an error if a data set can't be recorded, as far as it shows unread.
+    """Raise an error for a data set that can't be recorded, without reading it.
 
     Raises:
         TypeError: If it isn't a `tf.data.Dataset`, or if its elements don't have the

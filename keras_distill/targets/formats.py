@@ -18,8 +18,8 @@ Place = tuple[int, int]
 _FLOATS = ("float16", "float32")
 # Losses read ids as float32, which holds whole numbers up to here exactly.
 _LARGEST_ID = 2**24
-# How far the sum of a row's probabilities may be from 1, as that of a teacher that
-# computes in half precision is.
+# How far the sum of a row's probabilities may be from 1. Teachers that compute in half
+# precision return such sums.
 OFF_ONE = 1e-2
 
 
@@ -252,8 +252,8 @@ class Sampled(Format):
     If a class is drawn `c` times, its share `c / n` is an unbiased estimate of its
     probability at temperature 1. Cross-entropy and forward KL are linear in the
     probabilities, so their gradients are unbiased. In the batch, the last axis holds
-    `2 * n` numbers: the ids of the drawn classes, then their shares, both padded with
-    0. `losses.SampledSoftTargets` reads them.
+    `2 * n` numbers: the ids of the drawn classes, then their shares. Both are padded
+    with zeros. `losses.SampledSoftTargets` reads them.
 
     Args:
         n: The number of draws for each distribution.

@@ -39,11 +39,11 @@ def from_function(
         outputs: The kind of `predict`'s outputs. If it returns a dict, a dict of kinds
             by name.
 
-            - `"probabilities"`: those of one event, `(rows,)` or `(rows, 1)`, become
-              `log(p / (1 - p))` for a student with one sigmoid unit. Those of classes,
-              `(rows, classes)`, become `log(p)` for a student with a softmax.
-              0 counts as 1.2e-38, the smallest normal float32.
-            - `"log_odds"`: those of one event, or of several that don't exclude each
+            - `"probabilities"`: The probability of one event, `(rows,)` or `(rows, 1)`,
+              becomes `log(p / (1 - p))` for a student with one sigmoid unit.
+              Probabilities of classes, `(rows, classes)`, become `log(p)` for a student
+              with a softmax. 0 counts as 1.2e-38, the smallest normal float32.
+            - `"log_odds"`: log-odds of one event, or of several that don't exclude each
               other, for sigmoid units. They are logits already.
             - `"logits"`: scores before a softmax, or numbers of a regression.
 

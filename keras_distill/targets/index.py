@@ -1,8 +1,8 @@
 """An index on disk: the positions of rows by 64-bit keys, content hashes or ids.
 
 Its file holds the sorted keys, then their positions, then the positions of two rows
-with the same key, or 0 and 0 if keys differ. It is read through a memory map. It is
-built in pieces of bounded size, so that its memory doesn't grow with the recording.
+with the same key, or 0 and 0 if all keys differ. It is read through a memory map. It
+is built in pieces of bounded size, so that its memory doesn't grow with the recording.
 """
 
 import hashlib

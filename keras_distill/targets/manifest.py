@@ -136,7 +136,7 @@ class Manifest:
         atomic.replace_text(directory / FILE, text)
 
     def differences(self, other: Self) -> dict[str, tuple[Any, Any]]:
-        """Return the fields that another manifest has otherwise, as (own, other)."""
+        """Return the fields in which another manifest differs, as (own, other)."""
         own, others = self._config(), other._config()
         return {
             name: (own[name], others[name])

@@ -65,7 +65,7 @@ def record(
             output, else the output's name in the Keras model. Defaults to
             `LogProbabilities("float32")`.
         from_logits: Whether the outputs are logits (default) or probabilities. `Values`
-            stores both without conversion.
+            doesn't convert either.
         ids: A key of the inputs with an id of each row, a whole number or text, by
             which `join` may find the row. Defaults to None: the id is the row's
             position.
@@ -78,9 +78,10 @@ def record(
         views: The number of augmented views of each example. Defaults to 1.
         seed: The seed of the views. Defaults to 0.
         rows_per_shard: The number of rows in a file, a multiple of the batch size. A
-            killed process loses the work on one file. Defaults to about 32,768.
-        batch_size: The number of rows in a batch of the teacher. Defaults to the batch
-            size of `dataset`.
+            killed process loses the work on one file. Defaults to that of an earlier
+            call for this directory, else to about 32,768.
+        batch_size: The number of rows in a batch of the teacher. Defaults to that of an
+            earlier call for this directory, else to the batch size of `dataset`.
         progress: Whether to show a line with examples a second and the time left. It is
             written to stderr, and only if stderr is a terminal.
 

@@ -43,8 +43,8 @@ def remote(
     in `fit` and in `targets.record`. Up to `in_flight` batches are sent ahead while the
     student trains. Batches keep their order.
 
-    When this function is called and whenever an iteration starts, the model on the
-    server is compared to `dataset`. Each answer is checked for its shape, its dtype and
+    This call compares the model on the server with `dataset`. Whenever an iteration
+    starts, the server must still have the same model. Each answer is checked for its shape, its dtype and
     NaN. A request that gets no answer in time, or finds no server, is sent again after
     a pause. The pauses grow from 0.25 to 8 seconds: 32 seconds in all for 8 retries.
     After the last retry, the iteration ends with an error. Once the server is back,

@@ -85,7 +85,7 @@ class Teacher(ABC):
     def changes(self) -> bool:
         """Whether the teacher changes while it teaches.
 
-        `fit` doesn't compare such a teacher with chance.
+        `fit` doesn't compare such a teacher with chance or with the student.
         """
         return False
 
