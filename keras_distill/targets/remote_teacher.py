@@ -44,11 +44,11 @@ def remote(
     student trains. Batches keep their order.
 
     This call compares the model on the server with `dataset`. Whenever an iteration
-    starts, the server must still have the same model. Each answer is checked for its shape, its dtype and
-    NaN. A request that gets no answer in time, or finds no server, is sent again after
-    a pause. The pauses grow from 0.25 to 8 seconds: 32 seconds in all for 8 retries.
-    After the last retry, the iteration ends with an error. Once the server is back,
-    another `fit` on the same data set continues the training.
+    starts, the server must still have the same model. Each answer is checked for its
+    shape, its dtype and NaN. A request that gets no answer in time, or finds no server,
+    is sent again after a pause. The pauses grow from 0.25 to 8 seconds: 32 seconds in
+    all for 8 retries. After the last retry, the iteration ends with an error. Once the
+    server is back, another `fit` on the same data set continues the training.
 
     Args:
         dataset: Batches `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as for `fit`.
