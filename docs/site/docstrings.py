@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.util import logging
 from sphinx.util.inspect import stringify_signature
 
 EXAMPLE = re.compile(r"(?<=^Example:\n)>>>.*", re.MULTILINE | re.DOTALL)
@@ -36,6 +37,10 @@ def to_rst(text: str) -> str:
 def _on_docstring(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
+    if what == "property" and ": " in IN_BACKTICKS.sub("", lines[0]):
+        logging.getLogger(__name__).warning(
+            "%s: what is before a colon would be shown as its type: %s", name, lines[0]
+        )
     lines[:] = to_rst("\n".join(lines)).split("\n")
 
 

@@ -200,7 +200,7 @@ class VocabularyLoss(DistillationLoss):
 
     @property
     def state(self) -> Sequence[keras.Variable]:
-        """The variables that a call reads: the temperature and those of the heads."""
+        """The variables that a call reads, of the temperature and the heads."""
         heads = variables(self.teacher_head), variables(self.student_head)
         return [*super().state, *heads[0], *heads[1]]
 

@@ -140,7 +140,7 @@ class SharedPeers(keras.callbacks.Callback, Teacher):
 
     @property
     def teaching(self) -> list[str]:
-        """The names of the peers that teach: those whose last read model fits."""
+        """The names of the peers that teach, whose last read model fits."""
         return sorted(
             name
             for name, peer in self._read.items()

@@ -69,7 +69,7 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """The verdict: `"pays"`, `"doesn't"` or `"leaks"`, as defined in `audit`."""
+        """The verdict, `"pays"`, `"doesn't"` or `"leaks"`, as defined in `audit`."""
         if self.explained > LEAK:
             return "leaks"
         gains = self.gain.verdict, self.over_control.verdict

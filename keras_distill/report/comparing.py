@@ -31,7 +31,7 @@ class Report(Findings):
 
     @property
     def verdicts(self) -> list[str]:
-        """The verdicts: one sentence for each compared model and output."""
+        """The verdicts, one sentence for each compared model and output."""
         return wording.verdicts(self)
 
     def to_dict(self) -> dict[str, Any]:

@@ -44,12 +44,12 @@ class Answer:
 
     @property
     def verdict(self) -> str:
-        """The verdict of `gain`: `"helps"`, `"no gain shown"` or `"hurts"`."""
+        """The verdict of `gain`, `"helps"`, `"no gain shown"` or `"hurts"`."""
         return self.gain.verdict
 
     @property
     def setting(self) -> Setting:
-        """The setting to use: `best` if it helps, and otherwise the student alone."""
+        """The setting to use, `best` if it helps, and otherwise the student alone."""
         return self.best if self.verdict == "helps" else ALONE
 
     def compile_arguments(self) -> dict[str, Any]:
