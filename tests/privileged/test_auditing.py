@@ -29,8 +29,8 @@ X["label_like"] = (8 * Y - 4 + RNG.normal(size=Y.shape)).astype("float32")
 def model(*privileged: str) -> keras.Model:
     """Build a linear model, which trusts privileged features more than the item.
 
-    Its weights begin at zero, so that the verdicts don't depend on random weights, which
-    differ between backends.
+    Its weights begin at zero, so that the verdicts don't depend on random weights.
+    Backends draw different ones.
     """
     read = {"item": keras.Input((ITEM,), name="item")}
     read |= {name: keras.Input((1,), name=name) for name in privileged}
@@ -75,11 +75,11 @@ def run(*features: str, **given: Any) -> Audit:
 
 
 def test_a_mediator_of_noisy_labels_pays(capsys: pytest.CaptureFixture[str]) -> None:
-    found = run(epochs=3, verbose=1)
-    assert found.verdict == "pays" and found.fits == 15, str(found)
+    found = run(epochs=3, seeds=4, verbose=1)
+    assert found.verdict == "pays" and found.fits == 20, str(found)
     assert found.columns["dwell"].verdict == "helps"
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 3 and printed[1].startswith("seed 1: student alone 0.")
+    assert len(printed) == 4 and printed[1].startswith("seed 1: student alone 0.")
 
 
 def test_its_shuffled_values_do_not() -> None:
