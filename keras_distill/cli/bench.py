@@ -6,8 +6,14 @@ from keras_distill.cli import checks
 from keras_distill.cli.parsing import Commands, add_command, print_json, print_table
 
 _DESCRIPTION = """\
-Time every artefact of an export in its own runtime: latency and throughput by batch
-size, beside the Keras model. Sides take turns; on a busy machine trust ratios alone.
+Measure the speed of the exported models in an export. Each one runs in its own runtime:
+TensorFlow, ONNX Runtime or LiteRT. The table shows latency and throughput for each
+batch size. With `--model`, it also shows the Keras model, and the speedup of each model
+over Keras' `predict`.
+
+The command calls the models alternately, so that a busy machine slows all of them
+alike. On a busy machine, don't use the times themselves. Use only their ratios, such
+as the speedup.
 """
 
 _EXAMPLES = """\
@@ -22,14 +28,16 @@ def add(commands: Commands) -> None:
         commands,
         "bench",
         _run,
-        help="time the artefacts of an export beside the Keras model",
+        help="measure the speed of exported models and of the Keras model",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
         check=_check,
     )
-    parser.add_argument("export", metavar="EXPORT", help="with a manifest.json")
+    parser.add_argument("export", metavar="EXPORT", help="directory of an export")
     parser.add_argument(
-        "--model", metavar="MODEL.keras", help="what the export was made from"
+        "--model",
+        metavar="MODEL.keras",
+        help="Keras model that the export was made from. It is timed too",
     )
     parser.add_argument(
         "--batch-sizes",
@@ -37,22 +45,23 @@ def add(commands: Commands) -> None:
         nargs="+",
         default=[1, 8, 64],
         metavar="N",
-        help="(default: 1 8 64)",
+        help="batch sizes to measure (default: 1 8 64)",
     )
     parser.add_argument(
         "--calls",
         type=checks.whole(1),
         default=200,
         metavar="N",
-        help="of each side for each batch size (default: %(default)s)",
+        help="largest number of calls of each model, for each batch size "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--threads",
         type=checks.whole(1),
         metavar="N",
-        help="of each runtime (default: each runtime's own choice)",
+        help="threads that each runtime uses (default: each runtime decides)",
     )
-    parser.add_argument("--json", action="store_true", help="print rows as JSON")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -78,7 +87,7 @@ def _run(arguments: argparse.Namespace) -> None:
         print_json(rows)
         return
     print_table(
-        ["side", "batch", "p50 ms", "p95 ms", "p99 ms", "examples/s", "x predict"],
+        ["side", "batch", "p50 ms", "p95 ms", "p99 ms", "examples/s", "speedup"],
         [
             [
                 row["side"],

@@ -7,10 +7,13 @@ from keras_distill.cli import checks, data
 from keras_distill.cli.parsing import Commands, add_command, needs, print_json
 
 _DESCRIPTION = f"""\
-Compare models on held-out data: quality with intervals, agreement with the teacher,
-calibration, size and latency, and a verdict in words. Writes a page that needs no
-network, its pictures and report.json.
-{needs("It needs", "report")}
+Compare models on held-out data, and write a report. The report shows the quality of
+each model with confidence intervals, its agreement with the teacher, its calibration,
+its size and its latency. It also gives a verdict in words.
+
+The report is an HTML page with pictures, and report.json. The page works offline.
+
+{needs("This command needs", "report")}
 """
 
 _EXAMPLES = """\
@@ -27,7 +30,7 @@ def add(commands: Commands) -> None:
         commands,
         "compare",
         _run,
-        help="compare models on held-out data, on a page to show",
+        help="compare models on held-out data, and write a report",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
         check=_check,
@@ -37,23 +40,23 @@ def add(commands: Commands) -> None:
         type=_named,
         nargs="+",
         metavar="NAME=MODEL.keras",
-        help="the models by name",
+        help="models to compare, at least two, each with a name",
     )
     parser.add_argument(
         "--data",
         type=checks.file,
         required=True,
         metavar="FILE.npz",
-        help="inputs by name, and the labels",
+        help="held-out data: one array for each input, and the labels",
     )
     parser.add_argument(
         "--labels",
         default="labels",
         metavar="NAME",
-        help="the array in FILE.npz that holds the labels (default: %(default)s)",
+        help="array in FILE.npz that contains the labels (default: %(default)s)",
     )
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="where to write the report"
+        "--out", required=True, metavar="DIR", help="directory to write the report to"
     )
     _add_roles(parser)
     _add_costs(parser)
@@ -68,7 +71,8 @@ def _add_costs(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=EXPORT",
-        help="an export of a model, to measure its files; may be repeated",
+        help="export of the model NAME, whose files are measured too. Repeat the "
+        "option for more models",
     )
     parser.add_argument(
         "--batch-sizes",
@@ -76,12 +80,14 @@ def _add_costs(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[1, 8, 64],
         metavar="N",
-        help="of latencies (default: 1 8 64)",
+        help="batch sizes to measure latencies at. Without a number, no latency is "
+        "measured (default: 1 8 64)",
     )
     parser.add_argument(
         "--peak-memory",
         action="store_true",
-        help="measure memory too, of each model in a process of its own (on Linux)",
+        help="also measure the peak memory of each model, in a separate process "
+        "(Linux only)",
     )
 
 
@@ -90,21 +96,24 @@ def _add_roles(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline",
         metavar="NAME",
-        help="the model that the others are compared with (default: `student alone`, "
-        "else the first that isn't the teacher)",
+        help="name of the model that the others are compared with (default: "
+        "`student alone`, or else the first model that isn't the teacher)",
     )
     parser.add_argument(
-        "--teacher", metavar="NAME", help="the teacher (default: `teacher`, if given)"
+        "--teacher",
+        metavar="NAME",
+        help="name of the teacher (default: the model named `teacher`, if any)",
     )
     parser.add_argument(
         "--task",
         choices=("classes", "binary", "multi-label", "regression"),
-        help="(default: by labels and outputs)",
+        help="what the models predict (default: derived from labels and outputs)",
     )
     parser.add_argument(
         "--primary",
         metavar="MEASURE",
-        help="the measure that decides, as nll (default: accuracy, auc, nll or mse)",
+        help="measure that decides the verdict (default: accuracy for classes, auc for "
+        "binary, nll for multi-label, mse for regression)",
     )
 
 
@@ -153,4 +162,4 @@ def _run(arguments: argparse.Namespace) -> None:
         print_json({**report.to_dict(), "page": str(page)})
         return
     print(report)
-    print(f"\nThe page is {page}")
+    print(f"\nThe report is {page}")

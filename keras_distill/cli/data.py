@@ -33,7 +33,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         "--max-drop",
         type=checks.at_least_0,
         metavar="DROP",
-        help="by how much an artefact's metric may be worse (default: 0.01)",
+        help="largest loss of the metric compared with the Keras model (default: 0.01)",
     )
 
 
@@ -43,12 +43,12 @@ def _add_held_out(group: Any) -> None:
         "--evaluate",
         type=checks.file,
         metavar="FILE.npz",
-        help="inputs by name, and the labels",
+        help="held-out data: one array for each input, and the labels",
     )
     group.add_argument(
         "--labels",
         metavar="NAME",
-        help="the array in FILE.npz that holds the labels (default: labels)",
+        help="array in FILE.npz that contains the labels (default: labels)",
     )
 
 
@@ -57,24 +57,26 @@ def _add_metric(group: Any) -> None:
     group.add_argument(
         "--metric",
         metavar="CLASS",
-        help="a class of keras.metrics; `accuracy` is SparseCategoricalAccuracy, "
-        "`auc` is AUC (default: SparseCategoricalAccuracy)",
+        help="class in keras.metrics. You can write `accuracy` for "
+        "SparseCategoricalAccuracy, and `auc` for AUC (default: accuracy)",
     )
     group.add_argument(
         "--metric-config",
         type=checks.json_object,
         metavar="JSON",
-        help="the arguments of the metric, as '{\"from_logits\": true}'",
+        help="arguments of the metric, such as '{\"from_logits\": true}'",
     )
     group.add_argument(
         "--mode",
         choices=("auto", "max", "min"),
-        help="whether larger or smaller is better (default: by the metric)",
+        help="max: a larger metric is better. min: a smaller one is better. auto: "
+        "Keras decides (default: auto)",
     )
     group.add_argument(
         "--output",
         metavar="NAME",
-        help="the output that the metric reads, of a model of several",
+        help="output that the metric is computed on. Needed only for a model with "
+        "several outputs",
     )
 
 

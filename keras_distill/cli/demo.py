@@ -6,11 +6,15 @@ from keras_distill.cli import checks
 from keras_distill.cli.parsing import Commands, add_command, needs
 
 _DESCRIPTION = f"""\
-Does distillation pay? Trains a teacher, a small student alone and the same student
-distilled, on handwritten digits that need no download; prints how good each is over
-several seeds, and how large and fast the exported files are. About two minutes on two
-CPU cores.
-{needs("Needs", "demo")}
+Show on a small example what distillation can improve. The demo trains three models:
+a large teacher, a small student without the teacher, and the same student with
+distillation. The data are images of handwritten digits, and nothing is downloaded.
+
+The demo repeats this for several seeds, and prints the quality of each model. It also
+exports the teacher and the distilled student, and prints the size and speed of the
+files. The demo takes about two minutes on two CPU cores.
+
+{needs("The demo needs", "demo")}
 """
 
 _EXAMPLES = """\
@@ -26,7 +30,7 @@ def add(commands: Commands) -> None:
         commands,
         "demo",
         _run,
-        help="compare a teacher, a student alone and a distilled one on real images",
+        help="train and compare a teacher and its students on a small example",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
         check=_check,
@@ -36,7 +40,7 @@ def add(commands: Commands) -> None:
         type=checks.place,
         default="demo-output",
         metavar="DIRECTORY",
-        help="where the files go; an earlier demo there is replaced "
+        help="directory to write the files to. An earlier demo there is replaced "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -44,12 +48,14 @@ def add(commands: Commands) -> None:
         type=checks.whole(0),
         nargs="+",
         metavar="SEED",
-        help="everything is done once for each (default: 0 1 2 3 4; with --smoke: 0)",
+        help="seeds. All models are trained once for each seed (default: 0 1 2 3 4, or "
+        "0 with --smoke)",
     )
     parser.add_argument(
         "--smoke",
         action="store_true",
-        help="a few steps only, to see that everything runs; the numbers mean nothing",
+        help="train for a few steps only, to check that the demo works. The numbers "
+        "mean nothing",
     )
 
 

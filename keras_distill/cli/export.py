@@ -17,9 +17,11 @@ from keras_distill.cli.parsing import (
 )
 
 _DESCRIPTION = f"""\
-Write a Keras model as SavedModel, ONNX or LiteRT, in full precision and quantised. Each
-file is run by its own runtime and compared with the model before anything is published;
-a file that isn't the model, or loses too much of the metric, is not.
+Convert a Keras model to SavedModel, ONNX and LiteRT, in full precision and quantised.
+Each exported model then runs in its own runtime: TensorFlow, ONNX Runtime or LiteRT.
+If its outputs differ too much from those of the Keras model, nothing is published.
+`--evaluate` adds a check: how much of a metric each exported model loses.
+
 {needs("ONNX and LiteRT need", "onnx,litert")}
 """
 
@@ -34,11 +36,15 @@ _EXAMPLES = """\
       --examples raw.npz --out build/
 
 data files:
-  .npz as `numpy.savez` writes it, one array an input, under the input's name
+  Each FILE.npz is a file that `numpy.savez` wrote. It contains one array for each
+  input. An array has the name of its input.
 
 exit codes:
-  0 published   1 not published, the reason on the standard error
-  2 wrong arguments   3 not published, as a file isn't the model or loses too much
+  0  The export was published.
+  1  The command failed, and nothing was published. The error message says why.
+  2  The arguments are wrong.
+  3  Nothing was published, because an exported model differs too much from the Keras
+     model, or loses too much of the metric.
 """
 
 
@@ -59,17 +65,21 @@ def add(commands: Commands) -> None:
         commands,
         "export",
         _run,
-        help="write a model for servers and phones, checked and quantised",
+        help="convert a model for servers and phones, and check the result",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
         check=_check,
     )
-    parser.add_argument("model", metavar="MODEL.keras", help="loaded in safe mode")
+    parser.add_argument(
+        "model",
+        metavar="MODEL.keras",
+        help="file of the model. Keras loads it in safe mode",
+    )
     _add_published(parser)
     _add_precision(parser)
     _add_kept(parser)
     parser.add_argument(
-        "--json", action="store_true", help="print the manifest, not a table"
+        "--json", action="store_true", help="print the manifest instead of a table"
     )
     data.add_evaluation(parser)
 
@@ -82,20 +92,21 @@ def _add_published(parser: argparse.ArgumentParser) -> None:
         default=list(_PRECISIONS),
         choices=tuple(_PRECISIONS),
         metavar="FORMAT",
-        help="saved_model, onnx, litert (default: all of them)",
+        help="formats to write: saved_model, onnx, litert (default: all three)",
     )
     parser.add_argument(
         "--out",
         type=checks.place,
         required=True,
         metavar="DIRECTORY",
-        help="an earlier export there is replaced as a whole",
+        help="directory to write to. An earlier export there is replaced",
     )
     parser.add_argument(
         "--version",
         type=checks.version,
         metavar="N",
-        help="publish to DIRECTORY/N, or with `next` to the number after the highest",
+        help="write to DIRECTORY/N instead of DIRECTORY. `next` is the number after "
+        "the highest version there",
     )
 
 
@@ -106,26 +117,29 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=_PRECISIONS["litert"],
         metavar="PRECISION",
-        help="float16, dynamic_int8, int8, integer_only, besides the model's own",
+        help="precisions to write in addition to the model's own: float16, "
+        "dynamic_int8, int8, integer_only",
     )
     parser.add_argument(
         "--calibrate",
         type=checks.file,
         metavar="FILE.npz",
-        help="a few hundred typical inputs, for int8 and integer_only",
+        help="a few hundred typical inputs. int8 and integer_only need them",
     )
     parser.add_argument(
         "--examples",
         type=checks.file,
         metavar="FILE.npz",
-        help="inputs to compare on (default: those of --calibrate or --evaluate)",
+        help="inputs on which the exported models are compared with the Keras model "
+        "(default: the inputs of --calibrate, or else of --evaluate)",
     )
     parser.add_argument(
         "--tolerance",
         type=checks.positive,
         metavar="T",
-        help="largest difference in full precision, relative to the scale of the "
-        "output (default: 1e-5)",
+        help="largest difference from the Keras model in full precision, relative to "
+        "the scale of the output (default: 1e-5, or more if the model's own rounding "
+        "needs it)",
     )
 
 
@@ -135,26 +149,27 @@ def _add_kept(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=checks.whole(1),
         metavar="N",
-        help="the only one (default: any)",
+        help="batch size of the exported models (default: any size)",
     )
     parser.add_argument(
         "--outputs",
         nargs="+",
         metavar="NAME",
-        help="those that the files have; what only others need is left out "
-        "(default: all)",
+        help="outputs to export. Layers and inputs that only other outputs need are "
+        "left out (default: all outputs)",
     )
     parser.add_argument(
         "--split-preprocessing",
         action="store_true",
-        help="leave out the lookups, hashing and text that a format of --to lacks; the "
-        "SavedModel keeps them in its signature serving_raw",
+        help="leave out preprocessing that a format of --to can't represent, such as "
+        "text, lookups and hashing. The signature serving_raw of the SavedModel still "
+        "contains it",
     )
     parser.add_argument(
         "--provenance",
         type=checks.json_file,
         metavar="FILE.json",
-        help="kept in the manifest as it is",
+        help="JSON file that says how the model was made. It is copied to the manifest",
     )
 
 
@@ -222,7 +237,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def _print(manifest: Mapping[str, Any]) -> None:
     """Print a table of the artefacts."""
     print_table(
-        ["artefact", "kB", "off Keras by", *_metric_names(manifest)],
+        ["artefact", "kB", "max difference", *_metric_names(manifest)],
         [
             [
                 name,
@@ -273,8 +288,8 @@ def _report_memory(before: int, parameters: int) -> None:
     if peak < 3 * model or model < _LARGE:
         return
     print(
-        f"peak memory {peak / 1e9:.2f} GB, of a model of {model / 1e9:.2f} GB: "
-        f"{before / 1e9:.2f} GB are TensorFlow itself, and beside Keras' weights there "
-        "are those in the runtime that checks a file, and those in converters: "
-        "LiteRT's holds them several times."
+        f"The peak memory was {peak / 1e9:.2f} GB, and the model has "
+        f"{model / 1e9:.2f} GB. TensorFlow itself needs {before / 1e9:.2f} GB. Keras, "
+        "the converters and the runtimes that check the files each keep copies of the "
+        "weights. LiteRT's converter keeps several copies."
     )

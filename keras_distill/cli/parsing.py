@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeAlias
 
-from keras_distill.installing import advice
+from keras_distill import installing
 
 # A string, as the class can be subscripted only by type checkers.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -115,8 +115,13 @@ def add_command(
 
 
 def needs(what: str, extra: str) -> str:
-    """Return two lines: what needs an extra, and the command that installs it."""
-    return f"{what} {advice(extra)}.".replace(" (", "\n(")
+    """Return lines that say what needs an extra, and which commands install it.
+
+    Args:
+        what: A subject with its verb, e.g. "The demo needs".
+        extra: The name of the extra.
+    """
+    return f"{what} more packages. Install them:\n{installing.commands(extra)}"
 
 
 def print_json(value: Any) -> None:

@@ -20,10 +20,14 @@ from keras_distill.cli.parsing import (
 )
 
 _DESCRIPTION = f"""\
-Run a teacher over a data set once and write its outputs to a directory, from which any
-number of students is trained without it. A call that was interrupted goes on after the
-last whole shard when it is made again; missing or damaged shards are made again.
-{needs("--runner needs", "beam")}
+Run a teacher once over a data set, and write its outputs to a directory. You can then
+train any number of students from the directory, without the teacher.
+
+The outputs are written in several files, called shards. If the command is interrupted,
+run it again with the same arguments. It then writes only the shards that are missing or
+damaged.
+
+{needs("The option `--runner` needs", "beam")}
 """
 
 _EXAMPLES = """\
@@ -38,14 +42,20 @@ _EXAMPLES = """\
       --pipeline-option environment_type=EXTERNAL \\
       --pipeline-option environment_config=localhost:50000
 
-data:
-  FILE.npz         as `numpy.savez` writes it, one array an input, under its name
-  DIRECTORY        of batches, as `tf.data.Dataset.save` writes it
-  module:function  a function that returns a `tf.data.Dataset` of batches; one with the
-                   parameters `start` and `stop` is called with the rows of a shard
+forms of DATA:
+  FILE.npz         A file that `numpy.savez` wrote. It contains one array for each
+                   input. An array has the name of its input.
+  DIRECTORY        A directory that `tf.data.Dataset.save` wrote. The data set must
+                   be in batches.
+  module:function  A Python function that returns a `tf.data.Dataset` of batches. If it
+                   has the parameters `start` and `stop`, it must return only the rows
+                   `[start:stop]`. With `--runner`, each process then reads only the
+                   rows that it needs.
 
 exit codes:
-  0 recorded   1 not recorded, the reason on the standard error   2 wrong arguments
+  0  All outputs are recorded.
+  1  The command failed. The error message says why.
+  2  The arguments are wrong.
 """
 
 _OPTION = re.compile(r"[A-Za-z]\w*(=.*)?", re.DOTALL)
@@ -58,28 +68,32 @@ def add(commands: Commands) -> None:
         commands,
         "record",
         _run,
-        help="keep a teacher's outputs, to train students without it",
+        help="save a teacher's outputs, to train students without the teacher",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
         check=_check,
     )
-    parser.add_argument("model", metavar="TEACHER.keras", help="loaded in safe mode")
+    parser.add_argument(
+        "model",
+        metavar="TEACHER.keras",
+        help="file of the teacher. Keras loads it in safe mode",
+    )
     parser.add_argument(
         "--data",
         type=_data,
         required=True,
         metavar="DATA",
-        help="FILE.npz, a saved data set, or module:function",
+        help="FILE.npz, DIRECTORY or module:function, as explained below",
     )
     parser.add_argument(
         "--out",
         type=checks.place,
         required=True,
         metavar="DIRECTORY",
-        help="a recording there is completed",
+        help="directory to write to. An incomplete recording there is completed",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print the manifest, not a table"
+        "--json", action="store_true", help="print the manifest instead of a table"
     )
     _add_data(parser)
     _add_stored(parser)
@@ -87,86 +101,106 @@ def add(commands: Commands) -> None:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the data and its rows")
+    group = parser.add_argument_group("options of the data")
     group.add_argument(
         "--labels",
         metavar="NAME",
-        help="the array of FILE.npz that is no input (default: labels)",
+        help="array in FILE.npz that contains the labels. The teacher doesn't read it "
+        "(default: labels)",
     )
     group.add_argument(
         "--batch-size",
         type=checks.whole(1),
         metavar="N",
-        help=f"rows that the teacher is given at once (default: as DATA has; {_BATCH})",
+        help="number of rows in one call of the teacher (default: the batch size of "
+        f"DATA, or {_BATCH} for FILE.npz)",
     )
     group.add_argument(
         "--rows-per-shard",
         type=checks.whole(1),
         metavar="N",
-        help="rows of a file, a multiple of the batch size (default: about 32,768)",
+        help="number of rows in one shard. It must be a multiple of the batch size "
+        "(default: about 32,768)",
     )
     group.add_argument(
-        "--ids", metavar="NAME", help="the input with an id of each row (default: none)"
+        "--ids",
+        metavar="NAME",
+        help="input that contains an id for each row (default: the id is the number "
+        "of the row)",
     )
     group.add_argument(
         "--hash-keys",
         nargs="+",
         metavar="NAME",
-        help="the inputs that tell rows apart (default: all)",
+        help="inputs that identify each row later. The students' data must contain "
+        "these inputs (default: all inputs)",
     )
 
 
 def _add_stored(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what is stored (default: log-probabilities)")
+    group = parser.add_argument_group(
+        "what to store (default: log-probabilities of all classes)"
+    )
     forms = group.add_mutually_exclusive_group()
     forms.add_argument(
-        "--top-k", type=checks.whole(1), metavar="K", help="only the K largest classes"
+        "--top-k",
+        type=checks.whole(1),
+        metavar="K",
+        help="store only the K most likely classes of each row",
     )
     forms.add_argument(
-        "--samples", type=checks.whole(1), metavar="N", help="N classes that are drawn"
+        "--samples",
+        type=checks.whole(1),
+        metavar="N",
+        help="store N classes of each row, drawn at random by their probabilities",
     )
     forms.add_argument(
         "--values",
         action="store_true",
-        help="outputs as they are: regressions, embeddings, sigmoid units",
+        help="store the outputs as they are. Use this for regressions, embeddings and "
+        "sigmoid outputs",
     )
     group.add_argument(
         "--dtype",
         choices=("float32", "float16"),
-        help="of the stored numbers (default: float32; float16 with --top-k)",
+        help="type of the stored numbers (default: float32, or float16 with --top-k)",
     )
     group.add_argument(
         "--sample-seed",
         type=checks.whole(0),
         metavar="SEED",
-        help="of --samples (default: 0)",
+        help="seed of the draws of --samples (default: 0)",
     )
     group.add_argument(
         "--probabilities",
         action="store_true",
-        help="the teacher returns probabilities (default: logits)",
+        help="read the teacher's outputs as probabilities (default: as logits)",
     )
 
 
 def _add_runner(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("several processes or machines, with Apache Beam")
+    group = parser.add_argument_group(
+        "options for several processes or machines, with Apache Beam"
+    )
     group.add_argument(
         "--runner",
         metavar="RUNNER",
-        help="DirectRunner, FlinkRunner, SparkRunner, DataflowRunner, ...",
+        help="runner of Apache Beam, such as DirectRunner, FlinkRunner, SparkRunner or "
+        "DataflowRunner (default: one process without Beam)",
     )
     group.add_argument(
         "--num-workers",
         type=checks.whole(1),
         metavar="N",
-        help="processes of DirectRunner (default: one for each core)",
+        help="number of processes of DirectRunner (default: one for each core)",
     )
     group.add_argument(
         "--pipeline-option",
         action="append",
         type=_pipeline_option,
         metavar="NAME=VALUE",
-        help="an option of the runner, without its dashes; may be repeated",
+        help="option of the runner, without the dashes in front. Repeat "
+        "--pipeline-option for more options",
     )
 
 

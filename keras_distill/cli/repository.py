@@ -8,14 +8,17 @@ from keras_distill.cli import checks
 from keras_distill.cli.parsing import Commands, add_command, needs
 
 _DESCRIPTION = """\
-Lay an export out as the model repository of a server: a new version, whole or absent,
-beside those that are there.
+Write an export into the model repository of a server, as a new version of a model. A
+model repository is the directory that the server loads its models from. Earlier
+versions stay. If the command fails, the repository doesn't contain the new version.
 """
 
 _TRITON = f"""\
-Lay an export out for NVIDIA Triton Inference Server: NAME/config.pbtxt, which is
-replaced by what the options say, and NAME/VERSION/model.onnx.
-{needs("Needs", "triton")}
+Write an export into a model repository of NVIDIA Triton Inference Server.
+The command writes NAME/VERSION/model.onnx and NAME/config.pbtxt. The file config.pbtxt
+applies to all versions of the model. Each call replaces it, according to the options.
+
+{needs("This command needs", "triton")}
 """
 
 _TRITON_EXAMPLES = """\
@@ -27,8 +30,8 @@ _TRITON_EXAMPLES = """\
 """
 
 _TENSORFLOW_SERVING = """\
-Lay an export out for TensorFlow Serving: NAME/VERSION/saved_model.pb, and the model
-among those of models.config.
+Write an export into a model repository of TensorFlow Serving. The command writes
+NAME/VERSION/saved_model.pb. It also adds the model to the list in models.config.
 """
 
 _TENSORFLOW_SERVING_EXAMPLES = """\
@@ -37,8 +40,9 @@ _TENSORFLOW_SERVING_EXAMPLES = """\
 """
 
 _MLSERVER = """\
-Lay an export out for MLServer: NAME/model-settings.json, a runtime over ONNX Runtime
-and NAME/VERSION/model.onnx. `mlserver start REPOSITORY` then serves it.
+Write an export into a model repository of MLServer. The command writes
+NAME/VERSION/model.onnx, NAME/model-settings.json and NAME/runtime.py, which runs the
+model with ONNX Runtime. Start the server with `mlserver start REPOSITORY`.
 """
 
 _MLSERVER_EXAMPLES = """\
@@ -54,7 +58,8 @@ def add(commands: Commands) -> None:
     """Add the subcommand, which has a subcommand for each server."""
     parser = commands.add_parser(
         "repository",
-        help="lay an export out for Triton, TensorFlow Serving or MLServer",
+        help="write an export into a model repository of Triton, TensorFlow Serving or "
+        "MLServer",
         description=_DESCRIPTION,
         epilog="`keras-distill repository SERVER --help` has examples.",
     )
@@ -75,7 +80,7 @@ def _add_triton(servers: Commands) -> None:
         check=_check_triton,
     )
     _add_common(parser)
-    _add_artefact(parser, "an ONNX artefact or saved_model")
+    _add_artefact(parser, "exported model to serve, such as onnx_int8 or saved_model")
     _add_batching(parser)
     _add_instances(parser)
 
@@ -86,7 +91,8 @@ def _add_batching(parser: argparse.ArgumentParser) -> None:
         "--max-batch-size",
         type=checks.whole(0),
         metavar="SIZE",
-        help="0 for no batching (default: 64, or 0 for a model that has no batch)",
+        help="largest number of examples in one call of the model. 0 means no batching "
+        "(default: 64, or 0 for a model without a batch axis)",
     )
     parser.add_argument(
         "--preferred-batch-size",
@@ -94,14 +100,15 @@ def _add_batching(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="SIZE",
-        help="sizes that the dynamic batcher forms at once",
+        help="batch sizes that Triton runs without waiting for more requests",
     )
     parser.add_argument(
         "--max-queue-delay",
         type=checks.whole(0),
         default=0,
         metavar="MICROSECONDS",
-        help="how long it waits for them (default: %(default)s)",
+        help="how long Triton waits for more requests, to reach a preferred batch size "
+        "(default: %(default)s)",
     )
 
 
@@ -112,10 +119,14 @@ def _add_instances(parser: argparse.ArgumentParser) -> None:
         type=checks.whole(1),
         default=1,
         metavar="COUNT",
-        help="copies of the model, on each GPU (default: %(default)s)",
+        help="number of copies of the model that run at the same time, on the CPU or "
+        "on each GPU (default: %(default)s)",
     )
     parser.add_argument(
-        "--device", choices=["cpu", "gpu"], default="cpu", help="default: %(default)s"
+        "--device",
+        choices=["cpu", "gpu"],
+        default="cpu",
+        help="device that runs the model (default: %(default)s)",
     )
     parser.add_argument(
         "--accelerator",
@@ -123,7 +134,8 @@ def _add_instances(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar=("NAME", "KEY=VALUE"),
-        help="tensorrt or cuda, with parameters, for ONNX on a GPU",
+        help="tensorrt or cuda, followed by its parameters. It needs an ONNX model and "
+        "--device gpu",
     )
 
 
@@ -142,7 +154,8 @@ def _add_tensorflow_serving(servers: Commands) -> None:
         "--base-path",
         type=checks.absolute,
         metavar="DIRECTORY",
-        help="where the server sees the repository (default: where it lies)",
+        help="path of the repository for the server, such as /models in a container "
+        "(default: its path on this machine)",
     )
 
 
@@ -151,48 +164,50 @@ def _add_mlserver(servers: Commands) -> None:
         servers,
         "mlserver",
         _mlserver,
-        help="MLServer, the Open Inference Protocol in Python",
+        help="MLServer, a server in Python for the Open Inference Protocol",
         description=_MLSERVER,
         examples=_MLSERVER_EXAMPLES,
         check=_check,
     )
     _add_common(parser)
-    _add_artefact(parser, "an ONNX artefact")
+    _add_artefact(parser, "exported ONNX model to serve, such as onnx_int8")
     parser.add_argument(
         "--provider",
         nargs="+",
         default=["CPUExecutionProvider"],
-        help="ONNX Runtime's execution providers (default: CPUExecutionProvider)",
+        help="execution providers of ONNX Runtime, in order of preference (default: "
+        "CPUExecutionProvider)",
     )
     parser.add_argument(
         "--threads",
         type=checks.whole(0),
         default=0,
         metavar="COUNT",
-        help="threads for one request, 0 for one a core (default: %(default)s)",
+        help="number of threads for one request. 0 means one for each core (default: "
+        "%(default)s)",
     )
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("export", metavar="EXPORT", help="an export's directory")
+    parser.add_argument("export", metavar="EXPORT", help="directory of an export")
     parser.add_argument(
         "--out",
         type=checks.place,
         required=True,
         metavar="REPOSITORY",
-        help="the repository's directory",
+        help="directory of the model repository. It is created if it doesn't exist",
     )
     parser.add_argument(
         "--name",
         type=checks.server_name,
-        help="the model's name in the server (default: the Keras model's)",
+        help="name of the model in the server (default: the name of the Keras model)",
     )
     parser.add_argument(
         "--version",
         type=checks.whole(1),
         metavar="NUMBER",
-        help="default: the number that the export's directory is called, or else the "
-        "next that is free",
+        help="number of the new version (default: the name of the EXPORT directory if "
+        "it is a number, or else the number after the highest version)",
     )
 
 

@@ -7,9 +7,11 @@ from keras_distill.cli import checks
 from keras_distill.cli.parsing import Commands, add_command, needs
 
 _DESCRIPTION = f"""\
-Serve an export on this machine: the Open Inference Protocol over HTTP and gRPC, by
-MLServer and ONNX Runtime, on the loopback address alone. Ctrl-C or SIGTERM ends it.
-{needs("Needs", "serve")}
+Serve an export over HTTP and gRPC, with the Open Inference Protocol. MLServer receives
+the requests, and ONNX Runtime runs the model. Only programs on this machine can reach
+the server. Ctrl-C or SIGTERM stops it.
+
+{needs("This command needs", "serve")}
 """
 
 _EXAMPLES = """\
@@ -32,22 +34,25 @@ def add(commands: Commands) -> None:
         examples=_EXAMPLES,
         check=_check,
     )
-    parser.add_argument("export", metavar="EXPORT", help="an export's directory")
+    parser.add_argument("export", metavar="EXPORT", help="directory of an export")
     parser.add_argument(
-        "--port", type=_port, default=8080, help="for HTTP (default: %(default)s)"
+        "--port", type=_port, default=8080, help="port of HTTP (default: %(default)s)"
     )
     parser.add_argument(
-        "--grpc-port", type=_port, default=8081, help="for gRPC (default: %(default)s)"
+        "--grpc-port",
+        type=_port,
+        default=8081,
+        help="port of gRPC (default: %(default)s)",
     )
     parser.add_argument(
         "--name",
         type=checks.server_name,
-        help="the model's name in the service (default: the Keras model's)",
+        help="name of the model in the server (default: the name of the Keras model)",
     )
     parser.add_argument(
         "--artefact",
         default="onnx",
-        help="which of the export's ONNX artefacts (default: %(default)s)",
+        help="exported ONNX model to serve, such as onnx_int8 (default: %(default)s)",
     )
 
 

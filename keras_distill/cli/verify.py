@@ -7,9 +7,12 @@ from keras_distill.cli import checks, data
 from keras_distill.cli.parsing import Commands, add_command, print_json
 
 _DESCRIPTION = """\
-Check an export without its model: every file against the checksum of the manifest,
-then every artefact in its own runtime on the examples that the export keeps, then, with
-`--evaluate`, what it loses of the metric.
+Check an export. The Keras model isn't needed. The command checks three things:
+
+  1. Each file has the checksum that is written in the manifest.
+  2. Each exported model still gives the right outputs. It runs in its own runtime, on
+     the examples that the export contains.
+  3. With `--evaluate`, no exported model loses too much of the metric.
 """
 
 _EXAMPLES = """\
@@ -18,7 +21,10 @@ _EXAMPLES = """\
   keras-distill verify models/student/3 --evaluate test.npz --json
 
 exit codes:
-  0 as published   1 can't be checked   2 wrong arguments   3 not as published
+  0  The export passed all checks.
+  1  The export can't be checked. The error message says why.
+  2  The arguments are wrong.
+  3  The export failed a check.
 """
 
 
@@ -28,14 +34,16 @@ def add(commands: Commands) -> None:
         commands,
         "verify",
         _run,
-        help="check that an export is still what was published",
+        help="check that an export is unchanged and works",
         description=_DESCRIPTION,
         examples=_EXAMPLES,
         check=_check,
     )
-    parser.add_argument("export", metavar="EXPORT", help="with a manifest.json")
+    parser.add_argument("export", metavar="EXPORT", help="directory of an export")
     parser.add_argument(
-        "--files-only", action="store_true", help="run nothing, check files alone"
+        "--files-only",
+        action="store_true",
+        help="check only the files, and run no model",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     data.add_evaluation(parser)

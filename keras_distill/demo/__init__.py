@@ -114,8 +114,11 @@ def run(
         pictures.draw(found, teacher, test, scratch)
         _report(runs[0], scratch)
     print(f"\n{tables.quality(found)}\n\n{tables.serving(found)}")
-    print(f"\nA page to show is {results.REPORT}/{PAGE_FILE} in {out}.")
-    print(f"Files, a picture ({results.PICTURE}) and all numbers are beside it.")
+    print(f"\nThe report is {results.REPORT}/{PAGE_FILE} in {out}.")
+    print("The exported models, a picture and all numbers are in the same directory:")
+    print(
+        f"{FOLDERS[TEACHER]}/, {FOLDERS[DISTILLED]}/, {results.PICTURE}, {results.FILE}"
+    )
     if smoke:
         print("A smoke run: its numbers mean nothing.")
     return found

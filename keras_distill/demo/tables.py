@@ -12,14 +12,14 @@ def who_sees_what(digits: data.Digits, budget: Budget) -> str:
     """Return a description of the data that each model learns from."""
     unlabelled = len(digits.labels) - data.LABELLED - data.TEST
     return textwrap.fill(
-        f"Each seed splits {len(digits.labels):,} real 8x8 digits anew into "
+        f"Each seed splits {len(digits.labels):,} real 8x8 digits into "
         f"{data.LABELLED} labelled, {unlabelled:,} unlabelled and {data.TEST} test "
-        f"images. The teacher and the student alone learn from the {data.LABELLED} "
-        "and their labels. The distilled student reads no label: it learns what the "
-        f"teacher says about the same {data.LABELLED} and the {unlabelled:,} "
-        "unlabelled images. All three take "
-        f"{budget.steps:,} steps of {data.BATCH_SIZE} randomly shifted and turned "
-        "views; both students start from the same weights.",
+        "images. The teacher and the student alone learn from the "
+        f"{data.LABELLED} labelled images. The distilled student reads no labels. It "
+        f"learns from the teacher's outputs on the same {data.LABELLED} images and on "
+        f"the {unlabelled:,} unlabelled ones. All three models are trained for "
+        f"{budget.steps:,} steps, with {data.BATCH_SIZE} randomly shifted and rotated "
+        "images in each step. Both students start from the same weights.",
         width=80,
     )
 
@@ -28,8 +28,9 @@ def quality(results: Results) -> str:
     """Return the models' scores, and the difference between the students."""
     row = "{:<18}{:>11}{:>16}{:>17}{:>18}".format
     lines = [
-        f"Test images, mean ± standard deviation over {_seeds(len(results.seeds))};",
-        "agreement: share of images on which the model says what the teacher says.",
+        "Results on the test images: mean ± standard deviation over "
+        f"{_seeds(len(results.seeds))}.",
+        "Agreement: share of images for which a model predicts the teacher's class.",
         "",
         row("", "parameters", "accuracy %", "NLL", "agreement %"),
     ]
@@ -48,10 +49,11 @@ def serving(results: Results) -> str:
     teacher, student = results.served[TEACHER], results.served[DISTILLED]
     row = "{:<22}{:>9}{:>9}{:>13}{:>13}{:>14}".format
     lines = [
-        f"Exported, seed {results.seeds[0]}; median latency of a single image here:",
+        f"Exported models of seed {results.seeds[0]}. ms: median latency of one image.",
+        "Difference: largest difference between the exported student and Keras.",
         "",
-        row("", "teacher", "student", "teacher", "student", "student off"),
-        row("", "kB", "kB", "ms", "ms", "Keras by max"),
+        row("", "teacher", "student", "teacher", "student", "student"),
+        row("", "kB", "kB", "ms", "ms", "difference"),
     ]
     for name, small in student.artefacts.items():
         large = teacher.artefacts[name]
@@ -70,9 +72,10 @@ def _difference(results: Results) -> str:
     gain = results.comparison
     each = ", ".join(f"{100 * value:+.1f}" for value in gain.differences)
     return textwrap.fill(
-        f"Distilled minus alone, seed by seed: {each} points of accuracy, in the mean "
-        f"{100 * gain.spread.mean:+.1f} ± {100 * gain.spread.deviation:.1f}; better "
-        f"in {gain.wins} of {_seeds(len(results.seeds))}.",
+        "Accuracy of the distilled student minus accuracy of the student alone, for "
+        f"each seed: {each} points. The mean is {100 * gain.spread.mean:+.1f} ± "
+        f"{100 * gain.spread.deviation:.1f} points. The distilled student is better in "
+        f"{gain.wins} of {_seeds(len(results.seeds))}.",
         width=80,
     )
 
