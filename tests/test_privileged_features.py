@@ -40,9 +40,10 @@ def splits(example):
 TABLE = 'school;G1;G3\n"GP";"7";11\n"MS";-1;0\n'
 
 
-def is_the_table(table):
+def check(table):
+    """Assert that a table is `TABLE`."""
+    assert list(table["school"]) == ["GP", "MS"]
     np.testing.assert_array_equal(table["G1"], np.array([7.0, -1.0], "float32"))
-    return list(table["school"]) == ["GP", "MS"]
 
 
 def zipped(path, name, content):
@@ -67,7 +68,7 @@ def test_a_table_is_found_in_the_folder_or_one_below(where, form, example, tmp_p
         (folder / task.file).write_text(TABLE)
     else:
         zipped(folder / task.archive, task.file, TABLE)
-    assert is_the_table(example.tabular.read(task, tmp_path))
+    check(example.tabular.read(task, tmp_path))
 
 
 def test_a_table_that_is_nowhere_is_downloaded_once(example, tmp_path, monkeypatch):
@@ -82,10 +83,10 @@ def test_a_table_that_is_nowhere_is_downloaded_once(example, tmp_path, monkeypat
         name = Path(task.url).name
         task = task._replace(url=f"http://127.0.0.1:{server.server_port}/{name}")
         try:
-            assert is_the_table(example.tabular.read(task, tmp_path / "empty"))
+            check(example.tabular.read(task, tmp_path / "empty"))
         finally:
             server.shutdown()
-    assert is_the_table(example.tabular.read(task, tmp_path / "empty"))
+    check(example.tabular.read(task, tmp_path / "empty"))
 
 
 @pytest.mark.parametrize(

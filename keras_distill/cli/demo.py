@@ -12,7 +12,7 @@ distillation. The data are images of handwritten digits, and nothing is download
 
 The demo repeats this for several seeds, and prints the quality of each model. It also
 exports the teacher and the distilled student, and prints the size and speed of the
-files. The demo takes about two minutes on two CPU cores.
+files. The demo takes about three minutes on two CPU cores.
 
 {needs("The demo needs", "demo")}
 """

@@ -1,4 +1,4 @@
-"""The demo of `keras-distill demo`: distillation on real images, in about two minutes.
+"""The demo of `keras-distill demo`: distillation on real images, in three minutes.
 
 `run` is the whole demo. Each module is one of its parts: the data, the two networks,
 the three trainings, the measurements, the exports, the tables and the pictures.
